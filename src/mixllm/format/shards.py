@@ -1,0 +1,86 @@
+"""What a checkpoint's safetensors files say they hold, before any of it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mixllm.errors import MixllmError
+from mixllm.files import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Header:
+    """A tensor as its file's header describes it; dtype in safetensors' spelling."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """None for a dtype that no tensor of a quantized layer has."""
+        return DTYPES.get(self.dtype)
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint directory; an index must agree with them in every name."""
+    single, index = path / SINGLE, path / INDEX
+    if single.exists() and index.exists():
+        raise MixllmError(f"{path}: holds both {SINGLE} and {INDEX}; remove the one that is not the model's")
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise MixllmError(f"{path}: holds neither {SINGLE} nor {INDEX}; the checkpoint is not complete")
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise MixllmError(f"{index}: weight_map does not map tensor names to files")
+    files = {name: path / name for name in sorted(set(names.values()))}
+    if strange := [name for name in files if Path(name).name != name]:
+        raise MixllmError(f"{index}: {strange[0]!r} is not the name of a file beside it")
+    held = {name: header.file for name, header in read_headers(files.values()).items()}
+    promised = {name: files[file] for name, file in names.items()}
+    if wrong := sorted(held.items() ^ promised.items()):
+        name, file = wrong[0]
+        raise MixllmError(f"{index}: tensor {name}: the index and {file} don't agree on where it is")
+    return list(files.values())
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, Header]:
+    """The headers of all tensors; the files' lengths are checked, their tensors not read."""
+    headers: dict[str, Header] = {}
+    for file in files:
+        for name, header in _read_header(file).items():
+            if name in headers:
+                raise MixllmError(f"{file}: tensor {name}: {headers[name].file} holds it too")
+            headers[name] = header
+    return headers
+
+
+def _read_header(file: Path) -> dict[str, Header]:
+    if not file.is_file():
+        raise MixllmError(f"{file}: missing; the checkpoint is not complete")
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            if (tensors.metadata() or {}).get("format") != "pt":
+                raise MixllmError(f"{file}: its metadata doesn't say format pt")
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no dict
+            return {
+                name: Header(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise MixllmError(f"{file}: not a whole safetensors file ({error}); copy it again") from None

@@ -1,0 +1,107 @@
+"""transformers: from_pretrained() builds MixLinear layers, save_pretrained() writes them as they came.
+
+Importing this module registers the quantizer. The hooks used are those that transformers 5.17 to 5.23
+have in common: a subclass of HfQuantizer that changes the model's skeleton on the meta device. Each
+buffer of the skeleton has the dtype that the checkpoint's header says, which every one of these
+versions then loads it in, whatever dtype the rest of the model is asked to have.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mixllm.errors import MixllmError
+from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
+from mixllm.format.pack import shapes
+from mixllm.format.shards import Header
+from mixllm.format.validate import GUARD, validate_tensors
+from mixllm.nn import MixLinear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@register_quantization_config(QUANT_METHOD)
+class MixllmConfig(QuantizationConfigMixin):
+    """quantization_config of config.json, field for field; see mixllm.format.config."""
+
+    def __init__(self, quant_method: str = QUANT_METHOD, **fields: Any) -> None:
+        vars(self)["quant_method"] = quant_method  # typed as one of transformers' own methods
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+
+@register_quantizer(QUANT_METHOD)
+class MixllmQuantizer(HfQuantizer):
+    """Puts a MixLinear where the checkpoint says that a linear layer was quantized."""
+
+    requires_calibration = True
+
+    def __init__(self, quantization_config: MixllmConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.format, self.quantized = parse_config(quantization_config.to_dict(), "config.json")
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if checkpoint_files is None:
+            raise MixllmError("from_pretrained(state_dict=...): give the checkpoint's directory instead")
+        headers = validate_tensors(map(Path, checkpoint_files), self.format, self.quantized)
+        for name, module in self.quantized.items():
+            linear = _linear(model, name, module)
+            model.set_submodule(name, self._skeleton(name, module, linear, headers))
+        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *map(_pattern, self.quantized)}
+
+    def _skeleton(
+        self, name: str, module: QuantizedModule, linear: nn.Linear, headers: dict[str, Header]
+    ) -> MixLinear:
+        """A MixLinear on meta that has the dtypes of the checkpoint's tensors."""
+        k, n, rows = module.in_features, module.out_features, module.rows
+        bias, dtype = linear.bias is not None, linear.weight.dtype
+        layer = MixLinear(k, n, rows, self.format, bias=bias, dtype=dtype, device="meta")
+        for key in shapes(self.format, rows[4], rows[8], k):
+            setattr(layer, key, layer.get_buffer(key).to(headers[f"{name}.{key}"].torch_dtype))
+        return layer
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
+        state = dict(model.state_dict())
+        state |= {f"{name}.{GUARD}": torch.empty(0, dtype=torch.uint8) for name in self.quantized}
+        return state, {}
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError:
+        kind = type(model).__name__
+        raise MixllmError(
+            f"{kind} has no layer {name}; load the checkpoint as AutoModelForCausalLM"
+        ) from None
+    if not isinstance(linear, nn.Linear):
+        raise MixllmError(f"{name}: is a {type(linear).__name__} in this model, not a linear layer")
+    if (linear.in_features, linear.out_features) != (module.in_features, module.out_features):
+        raise MixllmError(
+            f"{name}: the model's config makes it {linear.in_features} to {linear.out_features} features, "
+            f"the checkpoint {module.in_features} to {module.out_features}"
+        )
+    return linear
+
+
+def _pattern(name: str) -> str:
+    return rf"^{re.escape(name)}\.{GUARD}$"

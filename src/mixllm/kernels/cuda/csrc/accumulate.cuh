@@ -1,0 +1,152 @@
+// One slot of K into a warp's accumulators.
+//
+// Scales of 16 rows and one group, g = 0..7 and h = 0, 1 for row g + 8 h; both rows of a lane lie together:
+//   WEIGHT_SCALES 0   4 bit: u8 [g][h] = m - 1 | z << 4                           8 bit: nothing
+//                 1   4 bit: float16 [g][h] then u8 zero [g][h]                   8 bit: float16 [g][h]
+//                 2   4 bit: float32 [g][h] then u8 zero [g][h]                   8 bit: float32 [g][h]
+#pragma once
+#include "unpack.cuh"
+
+constexpr int SCALE_BYTES = WEIGHT_SCALES == 0 ? 0 : WEIGHT_SCALES == 1 ? 32 : 64;
+constexpr int META4 = 16 + SCALE_BYTES, META8 = SCALE_BYTES;
+constexpr bool WHOLE_SUM = WEIGHT_SCALES == 0 && TOKEN_SCALES;
+
+// An int32 that starts here reads as the float 12582912 + sum while |sum| < 2^22: converting it is one subtraction.
+constexpr int MAGIC_BITS = 0x4B400000;
+constexpr float MAGIC = 12582912.0f;
+
+template <int MI, int NJ>
+struct Accumulators {
+  int v[MI][NJ][4];  // int32 sums, or the bits of float32 ones
+
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) v[i][j][e] = 0;
+  }
+
+  __device__ __forceinline__ static int plus(int a, int b) {
+    return WHOLE_SUM ? a + b : __float_as_int(__int_as_float(a) + __int_as_float(b));
+  }
+
+  __device__ __forceinline__ void add(int i, int j, Words4 b) {
+    v[i][j][0] = plus(v[i][j][0], b.x), v[i][j][1] = plus(v[i][j][1], b.y);
+    v[i][j][2] = plus(v[i][j][2], b.z), v[i][j][3] = plus(v[i][j][3], b.w);
+  }
+
+  __device__ __forceinline__ Words4 words(int i, int j) const {
+    return {static_cast<u32>(v[i][j][0]), static_cast<u32>(v[i][j][1]), static_cast<u32>(v[i][j][2]),
+            static_cast<u32>(v[i][j][3])};
+  }
+};
+
+struct RowScales {
+  float s[2], minus_magic_s[2];
+};
+
+__device__ __forceinline__ RowScales row_scales(u32 address, int g) {
+  RowScales r;
+  if constexpr (WEIGHT_SCALES == 0) {
+    r.s[0] = r.s[1] = 1.0f;
+  } else if constexpr (WEIGHT_SCALES == 1) {
+    const u32 both = load_shared_u32(address + g * 4);
+    r.s[0] = from_half_bits(static_cast<u16>(both)), r.s[1] = from_half_bits(static_cast<u16>(both >> 16));
+  } else {
+    r.s[0] = __uint_as_float(load_shared_u32(address + g * 8));
+    r.s[1] = __uint_as_float(load_shared_u32(address + g * 8 + 4));
+  }
+  // Exact where s has float16's 11 bits: MAGIC is 3 * 2^22.
+  r.minus_magic_s[0] = -MAGIC * r.s[0], r.minus_magic_s[1] = -MAGIC * r.s[1];
+  return r;
+}
+
+// (bits of MAGIC + sum) -> sum * s with one rounding.
+__device__ __forceinline__ float rescale(int bits, float s, float minus_magic_s) {
+  const float v = __int_as_float(bits);
+  return WEIGHT_SCALES == 2 ? (v - MAGIC) * s : __fmaf_rn(v, s, minus_magic_s);
+}
+
+template <bool EIGHT, int MI, int NJ>
+__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 x, u32 w_scales, u32 x_scales,
+                                           int lane) {
+  constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
+  constexpr int META = (META4 > META8 ? META4 : META8);
+  const int g = lane / 4, c = lane % 4;
+
+  if constexpr (WHOLE_SUM) {
+    // Unsigned bytes spare an XOR: the epilogue takes 128 * sum of x away.
+    Affine low[MI], high[MI];
+    if constexpr (!EIGHT) {
+#pragma unroll
+      for (int i = 0; i < MI; ++i) {
+        const u32 both = load_shared_u16(w_scales + i * META + g * 2);
+        low[i] = integer_scale(both & 255u), high[i] = integer_scale(both >> 8);
+      }
+    }
+#pragma unroll
+    for (int panel = 0; panel < PANELS; ++panel) {
+      Words4 b[NJ];
+#pragma unroll
+      for (int j = 0; j < NJ; ++j) b[j] = load_shared(x + panel * (BN * 64) + j * 512);
+#pragma unroll
+      for (int i = 0; i < MI; ++i) {
+        u32 a[2][4];
+        if constexpr (EIGHT)
+          unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a);
+        else
+          unpack4<false>(load_shared(w + i * 1024 + panel * 512), low[i], high[i], a);
+#pragma unroll
+        for (int j = 0; j < NJ; ++j) mma<!EIGHT>(tile.v[i][j], a[0], b[j].x, b[j].y);
+#pragma unroll
+        for (int j = 0; j < NJ; ++j) mma<!EIGHT>(tile.v[i][j], a[1], b[j].z, b[j].w);
+      }
+    }
+  } else {
+    u32 a[MI][PANELS][2][4];
+    RowScales scales[MI];
+#pragma unroll
+    for (int i = 0; i < MI; ++i) {
+      const u32 meta = w_scales + i * META;
+      scales[i] = row_scales(meta, g);
+      if constexpr (EIGHT) {
+        unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a[i][0]);
+      } else {
+        const u32 both = load_shared_u16(meta + SCALE_BYTES + g * 2);
+        const Affine low = WEIGHT_SCALES == 0 ? integer_scale(both & 255u) : zero_only(both & 255u);
+        const Affine high = WEIGHT_SCALES == 0 ? integer_scale(both >> 8) : zero_only(both >> 8);
+#pragma unroll
+        for (int panel = 0; panel < PANELS; ++panel)
+          unpack4<true>(load_shared(w + i * 1024 + panel * 512), low, high, a[i][panel]);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) {
+      Words4 b[PANELS];
+#pragma unroll
+      for (int panel = 0; panel < PANELS; ++panel) b[panel] = load_shared(x + panel * (BN * 64) + j * 512);
+      float s_a[2] = {1.0f, 1.0f};
+      if constexpr (!TOKEN_SCALES) {
+        s_a[0] = __uint_as_float(load_shared_u32(x_scales + j * 32 + c * 8));
+        s_a[1] = __uint_as_float(load_shared_u32(x_scales + j * 32 + c * 8 + 4));
+      }
+#pragma unroll
+      for (int i = 0; i < MI; ++i) {
+        int sum[4] = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
+#pragma unroll
+        for (int panel = 0; panel < PANELS; ++panel) {
+          mma<false>(sum, a[i][panel][0], b[panel].x, b[panel].y);
+          mma<false>(sum, a[i][panel][1], b[panel].z, b[panel].w);
+        }
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float value = rescale(sum[e], scales[i].s[e / 2], scales[i].minus_magic_s[e / 2]);
+          const float before = __int_as_float(tile.v[i][j][e]);
+          tile.v[i][j][e] = __float_as_int(TOKEN_SCALES ? before + value : __fmaf_rn(value, s_a[e % 2], before));
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,96 @@
+// Who computes what: one persistent grid over 8-bit and 4-bit tiles, deterministic.
+//
+// A tile is BM rows x BN tokens over all of K. All 8-bit tiles come first (they are the longer), then the
+// 4-bit ones; inside a kind, bands of token blocks with the rows outermost, so that the tiles that run at
+// one time share W and X in L2. A slot is the piece of K whose codes are 64 bytes a row: 128 inputs of a 4-bit
+// row, 64 of an 8-bit row. The first `split` tiles are cut into equal shares of slots (stream-K), the rest
+// go round the blocks whole:
+//
+//        tile 0          tile 1          tile 2      | tile 3   tile 4 ...
+//     |---------------|---------------|--------------| whole    whole
+//     |  block 0  |  block 1  |  block 2  | block 3  | block 0  block 1 ...
+//
+// A block works from its highest tile down. So what it has of a tile whose end belongs to a later block is
+// its first work, and by the time that the tile's owner (the block that has its end) needs the partial sums
+// they are there. An owner waits only for blocks with lower numbers, which started before it: no deadlock,
+// whatever else runs on the GPU.
+#pragma once
+#include "ptx.cuh"
+
+struct Shape {
+  int tokens, rows8, rows4;  // rows in 16-row tiles
+  int groups;                // of 128 inputs
+  int split;                 // tiles that stream-K cuts
+  int cost8, cost4;          // of one slot, for equal shares
+  int band;                  // token blocks in a band
+};
+
+struct Segment {
+  int row16;       // first 16-row tile, counted inside its kind
+  int token_block;
+  int begin, end, slots;  // slots [begin, end) of `slots`
+  int tile;
+  bool eight;
+};
+
+template <int ROWS, int TOKENS>
+struct Schedule {
+  const Shape& shape;
+  int tiles8, tiles4, token_blocks, split8;
+  int first_tile, first_slot, last_tile, last_slot;  // this block's stream-K share, last_* exclusive
+  int pieces;
+
+  __device__ __forceinline__ explicit Schedule(const Shape& s) : shape(s) {
+    token_blocks = (s.tokens + TOKENS - 1) / TOKENS;
+    tiles8 = ceil_tiles(s.rows8) * token_blocks;
+    tiles4 = ceil_tiles(s.rows4) * token_blocks;
+    split8 = min(s.split, tiles8);
+    start_of(blockIdx.x, first_tile, first_slot);
+    start_of(blockIdx.x + 1, last_tile, last_slot);
+    pieces = last_tile - first_tile + (last_slot > 0);
+  }
+
+  __device__ __forceinline__ static int ceil_tiles(int rows16) { return (rows16 * 16 + ROWS - 1) / ROWS; }
+  __device__ __forceinline__ int slots(bool eight) const { return eight ? 2 * shape.groups : shape.groups; }
+
+  // The tile and slot where a block's stream-K share begins.
+  __device__ __forceinline__ void start_of(int block, int& tile, int& slot) const {
+    const int cost8 = slots(true) * shape.cost8, cost4 = slots(false) * shape.cost4;
+    const i64 total = static_cast<i64>(split8) * cost8 + static_cast<i64>(shape.split - split8) * cost4;
+    i64 at = total * block / static_cast<int>(gridDim.x);
+    const i64 border = static_cast<i64>(split8) * cost8;
+    if (at < border) {
+      tile = static_cast<int>(at / cost8);
+      slot = static_cast<int>(at % cost8) / shape.cost8;
+    } else {
+      at -= border;
+      tile = split8 + static_cast<int>(at / cost4);
+      slot = static_cast<int>(at % cost4) / shape.cost4;
+    }
+  }
+
+  // This block's piece number `index`; false when there is none.
+  __device__ __forceinline__ bool piece(int index, Segment& s) const {
+    int tile;
+    if (index < pieces) {
+      tile = last_tile - (last_slot == 0) - index;
+    } else {
+      tile = shape.split + blockIdx.x + (index - pieces) * gridDim.x;
+      if (tile >= tiles8 + tiles4) return false;
+    }
+    s.tile = tile;
+    s.eight = tile < tiles8;
+    s.slots = slots(s.eight);
+    s.begin = index < pieces && tile == first_tile ? first_slot : 0;
+    s.end = index < pieces && tile == last_tile ? last_slot : s.slots;
+
+    const int inside = s.eight ? tile : tile - tiles8;
+    const int rows = ceil_tiles(s.eight ? shape.rows8 : shape.rows4);
+    const int band = inside / (rows * shape.band);
+    const int width = min(shape.band, token_blocks - band * shape.band);
+    const int rest = inside - band * rows * shape.band;
+    s.row16 = rest / width * (ROWS / 16);
+    s.token_block = band * shape.band + rest % width;
+    return true;
+  }
+};

@@ -1,0 +1,48 @@
+"""Loading a checkpoint."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mixllm.errors import MixllmError
+from mixllm.format.config import read_config
+from mixllm.format.shards import find_shards
+from mixllm.integrations import register
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+def load(
+    path: str | PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """The quantized model in the checkpoint directory `path`, in eval mode.
+
+    device: where to load it, straight from the files; None, the CPU.
+    dtype: of everything that is not quantized and of the hidden states; None, as it was saved.
+    Raises MixllmError, before anything is allocated, for whatever is wrong with the directory, and
+    after loading if a tensor of the model was not in it.
+    """
+    directory = Path(path).expanduser()
+    read_config(directory)
+    find_shards(directory)
+    register()
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype="auto" if dtype is None else dtype,
+        device_map=None if device is None else {"": device},
+        output_loading_info=True,
+        local_files_only=True,
+    )
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    for fault, reason in (("missing_keys", "missing"), ("unexpected_keys", "no part of this model")):
+        if names := sorted(info[fault]):
+            raise MixllmError(f"{directory}: tensor {names[0]}: {reason}; the checkpoint is not whole")
+    return model

@@ -1,0 +1,231 @@
+"""The whole job, in order: read, score, plan, round, write. The one place that knows the order."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixllm.blocks import Decoder
+from mixllm.config import WIDTHS, QuantConfig
+from mixllm.data import load_text, windows
+from mixllm.errors import MixllmError
+from mixllm.files import write_json
+from mixllm.format.checkpoint import write_checkpoint
+from mixllm.format.pack import pack
+from mixllm.plan import Plan, Report, choose, report
+from mixllm.progress import Progress, Silent
+from mixllm.rounding import needs_hessian
+from mixllm.rounding.walk import round_model
+from mixllm.salience import measure_salience
+from mixllm.salience_file import Salience
+from mixllm.source import Source, open_source
+
+# Where a checkpoint keeps what is not a model: loaders take every safetensors file of the top directory.
+RECORDS = "mixllm"
+# Enough for full matrix products on each; the boundary states of a batch are small beside its block.
+TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made: `out`, sizes (see mixllm.plan.Report) and seconds by stage."""
+
+    out: str
+    config: dict[str, Any]
+    report: dict[str, Any]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model opened for quantization, and its calibration windows int64 [samples, window]."""
+
+    source: Source
+    decoder: Decoder
+    ids: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Windows that go through a block at once."""
+        return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every linear layer to be quantized, in model order."""
+        linears = {name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()}
+        return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
+
+
+def open_job(model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path) -> Job:
+    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
+
+    device: "auto", the first GPU if there is one, else the CPU. dtype: of the arithmetic of the float
+    blocks; "auto" is float32 on a CPU and the model's own on a GPU.
+    """
+    from transformers import AutoTokenizer
+
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    source = open_source(model, work)
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    texts = load_text(config.calibration)
+    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    return Job(source, Decoder.open(source, where, _dtype(dtype, where, source)), ids)
+
+
+def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Salience:
+    """The salience of every output channel (see mixllm.salience)."""
+    with TemporaryDirectory(prefix="mixllm-") as work:
+        return measure_salience(
+            job.decoder, job.ids, config, work=Path(work), batch=job.batch,
+            other_bytes=other_bytes(job), progress=progress or Silent(),
+        )  # fmt: skip
+
+
+def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
+    """Spend the config's budget. salience may be None where the budget leaves no choice (see is_uniform)."""
+    if is_uniform(config):
+        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, other_bytes(job))
+    assert salience is not None
+    plan = choose(
+        salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed
+    )
+    return replace(plan, format=config.format)
+
+
+def is_uniform(config: QuantConfig) -> bool:
+    """Whether every row gets one width, so that there is nothing to choose and no salience to measure."""
+    return config.bits in WIDTHS
+
+
+def write_quantized(job: Job, plan: Plan, config: QuantConfig, out: Path, progress: Progress | None = None) -> None:
+    """Round by the plan and fill the existing directory `out` with the checkpoint."""
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    rounded = round_model(job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent())
+    packed = ((name, pack(layer, config.format)) for name, layer in rounded)
+    write_checkpoint(out, job.source, config.format, packed)
+
+
+def quantize(
+    model: str,
+    out: str | Path,
+    config: QuantConfig | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    plan: str | Path | None = None,
+    salience: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Quantize `model` into the directory `out`, which appears only when it is whole.
+
+    plan: a plan file to follow instead of choosing; salience: a salience file to choose from instead of
+    measuring. Both, and the summary, are kept in out/mixllm. Raises MixllmError for what the user gave.
+    """
+    config, out = config or QuantConfig(), Path(out)
+    clock = _Clock()
+    with _staging(out, overwrite) as stage:
+        records = stage / RECORDS
+        records.mkdir()
+        with clock("open"):
+            job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
+        with clock("salience"):
+            chosen, scores = _plan(job, config, plan, salience, progress)
+        if scores is not None:
+            scores.save(records / "salience.safetensors")
+        chosen.save(records / "plan.json")
+        with clock("round"):
+            write_quantized(job, chosen, config, stage, progress)
+        summary = Summary(
+            out=str(out), config=config.model_dump(),
+            report=asdict(sizes(chosen, config)), seconds=clock.seconds,
+        )  # fmt: skip
+        write_json(records / "summary.json", asdict(summary))
+    return summary
+
+
+def sizes(plan: Plan, config: QuantConfig) -> Report:
+    """What a checkpoint made by this plan in this config's format takes."""
+    return report(plan.counts(), config.format, plan.other_bytes)
+
+
+def other_bytes(job: Job) -> int:
+    """Bytes on disk of the tensors that stay as they are."""
+    quantized = {f"{name}.weight" for name in job.shapes}
+    return sum(job.source.bytes(name) for name in job.source.names if name not in quantized)
+
+
+def _plan(
+    job: Job, config: QuantConfig, plan: str | Path | None, salience: str | Path | None, progress: Progress | None
+) -> tuple[Plan, Salience | None]:
+    if plan is not None:
+        chosen = Plan.load(Path(plan))
+        _check_fit({n: (m.out_features, m.in_features) for n, m in chosen.modules.items()}, job, str(plan))
+        return chosen, None
+    scores = None
+    if salience is not None:
+        scores = Salience.load(Path(salience))
+        _check_fit({n: (m.out_features, m.in_features) for n, m in scores.modules.items()}, job, str(salience))
+    elif not is_uniform(config):
+        scores = score(job, config, progress)
+    return make_plan(job, config, scores), scores
+
+
+def _check_fit(shapes: dict[str, tuple[int, int]], job: Job, where: str) -> None:
+    expected = job.shapes
+    for name in {**expected, **shapes}:
+        if shapes.get(name) != expected.get(name):
+            raise MixllmError(
+                f"{where}: {name}: {shapes.get(name, 'missing')}, but the model has {expected.get(name, 'no such layer')}; "
+                "it was made for another model"
+            )
+
+
+@contextmanager
+def _staging(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A directory beside `out` that takes its name when all went well, and is removed otherwise."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir()
+    try:
+        yield stage
+        if out.exists():
+            shutil.rmtree(out)
+        stage.rename(out)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[stage] = round(time.monotonic() - began, 3)
+
+
+def _dtype(dtype: str, device: torch.device, source: Source) -> torch.dtype:
+    if dtype == "auto":
+        own = getattr(source.config, "dtype", None)
+        return own if device.type == "cuda" and isinstance(own, torch.dtype) else torch.float32
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in named:
+        raise MixllmError(f"dtype: {dtype} is not one of auto, {', '.join(named)}")
+    return named[dtype]

@@ -1,0 +1,149 @@
+"""How long-running work says where it is: stage, rate and time left, to a person or to a log.
+
+    with progress.stage("salience: forward", total=30) as bar:
+        for block in blocks:
+            ...
+            bar.advance()
+
+Stages follow one another; they do not nest.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+
+class Stage(Protocol):
+    def advance(self, steps: int = 1) -> None: ...
+
+
+class Progress(Protocol):
+    def stage(self, name: str, total: int) -> AbstractContextManager[Stage]:
+        """A stretch of work of `total` equal steps."""
+        ...
+
+    def note(self, message: str) -> None:
+        """One line that a person should see, such as a warning."""
+        ...
+
+
+class Silent:
+    """Says nothing."""
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        yield _Steps(lambda _: None)
+
+    def note(self, message: str) -> None:
+        pass
+
+
+class Bars:
+    """A bar a stage on a terminal; where there is none, one line when the stage ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        with RichProgress(*columns, console=self._console) as bars:
+            task = bars.add_task(name, total=total)
+            yield _Steps(lambda steps: bars.advance(task, steps))
+
+    def note(self, message: str) -> None:
+        self._console.print(message, markup=False, highlight=False)
+
+
+class JsonLines:
+    """One JSON object a line: for a run's log and for other programs.
+
+    interval: seconds between lines about the steps of one stage; its start and end are always written.
+    clock: seconds, any origin.
+    """
+
+    def __init__(
+        self, stream: TextIO, interval: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream, self._interval, self._clock = stream, interval, clock
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        began = written = self._clock()
+        done = 0
+
+        def step(steps: int) -> None:
+            nonlocal done, written
+            done += steps
+            now = self._clock()
+            if now - written >= self._interval:
+                written = now
+                rate = done / (now - began)
+                left = (total - done) / rate
+                self._write("step", stage=name, done=done, total=total, rate=rate, seconds_left=left)
+
+        self._write("start", stage=name, total=total)
+        yield _Steps(step)
+        self._write("end", stage=name, done=done, total=total, seconds=self._clock() - began)
+
+    def note(self, message: str) -> None:
+        self._write("note", message=message)
+
+    def _write(self, event: str, **values: str | int | float) -> None:
+        short = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._stream.write(json.dumps({"time": when, "event": event, **short}) + "\n")
+        self._stream.flush()
+
+
+class Together:
+    """Tells several: a person and a log."""
+
+    def __init__(self, *parts: Progress) -> None:
+        self._parts = parts
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        with ExitStack() as stack:
+            stages = [stack.enter_context(part.stage(name, total)) for part in self._parts]
+
+            def step(steps: int) -> None:
+                for stage in stages:
+                    stage.advance(steps)
+
+            yield _Steps(step)
+
+    def note(self, message: str) -> None:
+        for part in self._parts:
+            part.note(message)
+
+
+class _Steps:
+    def __init__(self, step: Callable[[int], None]) -> None:
+        self._step = step
+
+    def advance(self, steps: int = 1) -> None:
+        self._step(steps)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f} a second" if speed >= 1 else f"{1 / speed:.1f} s each")

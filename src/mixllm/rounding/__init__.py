@@ -1,0 +1,63 @@
+"""From float rows to codes: round to nearest, clip search and GPTQ, each alone or together."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE, QuantConfig
+from mixllm.format.rounded import Rounded
+from mixllm.rotation import rotate
+from mixllm.rounding.clip import best_grid
+from mixllm.rounding.gptq import gptq
+from mixllm.rounding.grid import Grid, Grids
+from mixllm.rounding.hessian import Factor, factor, rotated
+
+
+def needs_hessian(config: QuantConfig) -> bool:
+    return config.clip or config.rounding == "gptq"
+
+
+def factor_of(hessian: Tensor, config: QuantConfig, name: str) -> Factor:
+    """The factor of a layer's input Hessian in the basis in which its weight is rounded."""
+    h = rotated(hessian) if config.format.rotation == "hadamard" else hessian
+    return factor(h, order=config.order, damping=config.damping, where=name)
+
+
+def round_rows(weight: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) -> Rounded:
+    """Round weight [N, K] to bits uint8 [N] a row; rotates it first if the format does.
+
+    factor: of the (rotated) inputs' Hessian; may be None for plain round to nearest.
+    """
+    w = weight.float()
+    if config.format.rotation == "hadamard":
+        w = rotate(w)
+    grids = Grids(w, bits, config.format)
+    if factor is None:
+        diagonal = torch.ones(w.shape[1], device=w.device)
+    else:
+        diagonal = factor.diagonal
+    one_scale = config.format.weight_scale == "row"
+    fixed = best_grid(grids, w, diagonal, config.clip) if one_scale else None
+    if config.rounding == "gptq":
+        assert factor is not None
+        codes, chosen = gptq(w, grids, factor, clip=config.clip, fixed=fixed)
+    else:
+        parts, weights = w.split(GROUP_SIZE, dim=1), diagonal.split(GROUP_SIZE)
+        chosen = [fixed or best_grid(grids, p, d, config.clip) for p, d in zip(parts, weights, strict=True)]
+        codes = torch.cat([grid.snap(part) for grid, part in zip(chosen, parts, strict=True)], dim=1)
+    return _rounded(codes, bits, chosen, grids)
+
+
+def _rounded(codes: Tensor, bits: Tensor, chosen: list[Grid], grids: Grids) -> Rounded:
+    scales = torch.cat([grid.scale for grid in chosen], dim=1)
+    multipliers = torch.cat([grid.multiplier for grid in chosen], dim=1).to(torch.uint8)
+    row_scales = {"group": None, "group_int": grids.row_scale, "row": scales[:, :1]}[grids.kind]
+    return Rounded(
+        bits=bits,
+        codes=codes.to(torch.int8),
+        zeros=torch.cat([grid.zero for grid in chosen], dim=1).to(torch.uint8),
+        scales=scales,
+        row_scales=None if row_scales is None else row_scales[:, 0],
+        multipliers=multipliers if grids.kind == "group_int" else None,
+    )

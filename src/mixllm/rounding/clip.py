@@ -1,0 +1,32 @@
+"""The clip search: shrink a group's range where that lowers the layer's output error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixllm.rounding.grid import Grid, Grids
+
+SHRINKS = [1.0 - 0.02 * step for step in range(11)]
+
+
+def best_grid(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
+    """The grid of weights w [N, L] with the least error weighted by importance [L].
+
+    importance is the diagonal of the Hessian of the layer's inputs, in the order of w's columns.
+    Without clip it is the grid of the whole range.
+    """
+    best = grids.make(w)
+    if not clip:
+        return best
+    least = _error(best, w, importance)
+    for shrink in SHRINKS[1:]:
+        grid = grids.make(w, shrink)
+        error = _error(grid, w, importance)
+        better = error < least
+        best, least = grid.where(better, best), torch.where(better, error, least)
+    return best
+
+
+def _error(grid: Grid, w: Tensor, importance: Tensor) -> Tensor:
+    return ((w - grid.value(grid.snap(w))).square() @ importance)[:, None]

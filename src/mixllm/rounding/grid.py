@@ -1,0 +1,104 @@
+"""The number grids of W4 and W8: which values the rows of a layer may take in one group of inputs.
+
+One formula serves both widths and every kind of weight scale: a row's values are
+(code - zero) * scale with integer codes low..high. 4-bit rows are asymmetric (arXiv 2412.14590,
+section 3.2), 8-bit rows symmetric (zero = 0, codes -127..127).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixllm.config import Format
+from mixllm.format.pack import LEAST_HALF
+
+MOST_HALF = 65504.0
+# Integer group scales: |row| <= 119 steps leaves room in an int8 for the zero point's rounding.
+ROW_STEPS, MULTIPLIER_MAX = 119, 16
+INT8_MIN, INT8_MAX = -128, 127
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values of N rows in one group; every tensor is float32 [N, 1]."""
+
+    scale: Tensor
+    zero: Tensor
+    low: Tensor
+    high: Tensor
+    multiplier: Tensor
+
+    def snap(self, w: Tensor) -> Tensor:
+        """The nearest codes of w [N, L], as float32 whole numbers."""
+        return ((w / self.scale).round() + self.zero).clamp(self.low, self.high)
+
+    def value(self, codes: Tensor) -> Tensor:
+        return (codes - self.zero) * self.scale
+
+    def where(self, better: Tensor, other: Grid) -> Grid:
+        """This grid in the rows where better [N, 1] holds, the other elsewhere."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Grid(*(torch.where(better, mine, theirs) for mine, theirs in pairs))
+
+
+class Grids:
+    """Makes the grids of one weight, group by group.
+
+    weight: float32 [N, K], already rotated if the format rotates; bits: uint8 [N].
+    Row scales ("group_int", "row") are fixed here from the whole weight; shrink then narrows only
+    what a group may still choose.
+    """
+
+    def __init__(self, weight: Tensor, bits: Tensor, format: Format) -> None:
+        self.kind = format.weight_scale
+        self.four = (bits == 4)[:, None]
+        self.row_scale: Tensor | None = None
+        peak = weight.abs().amax(dim=1, keepdim=True)
+        if self.kind == "group":
+            self.half = {width: fits_half(weight[bits == width], width, format) for width in (4, 8)}
+        elif self.kind == "group_int":
+            self.row_scale = unit_if_zero(peak / torch.where(self.four, ROW_STEPS, INT8_MAX))
+
+    def make(self, w: Tensor, shrink: float = 1.0) -> Grid:
+        """The grid of a group's (or, for "row", a whole row's) weights [N, L], its range cut by shrink."""
+        low, high = w.amin(dim=1, keepdim=True).clamp(max=0), w.amax(dim=1, keepdim=True).clamp(min=0)
+        low, high = low * shrink, high * shrink
+        scale = torch.where(self.four, (high - low) / 15, torch.maximum(-low, high) / INT8_MAX)
+        multiplier = torch.ones_like(scale)
+        if self.kind == "group":
+            scale = self._stored(scale)
+        elif self.row_scale is not None:
+            steps = (scale / self.row_scale).round().clamp(1, MULTIPLIER_MAX)
+            multiplier = torch.where(self.four, steps, multiplier)
+            scale = self.row_scale * multiplier
+        scale = unit_if_zero(scale)
+        zero = torch.where(self.four, (-low / scale).round().clamp(0, 15), 0.0)
+        # multiplier * (code - zero) must stay an int8.
+        first = torch.where(self.four, (zero + (INT8_MIN / multiplier).ceil()).clamp(min=0), -INT8_MAX)
+        last = torch.where(self.four, (zero + (INT8_MAX / multiplier).floor()).clamp(max=15), INT8_MAX)
+        return Grid(scale, zero, first, last, multiplier)
+
+    def _stored(self, scale: Tensor) -> Tensor:
+        halves = scale.clamp(max=MOST_HALF).half().float()
+        # A later group can fall below what the first look at the weight promised: its least normal value.
+        halves = torch.where(scale > 0, halves.clamp(min=LEAST_HALF), halves)
+        use_half = torch.where(self.four, self.half[4], self.half[8])
+        return torch.where(use_half, halves, scale)
+
+
+def fits_half(weight: Tensor, width: int, format: Format) -> bool:
+    """Whether every group scale of weight [n, K] is zero or a normal float16."""
+    for group in weight.split(format.group_size, dim=1):
+        low, high = group.amin(dim=1).clamp(max=0), group.amax(dim=1).clamp(min=0)
+        scale = (high - low) / 15 if width == 4 else torch.maximum(-low, high) / INT8_MAX
+        if bool(((scale != 0) & ((scale < LEAST_HALF) | (scale > MOST_HALF))).any()):
+            return False
+    return True
+
+
+def unit_if_zero(scale: Tensor) -> Tensor:
+    """A group of zeros has scale 1, so that nothing is divided by zero."""
+    return torch.where(scale > 0, scale, 1.0)

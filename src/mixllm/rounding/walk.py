@@ -1,0 +1,61 @@
+"""The rounding walk: block by block, each calibrated on the outputs of the quantized blocks before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from mixllm.blocks import Block, Decoder
+from mixllm.config import QuantConfig
+from mixllm.format.rounded import Rounded
+from mixllm.nn import MixLinear
+from mixllm.progress import Progress
+from mixllm.rounding import factor_of, needs_hessian, round_rows
+from mixllm.rounding.hessian import Factor, collect
+
+
+def round_model(
+    decoder: Decoder,
+    ids: Tensor,
+    widths: Mapping[str, Tensor],
+    config: QuantConfig,
+    *,
+    batch: int,
+    progress: Progress,
+) -> Iterator[tuple[str, Rounded]]:
+    """Round every linear of the decoder; yields (full name, Rounded) in model order.
+
+    ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
+    had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
+    """
+    calibrated = needs_hessian(config)
+    states = [decoder.embed(part).cpu() for part in ids.split(batch)] if calibrated else []
+    with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
+        for i in range(len(decoder)):
+            with decoder.block(i) as block:
+                factors = _factors(block, states, config, decoder.device)
+                for name, linear in block.linears.items():
+                    bits = widths[name].to(linear.weight.device)
+                    rounded = round_rows(linear.weight, bits, config, factors.get(name))
+                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+                    yield name, rounded
+                if not states:
+                    bar.advance()
+                for b, hidden in enumerate(states):
+                    states[b] = block(hidden.to(decoder.device)).cpu()
+                    bar.advance()
+
+
+def _factors(
+    block: Block, states: list[Tensor], config: QuantConfig, device: torch.device
+) -> dict[str, Factor]:
+    with collect(block.linears if states else {}) as found:
+        for hidden in states:
+            block(hidden.to(device))
+    factors = {}
+    for shared in found:
+        inputs = factor_of(shared.hessian, config, shared.names[0])
+        factors.update(dict.fromkeys(shared.names, inputs))
+    return factors

@@ -1,0 +1,30 @@
+"""The model to be quantized: a local directory, a name on the hub or a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixllm.errors import MixllmError
+from mixllm.source.local import Source
+
+__all__ = ["Source", "open_source"]
+
+
+def open_source(model: str, work: Path | None = None) -> Source:
+    """Open `model`: a directory with config.json and safetensors, a .gguf file, or a hub name.
+
+    work: where a GGUF file's conversion is kept; None, the user's cache directory.
+    Raises MixllmError, one line, for whatever cannot be opened as a causal language model.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(path)
+    if path.suffix == ".gguf":
+        from mixllm.source.gguf import convert
+
+        return Source(convert(path, work))
+    if path.exists():
+        raise MixllmError(f"{model}: is a file; give a model's directory, a .gguf file or a hub name")
+    from mixllm.source.hub import download
+
+    return Source(download(model))

@@ -1,0 +1,49 @@
+"""Reading a model's config.json and turning away what is no causal language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+from mixllm.errors import MixllmError
+
+
+def read_config(path: Path) -> PreTrainedConfig:
+    """The config in directory `path`.
+
+    Raises MixllmError for a missing or unreadable config.json, a quantized model, an encoder, an
+    encoder-decoder, or a type that transformers has no causal language model for.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise MixllmError(f"{path}: no config.json; give the directory that save_pretrained wrote")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise MixllmError(f"{file}: {one_line(error)}") from None
+    quantized = getattr(config, "quantization_config", None)
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+        raise MixllmError(f"{file}: the model is quantized already ({method}); give the float model")
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise MixllmError(f"{file}: {kind} is an encoder-decoder model; only decoders can be quantized")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise MixllmError(f"{file}: transformers has no causal language model of type {kind}")
+    # is_decoder alone says little: decoders like GPT-NeoX carry a false one.
+    saved_as = config.architectures or []
+    if saved_as and not getattr(config, "is_decoder", True) and model_class(config).__name__ not in saved_as:
+        raise MixllmError(f"{file}: {saved_as[0]} is an encoder; only decoders can be quantized")
+    return config
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The transformers class of the causal language model with this config."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message cut to fit a one-line error."""
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,59 @@
+"""Finding and opening the safetensors files of a model's directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from mixllm.errors import MixllmError
+from mixllm.source.config import one_line
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def open_weights(path: Path) -> dict[str, Any]:
+    """Every tensor's name in directory `path` -> the open safetensors file that holds it, in file order.
+
+    Only headers are read. Raises MixllmError when there are no safetensors, a shard is missing or
+    cut short, or a tensor that the index names is in no shard.
+    """
+    if (path / SINGLE).is_file():
+        return _tensors([path / SINGLE])
+    if (path / INDEX).is_file():
+        index = _read_index(path / INDEX)
+        tensors = _tensors([path / file for file in dict.fromkeys(index.values())])
+        for name, file in index.items():
+            if name not in tensors:
+                raise MixllmError(f"{path / file}: tensor {name} of {INDEX} is missing; download it again")
+        return tensors
+    for pattern in ("*.bin", "*.pth", "*.pt"):
+        for other in path.glob(pattern):
+            raise MixllmError(f"{path}: {other.name} but no {SINGLE}; save the model with save_pretrained")
+    raise MixllmError(f"{path}: neither {SINGLE} nor {INDEX}; the model's weights are not there")
+
+
+def _tensors(files: list[Path]) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for file in files:
+        if not file.is_file():
+            raise MixllmError(f"{file}: shard is missing, {INDEX} names it; download it again")
+        try:
+            opened: Any = safe_open(str(file), framework="pt", device="cpu")
+        except (SafetensorError, OSError) as error:
+            raise MixllmError(
+                f"{file}: damaged or cut short ({one_line(error)}); download it again"
+            ) from None
+        tensors.update(dict.fromkeys(opened.keys(), opened))
+    return tensors
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        return {str(tensor): str(shard) for tensor, shard in index.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise MixllmError(f"{file}: no weight_map in it; download it again") from None

@@ -1,0 +1,94 @@
+"""A model in a directory of safetensors, read tensor by tensor."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from mixllm.errors import MixllmError
+from mixllm.source.config import model_class, one_line, read_config
+from mixllm.source.files import open_weights
+
+
+class Source:
+    """A causal language model on disk.
+
+    path: directory with config.json and safetensors.
+    config: the transformers config.
+    names: every tensor of the safetensors files, in file order, as the causal model's modules name
+        them: where the files were saved from the bare base model, its prefix ("model.") is put back.
+
+    Raises MixllmError where the directory is no causal language model in safetensors, a shard is
+    missing or cut short, or the model is quantized already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = read_config(path)
+        self._files = open_weights(path)
+        self._stored = _stored_names(self._files, self.config)
+        self._checked: set[str] = set()
+        self.names = list(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The safetensors dtype ("BF16", "F32" ..) and the shape, without reading the tensor."""
+        stored = self._stored_name(name)
+        entry = self._files[stored].get_slice(stored)
+        return str(entry.get_dtype()), tuple(entry.get_shape())
+
+    def bytes(self, name: str) -> int:
+        """The size of the tensor's data on disk."""
+        dtype, shape = self.header(name)
+        # Every safetensors dtype but BOOL carries its bits: F32, BF16, I64, F8_E4M3.
+        bits = re.search(r"\d+", dtype)
+        return math.prod(shape) * (int(bits.group()) if bits else 8) // 8
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor in its stored dtype, on the CPU, mapped from the file: to be read, never written.
+
+        Raises MixllmError when it is missing, cannot be read, or holds a NaN or an infinity.
+        """
+        stored = self._stored_name(name)
+        try:
+            tensor: Tensor = self._files[stored].get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise MixllmError(f"{self.path}: tensor {name} cannot be read ({one_line(error)})") from None
+        if name not in self._checked:
+            if not _finite(tensor):
+                raise MixllmError(
+                    f"{self.path}: tensor {name} holds NaN or infinite values; download the file again"
+                )
+            self._checked.add(name)
+        return tensor
+
+    def _stored_name(self, name: str) -> str:
+        if name not in self._stored:
+            raise MixllmError(
+                f"{self.path}: tensor {name} is missing; the weights are not those of config.json"
+            )
+        return self._stored[name]
+
+
+def _stored_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, str]:
+    prefix = model_class(config).base_model_prefix
+    if not prefix or any(name.startswith(prefix + ".") for name in stored):
+        return {name: name for name in stored}
+    return {f"{prefix}.{name}": name for name in stored}
+
+
+def _finite(tensor: Tensor) -> bool:
+    # 8-bit floats have no aminmax; whoever reads weights refuses them by their dtype.
+    if not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
+        return True
+    # aminmax carries NaN through, in one pass with no temporary: 30 times quicker than isfinite().all().
+    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))

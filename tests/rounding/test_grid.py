@@ -1,0 +1,79 @@
+"""The number grids hold what docs/format.md says of W4 and W8."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixllm.config import Format, QuantConfig
+from mixllm.format.rounded import Rounded
+from mixllm.rounding import round_rows
+from tests import shapes
+
+RTN = {"rounding": "rtn", "clip": False}
+
+
+def rtn(format: Format, w: torch.Tensor, bits: torch.Tensor) -> Rounded:
+    return round_rows(w, bits, QuantConfig(format=format, **RTN), None)
+
+
+def test_w4_by_hand() -> None:
+    w = torch.zeros(1, 128)
+    w[0, :3] = torch.tensor([-1.25, 2.5, 0.625])
+    r = rtn(Format(weight_scale="group", rotation="none"), w, torch.tensor([4], dtype=torch.uint8))
+    assert r.scales.tolist() == [[0.25]] and r.zeros.tolist() == [[5]]
+    assert r.codes[0, :4].tolist() == [0, 15, 7, 5]  # 0.625 / 0.25 = 2.5 is rounded to even
+
+
+def test_w8_by_hand() -> None:
+    w = torch.zeros(1, 128)
+    w[0, :3] = torch.tensor([-1.0, 127 / 256, 0.25])
+    r = rtn(Format(weight_scale="row", rotation="none"), w, torch.tensor([8], dtype=torch.uint8))
+    assert r.codes[0, :4].tolist() == [-127, 63, 32, 0]
+    assert r.zeros[0, 0] == 0
+
+
+def test_integer_group_scales_by_hand() -> None:
+    w = torch.zeros(1, 256)
+    w[0, 0], w[0, 128], w[0, 129] = 11.9, 3.0, -1.5
+    r = rtn(Format(weight_scale="group_int", rotation="none"), w, torch.tensor([4], dtype=torch.uint8))
+    assert r.row_scales is not None and r.multipliers is not None
+    torch.testing.assert_close(r.row_scales, torch.tensor([0.1]))
+    assert r.multipliers.tolist() == [[8, 3]]  # 11.9 / 15 = 0.793 and 4.5 / 15 = 0.3
+    assert r.zeros.tolist() == [[0, 5]]
+    assert r.codes[0, [0, 128, 129]].tolist() == [15, 15, 0]
+
+
+@pytest.mark.parametrize("format", shapes.FORMATS[::4], ids=shapes.FORMAT_IDS[::4])
+@given(shapes.out_features, shapes.in_features, st.sampled_from([0.0, 0.3, 1.0]), shapes.seeds)
+def test_codes_stay_in_range_and_near_the_weight(
+    format: Format, n: int, k: int, share8: float, seed: int
+) -> None:
+    w, bits = shapes.weight(n, k, seed), shapes.widths(n, share8, seed)
+    r = rtn(format, w, bits)
+    codes = r.codes.int()
+    four = (bits == 4)[:, None]
+    assert bool(torch.where(four, (codes >= 0) & (codes <= 15), codes.abs() <= 127).all())
+    assert bool((r.zeros <= torch.where(four, 15, 0)).all())
+    assert bool((r.scales > 0).all()) and bool(torch.isfinite(r.scales).all())
+    if r.multipliers is not None and r.row_scales is not None:
+        steps = r.multipliers.int().repeat_interleave(128, 1)[:, :k] * (
+            codes - r.zeros.int().repeat_interleave(128, 1)[:, :k]
+        )
+        assert bool((steps >= -128).all()) and bool((steps <= 127).all())
+        assert torch.equal(r.scales, r.row_scales[:, None] * r.multipliers)
+    if format.rotation == "none":
+        # Half a step, or a step and a half where a rounded zero or multiplier clamps the range's ends.
+        steps_off = (r.dequantize() - w).abs() / r.scales.repeat_interleave(128, 1)[:, :k]
+        assert bool((steps_off <= (8.1 if format.weight_scale == "group_int" else 1.6)).all())
+
+
+def test_a_scale_below_half_precision_is_kept_in_float32() -> None:
+    format = Format(weight_scale="group", rotation="none")
+    bits = torch.tensor([4, 8], dtype=torch.uint8)
+    small = rtn(format, torch.full((2, 128), 1e-6), bits)
+    torch.testing.assert_close(small.dequantize(), torch.full((2, 128), 1e-6))
+    large = rtn(format, torch.full((2, 128), 3e7), bits)
+    torch.testing.assert_close(large.dequantize(), torch.full((2, 128), 3e7))

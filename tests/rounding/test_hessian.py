@@ -1,0 +1,38 @@
+"""Hessians are X'X of what each linear read, shared where the input is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mixllm.rounding.hessian import collect, rotated
+from mixllm.rotation import rotate
+from tests import shapes
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.o = nn.Linear(70, 12), nn.Linear(70, 6), nn.Linear(12, 70)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.o(self.q(x) * self.k(x).repeat(1, 1, 2))
+        return y
+
+
+def test_layers_with_one_input_share_one_hessian() -> None:
+    block = Block()
+    xs = [torch.randn(b, 5, 70) for b in (2, 1)]
+    outs = [block.q(x) * block.k(x).repeat(1, 1, 2) for x in xs]
+    with torch.no_grad(), collect({n: getattr(block, n) for n in "qko"}) as found:
+        for x in xs:
+            block(x)
+    assert [shared.names for shared in found] == [["q", "k"], ["o"]]
+    for shared, inputs in zip(found, (xs, outs), strict=True):
+        flat = torch.cat([i.flatten(0, 1) for i in inputs]).detach()
+        torch.testing.assert_close(shared.hessian, flat.T @ flat)
+
+
+def test_rotating_a_hessian_is_the_hessian_of_rotated_inputs() -> None:
+    x = shapes.inputs(50, 200, 0)
+    torch.testing.assert_close(rotated(x.T @ x), rotate(x).T @ rotate(x), rtol=1e-3, atol=1e-1)

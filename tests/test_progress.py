@@ -1,0 +1,62 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from mixllm.progress import Bars, JsonLines, Progress, Silent, Together
+
+
+def run(progress: Progress, steps: int = 3) -> None:
+    with progress.stage("rounding", total=steps) as bar:
+        for _ in range(steps):
+            bar.advance()
+    progress.note("[done]")
+
+
+def events(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines_give_rate_and_time_left_not_more_often_than_the_interval():
+    stream, seconds = io.StringIO(), iter([0.0, 4.0, 6.0, 9.0, 12.0, 20.0])
+    log = JsonLines(stream, interval=5.0, clock=lambda: next(seconds))
+    with log.stage("rounding", total=8) as bar:
+        for _ in range(4):
+            bar.advance(2)
+    start, first, second, end = events(stream.getvalue())
+    assert (start["event"], start["stage"], start["total"]) == ("start", "rounding", 8)
+    assert (first["done"], first["rate"], first["seconds_left"]) == (4, 0.667, 6.0)
+    assert (second["done"], second["seconds_left"]) == (8, 0.0)
+    assert (end["event"], end["done"], end["seconds"]) == ("end", 8, 20.0)
+
+
+def test_json_lines_of_a_cut_stage_have_no_end():
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), JsonLines(stream).stage("salience", total=2):
+        raise KeyboardInterrupt
+    assert [event["event"] for event in events(stream.getvalue())] == ["start"]
+
+
+def test_bars_show_stage_count_and_notes_as_they_are():
+    stream = io.StringIO()
+    run(Bars(Console(file=stream, width=100)))
+    text = stream.getvalue()
+    assert "rounding" in text and "3/3" in text and "[done]" in text
+
+
+def test_bars_leave_the_terminal_usable_after_ctrl_c():
+    stream = io.StringIO()
+    bars = Bars(Console(file=stream, force_terminal=True, width=100))
+    with pytest.raises(KeyboardInterrupt), bars.stage("salience", total=2):
+        raise KeyboardInterrupt
+    assert stream.getvalue().endswith("\x1b[?25h")  # the cursor is shown again
+    run(bars)
+
+
+def test_together_tells_all_and_silent_nothing(capsys: pytest.CaptureFixture[str]):
+    first, second = io.StringIO(), io.StringIO()
+    run(Together(JsonLines(first), Silent(), JsonLines(second)))
+    assert first.getvalue() == second.getvalue()
+    assert [event["event"] for event in events(first.getvalue())] == ["start", "end", "note"]
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,37 @@
+"""The block Hadamard is orthonormal, symmetric and blockwise, for any K."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+
+from mixllm.rotation import rotate
+from tests import shapes
+
+
+@given(shapes.in_features, shapes.seeds)
+def test_rotating_twice_gives_the_input_back(k: int, seed: int) -> None:
+    x = shapes.inputs(3, k, seed)
+    torch.testing.assert_close(rotate(rotate(x)), x, rtol=1e-5, atol=1e-5)
+
+
+@given(shapes.in_features, shapes.seeds)
+def test_products_do_not_change(k: int, seed: int) -> None:
+    x, w = shapes.inputs(4, k, seed), shapes.weight(5, k, seed)
+    exact = x.double() @ w.double().T
+    torch.testing.assert_close(rotate(x).double() @ rotate(w).double().T, exact, rtol=1e-4, atol=1e-3)
+
+
+def test_blocks_are_128_then_the_largest_power_of_two_that_divides_the_rest() -> None:
+    matrix = rotate(torch.eye(128 + 96))
+    blocks = [matrix[:128, :128], *(matrix[s : s + 32, s : s + 32] for s in (128, 160, 192))]
+    expected = torch.block_diag(*blocks)
+    assert torch.equal(matrix, expected)
+    assert torch.equal(blocks[1].abs(), torch.full((32, 32), 32**-0.5))
+    assert torch.equal(blocks[0].abs(), torch.full((128, 128), 128**-0.5))
+
+
+def test_is_the_sylvester_hadamard() -> None:
+    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    expected = torch.kron(two, torch.kron(two, two)) * torch.tensor(8**-0.5)
+    assert torch.equal(rotate(torch.eye(8)), expected)

@@ -1,0 +1,114 @@
+"""Salience against the paper's formula, computed the naive way from weight gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixllm.blocks import Decoder
+from mixllm.config import PROFILES, WIDTHS, QuantConfig
+from mixllm.progress import Silent
+from mixllm.salience import candidate_errors, measure_salience
+from mixllm.salience_file import Salience
+from mixllm.source import open_source
+from tests.models import VOCAB, write_tiny
+
+SAMPLES, LENGTH = 5, 19
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gpt_neox"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    path = tmp_path_factory.mktemp(request.param)
+    return path, write_tiny(path, request.param, tie=request.param == "llama")
+
+
+def ids() -> Tensor:
+    return torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
+
+
+def measured(path: Path, work: Path, config: QuantConfig, batch: int = 2) -> Salience:
+    decoder = Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
+    return measure_salience(decoder, ids(), config, work=work, batch=batch, progress=Silent())
+
+
+def tap(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        output.retain_grad()
+        seen[name] = inputs[0].detach()[0], output
+
+    return hook
+
+
+def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]:
+    """S_c or F_c of every linear in the blocks, from gradients of one sample at a time."""
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
+    }
+    errors = {name: candidate_errors(layer.weight.detach(), config, None) for name, layer in layers.items()}
+    total = {name: {width: torch.zeros(len(e[0])) for width in WIDTHS} for name, e in errors.items()}
+    for sample in ids():
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        hooks = [layer.register_forward_hook(tap(seen, name)) for name, layer in layers.items()]
+        for layer in layers.values():
+            layer.weight.requires_grad_(True).grad = None
+        model(sample[None], labels=sample[None]).loss.backward()
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            for width, error in zip(WIDTHS, errors[name], strict=True):
+                if config.score == "taylor":
+                    assert layer.weight.grad is not None
+                    a = (layer.weight.grad * error).sum(dim=1)
+                    total[name][width] += (a + a.square() / 2).abs() / SAMPLES
+                else:
+                    x, y = seen[name]
+                    assert y.grad is not None
+                    per_token = y.grad[0] * (LENGTH - 1) * (x @ error.T)
+                    total[name][width] += per_token.square().sum(dim=0) / 2 / (SAMPLES * LENGTH)
+    return total
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("score", ["taylor", "fisher"])
+def test_equals_the_formula(tiny: tuple[Path, nn.Module], tmp_path: Path, score: str, profile: str) -> None:
+    path, model = tiny
+    config = QuantConfig.model_validate({"format": PROFILES[profile], "score": score, "error": "rtn"})
+    found, expected = measured(path, tmp_path, config), naive(model, config)
+    assert list(found.modules) == list(expected)
+    for name, module in found.modules.items():
+        assert module.in_features == model.get_submodule(name).in_features
+        for width in WIDTHS:
+            floor = 1e-4 * float(expected[name][width].abs().max())
+            torch.testing.assert_close(module.loss[width], expected[name][width], rtol=1e-4, atol=floor)
+
+
+def test_does_not_depend_on_the_batch(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    config = QuantConfig(error="gptq")
+    one, all_ = (measured(tiny[0], tmp_path, config, batch) for batch in (1, SAMPLES))
+    for name, module in one.modules.items():
+        torch.testing.assert_close(module.loss[4], all_.modules[name].loss[4], rtol=2e-2, atol=1e-9)
+
+
+def test_gptq_candidates_leave_nothing_behind(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    found = measured(tiny[0], tmp_path, QuantConfig(error="gptq"))
+    assert list(tmp_path.iterdir()) == []
+    four = sum(float(m.loss[4].sum()) for m in found.modules.values())
+    eight = sum(float(m.loss[8].sum()) for m in found.modules.values())
+    assert 0 < eight < 0.02 * four
+
+
+def test_gptq_error_predicts_less_loss_than_rtn(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    total = {
+        error: sum(
+            float(m.loss[4].sum())
+            for m in measured(tiny[0], tmp_path, QuantConfig(error=error)).modules.values()  # type: ignore[arg-type]
+        )
+        for error in ("gptq", "rtn")
+    }
+    assert total["gptq"] < total["rtn"]
