@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixllm.config import PROFILES, Format, QuantConfig
     from mixllm.errors import MixllmError
-    from mixllm.load import load
+    from mixllm.loading import load
     from mixllm.nn import MixLinear
     from mixllm.pipeline import quantize
     from mixllm.plan import Plan, choose
@@ -22,7 +22,7 @@ _HOMES = {
     "PROFILES": "config",
     "QuantConfig": "config",
     "MixllmError": "errors",
-    "load": "load",
+    "load": "loading",
     "MixLinear": "nn",
     "quantize": "pipeline",
     "Plan": "plan",

@@ -20,7 +20,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)

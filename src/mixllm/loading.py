@@ -32,10 +32,15 @@ def load(
     read_config(directory)
     find_shards(directory)
     register()
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # transformers has a kind of error for each way a config is wrong
+        raise MixllmError(f"{directory / 'config.json'}: {' '.join(str(error).split())}") from None
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
+        config=config,
         dtype="auto" if dtype is None else dtype,
         device_map=None if device is None else {"": device},
         output_loading_info=True,

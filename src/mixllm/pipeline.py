@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mixllm.blocks import Decoder
@@ -21,16 +20,16 @@ from mixllm.errors import MixllmError
 from mixllm.files import write_json
 from mixllm.format.checkpoint import write_checkpoint
 from mixllm.format.pack import pack
+from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import Plan, Report, choose, report
-from mixllm.progress import Progress, Silent
+from mixllm.progress import JsonLines, Progress, Silent, Together
+from mixllm.records import LOG, PLAN, RECORDS, SALIENCE, SUMMARY
 from mixllm.rounding import needs_hessian
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import Source, open_source
 
-# Where a checkpoint keeps what is not a model: loaders take every safetensors file of the top directory.
-RECORDS = "mixllm"
 # Enough for full matrix products on each; the boundary states of a batch are small beside its block.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 
@@ -68,17 +67,16 @@ class Job:
 def open_job(model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path) -> Job:
     """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
 
-    device: "auto", the first GPU if there is one, else the CPU. dtype: of the arithmetic of the float
-    blocks; "auto" is float32 on a CPU and the model's own on a GPU.
+    device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
     """
     from transformers import AutoTokenizer
 
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = pick_device(device)
     source = open_source(model, work)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     texts = load_text(config.calibration)
     ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
-    return Job(source, Decoder.open(source, where, _dtype(dtype, where, source)), ids)
+    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids)
 
 
 def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Salience:
@@ -134,22 +132,25 @@ def quantize(
     config, out = config or QuantConfig(), Path(out)
     clock = _Clock()
     with _staging(out, overwrite) as stage:
-        records = stage / RECORDS
-        records.mkdir()
-        with clock("open"):
-            job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
-        with clock("salience"):
-            chosen, scores = _plan(job, config, plan, salience, progress)
-        if scores is not None:
-            scores.save(records / "salience.safetensors")
-        chosen.save(records / "plan.json")
-        with clock("round"):
-            write_quantized(job, chosen, config, stage, progress)
+        (stage / RECORDS).mkdir()
+        with (stage / LOG).open("w", encoding="utf-8") as log:
+            told = Together(progress or Silent(), JsonLines(log))
+            with clock("open"):
+                job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
+            with clock("salience"):
+                chosen, scores = _plan(job, config, plan, salience, told)
+            if scores is not None:
+                scores.save(stage / SALIENCE)
+            chosen.save(stage / PLAN)
+            with clock("round"):
+                write_quantized(job, chosen, config, stage, told)
         summary = Summary(
-            out=str(out), config=config.model_dump(),
-            report=asdict(sizes(chosen, config)), seconds=clock.seconds,
-        )  # fmt: skip
-        write_json(records / "summary.json", asdict(summary))
+            out=str(out),
+            config=config.model_dump(),
+            report=asdict(sizes(chosen, config)),
+            seconds=clock.seconds,
+        )
+        write_json(stage / SUMMARY, asdict(summary))
     return summary
 
 
@@ -219,13 +220,3 @@ class _Clock:
         began = time.monotonic()
         yield
         self.seconds[stage] = round(time.monotonic() - began, 3)
-
-
-def _dtype(dtype: str, device: torch.device, source: Source) -> torch.dtype:
-    if dtype == "auto":
-        own = getattr(source.config, "dtype", None)
-        return own if device.type == "cuda" and isinstance(own, torch.dtype) else torch.float32
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in named:
-        raise MixllmError(f"dtype: {dtype} is not one of auto, {', '.join(named)}")
-    return named[dtype]

@@ -48,7 +48,7 @@ def write_quantized(
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """A tiny model's checkpoint in the new directory out / "quantized"; the float model is in out / "float"."""
+    """A tiny model's checkpoint in out / "quantized", made here; the float model is in out / "float"."""
     write_tiny(out / "float", architecture, tie=tie, dtype=dtype)
     source = open_source(str(out / "float"))
     checkpoint = out / "quantized"

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixllm.errors import MixllmError
-
 # A block's arguments after the hidden states: (positional, keyword).
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -22,24 +20,25 @@ class Block:
         self,
         module: nn.Module,
         prefix: str,
+        index: int,
         linears: dict[str, nn.Linear],
-        arguments: dict[tuple[int, int], Arguments],
+        arguments: dict[tuple[int, int], list[Arguments]],
     ) -> None:
         self.module = module
         self.linears = linears
-        self._prefix = prefix
+        self._prefix, self._index = prefix, index
         self._arguments = arguments
         self._replaced: dict[str, nn.Module] = {}
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """One forward, [B, L, D] -> [B, L, D], differentiable by `hidden` (never by the weights).
 
-        Raises MixllmError when Decoder.embed has not yet seen token ids of this [B, L].
+        Raises ValueError when Decoder.embed has not yet seen token ids of this [B, L].
         """
         shape = (hidden.shape[0], hidden.shape[1])
         if shape not in self._arguments:
-            raise MixllmError(f"{self._prefix}: no arguments known for [B, L] = {list(shape)}; embed it first")
-        args, kwargs = self._arguments[shape]
+            raise ValueError(f"{self._prefix}: embed has seen no token ids of shape {list(shape)}")
+        args, kwargs = self._arguments[shape][self._index]
         return first(self.module(hidden, *args, **kwargs))
 
     def replace(self, name: str, module: nn.Module) -> None:

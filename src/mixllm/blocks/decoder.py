@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from mixllm.blocks.block import Arguments, Block
 from mixllm.blocks.probe import probe
 from mixllm.blocks.shell import Shell
-from mixllm.blocks.skeleton import find_blocks, linears, load_module, missing, skeleton, tie, unload
+from mixllm.blocks.skeleton import find_blocks, linears, skeleton
+from mixllm.blocks.weights import Place, load, require_whole, tie, unload
 from mixllm.source import Source
 
 # Logits that loss makes at once: 256 MiB in float32, whatever the vocabulary.
@@ -23,16 +24,17 @@ LOGITS_AT_ONCE = 2**26
 class Decoder:
     """A causal language model whose blocks stay on meta until they are asked for.
 
-    prefix: the blocks' common name, such as "model.layers". device, dtype: where and in what the model runs.
+    model: the transformers model; outside its blocks everything is real. prefix: the common name of the
+    blocks, such as "model.layers". device, dtype: where and in what the model runs.
     """
 
     def __init__(self, source: Source, device: torch.device, dtype: torch.dtype) -> None:
         self.source, self.device, self.dtype = source, device, dtype
-        model = skeleton(source, device, dtype)
+        self.model = model = skeleton(source, device, dtype)
         self.prefix, self._blocks = find_blocks(model, source)
-        load_module(model, "", source, device, dtype, skip=self.prefix)
+        list(load(model, "", source, device, skip=self.prefix))
         tie(model, source)
-        _check_whole(model, "", source, skip=self.prefix)
+        require_whole(model, "", source, skip=self.prefix)
         self._shell = Shell(model, self._blocks, device)
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         with self.block(0):
@@ -58,15 +60,15 @@ class Decoder:
         Raises MixllmError for a tensor that is missing, of a wrong shape or dtype, or not finite.
         """
         module, prefix = self._blocks[i], f"{self.prefix}.{i}"
-        before = load_module(module, prefix, self.source, self.device, self.dtype)
-        arguments = {shape: recorded[i] for shape, recorded in self._arguments.items()}
-        block = Block(module, prefix, self.linears(i), arguments)
+        filled: list[Place] = []
+        block = Block(module, prefix, i, self.linears(i), self._arguments)
         try:
-            _check_whole(module, prefix, self.source)
+            filled.extend(load(module, prefix, self.source, self.device))
+            require_whole(module, prefix, self.source)
             yield block
         finally:
             block.restore()
-            unload(before)
+            unload(filled)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [B, L] -> the hidden states [B, L, D] that enter block 0.
@@ -106,8 +108,3 @@ class Decoder:
     def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden, ids).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape).sum(dim=1)
-
-
-def _check_whole(module: nn.Module, prefix: str, source: Source, skip: str = "") -> None:
-    if name := missing(module, prefix, skip):
-        source.tensor(name)  # raises, naming it

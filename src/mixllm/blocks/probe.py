@@ -29,13 +29,12 @@ def probe(shell: Shell, where: str) -> int:
         output = shell.blocks[0](hidden, *args, **kwargs)
         states.append(first(output)[:, :COMMON].float())
         shell.outputs = len(output) if isinstance(output, tuple) else 0
-    if float((states[0] - states[1]).abs().max()) > torch.finfo(hidden.dtype).eps ** 0.5 * float(
-        states[0].abs().max()
-    ):
-        raise MixllmError(f"{where}: attention sees later tokens, as in an encoder; only decoders can be quantized")
+    rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())
+    if float((states[0] - states[1]).abs().max()) > rounding:
+        raise MixllmError(f"{where} attends to later tokens, as an encoder does; give a decoder")
     recorded = [shell.enter(ids, len(shell.blocks))[1] for ids in texts]
     if not _same(*recorded):
-        raise MixllmError(f"{where}: blocks take arguments that depend on the tokens; such models are not supported")
+        raise MixllmError(f"{where}: its blocks take arguments that depend on the tokens; not supported")
     return shell.outputs
 
 

@@ -66,6 +66,7 @@ def write_checkpoint(
     Raises MixllmError when the disk is full or a module is not in the source.
     """
     spool = out / ".spool"
+    shutil.rmtree(spool, ignore_errors=True)  # what a killed run left
     spool.mkdir()
     try:
         modules, stored = _spool(spool, source, weights)

@@ -21,6 +21,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
 }
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _read_header(file: Path) -> dict[str, Header]:
         with safe_open(file, framework="pt") as tensors:
             if (tensors.metadata() or {}).get("format") != "pt":
                 raise MixllmError(f"{file}: its metadata doesn't say format pt")
-            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no dict
+            parts = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
             return {
                 name: Header(file, part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()
             }

@@ -17,7 +17,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule, read_config
 from mixllm.format.pack import shapes
-from mixllm.format.shards import Header, find_shards, read_headers
+from mixllm.format.shards import FLOATS, Header, find_shards, read_headers
 from mixllm.format.values import check_values
 
 # An empty tensor under a float weight's name: a loader that knows nothing of this format stops at the
@@ -54,10 +54,9 @@ def _expected(module: QuantizedModule, format: Format) -> dict[str, tuple[tuple[
 
 
 def _check_headers(headers: Mapping[str, Header], name: str, module: QuantizedModule, format: Format) -> None:
-    floats = {torch.float16, torch.bfloat16, torch.float32}
     expected = {**_expected(module, format), GUARD: ((0,), {torch.uint8})}
     if f"{name}.bias" in headers:
-        expected["bias"] = (module.out_features,), floats
+        expected["bias"] = (module.out_features,), set(FLOATS)
     for key, (shape, dtypes) in expected.items():
         tensor = f"{name}.{key}"
         header = headers.get(tensor)

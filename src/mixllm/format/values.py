@@ -32,7 +32,7 @@ def _faults(tensors: Mapping[str, Tensor], format: Format, k: int) -> Iterator[F
     for name, count in (("codes4", k), ("zeros4", zeros), ("multipliers4", groups)):
         if name in tensors and count % 2 and bool((tensors[name][:, -1] >> 4).any()):
             yield name, "the unused half of a row's last byte is not 0"
-    if bool((tensors["codes8"] == INT8_MIN).any()):
+    if len(tensors["codes8"]) and int(tensors["codes8"].amin()) == INT8_MIN:
         yield "codes8", "holds -128; codes are -127 to 127"
     if format.weight_scale == "group_int":
         for start in range(0, len(tensors["codes4"]), ROWS):

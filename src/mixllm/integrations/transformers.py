@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from mixllm.errors import MixllmError
 from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
 from mixllm.format.pack import shapes
-from mixllm.format.shards import Header
+from mixllm.format.shards import FLOATS, Header
 from mixllm.format.validate import GUARD, validate_tensors
 from mixllm.nn import MixLinear
 
@@ -58,6 +58,7 @@ class MixllmQuantizer(HfQuantizer):
         for name, module in self.quantized.items():
             linear = _linear(model, name, module)
             model.set_submodule(name, self._skeleton(name, module, linear, headers))
+        _check_others(model, headers)
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         model._keys_to_ignore_on_load_unexpected = {*ignored, *map(_pattern, self.quantized)}
 
@@ -101,6 +102,19 @@ def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
             f"the checkpoint {module.in_features} to {module.out_features}"
         )
     return linear
+
+
+def _check_others(model: nn.Module, headers: dict[str, Header]) -> None:
+    # transformers 5.17 takes a tensor of any shape into a quantized model.
+    for name, tensor in model.state_dict().items():
+        header = headers.get(name)
+        if header is None:
+            continue
+        if header.shape != tensor.shape:
+            shapes = f"{list(header.shape)}, not {list(tensor.shape)}"
+            raise MixllmError(f"{header.file}: tensor {name}: its shape is {shapes}")
+        if tensor.is_floating_point() and header.torch_dtype not in FLOATS:
+            raise MixllmError(f"{header.file}: tensor {name}: its dtype is {header.dtype}, not a float's")
 
 
 def _pattern(name: str) -> str:

@@ -69,35 +69,31 @@ __device__ __forceinline__ float rescale(int bits, float s, float minus_magic_s)
   return WEIGHT_SCALES == 2 ? (v - MAGIC) * s : __fmaf_rn(v, s, minus_magic_s);
 }
 
-template <bool EIGHT, int MI, int NJ>
-__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 x, u32 w_scales, u32 x_scales,
+// w and w_scales: shared addresses of the lane's codes and of the tile's scales. x(panel, j): the lane's sixteen
+// activations of 64 inputs and 8 tokens. x_scale(j, e): the scale of token 8 j + 2 (lane % 4) + e.
+template <bool EIGHT, int MI, int NJ, typename X, typename XScale>
+__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 w_scales, X x, XScale x_scale,
                                            int lane) {
   constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
   constexpr int META = (META4 > META8 ? META4 : META8);
-  const int g = lane / 4, c = lane % 4;
+  const int g = lane / 4;
 
   if constexpr (WHOLE_SUM) {
     // Unsigned bytes spare an XOR: the epilogue takes 128 * sum of x away.
-    Affine low[MI], high[MI];
-    if constexpr (!EIGHT) {
-#pragma unroll
-      for (int i = 0; i < MI; ++i) {
-        const u32 both = load_shared_u16(w_scales + i * META + g * 2);
-        low[i] = integer_scale(both & 255u), high[i] = integer_scale(both >> 8);
-      }
-    }
 #pragma unroll
     for (int panel = 0; panel < PANELS; ++panel) {
       Words4 b[NJ];
 #pragma unroll
-      for (int j = 0; j < NJ; ++j) b[j] = load_shared(x + panel * (BN * 64) + j * 512);
+      for (int j = 0; j < NJ; ++j) b[j] = x(panel, j);
 #pragma unroll
       for (int i = 0; i < MI; ++i) {
         u32 a[2][4];
-        if constexpr (EIGHT)
+        if constexpr (EIGHT) {
           unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a);
-        else
-          unpack4<false>(load_shared(w + i * 1024 + panel * 512), low[i], high[i], a);
+        } else {
+          const u32 both = load_shared_u16(w_scales + i * META + g * 2);
+          unpack4<false>(load_shared(w + i * 1024 + panel * 512), integer_scale(both & 255u), integer_scale(both >> 8), a);
+        }
 #pragma unroll
         for (int j = 0; j < NJ; ++j) mma<!EIGHT>(tile.v[i][j], a[0], b[j].x, b[j].y);
 #pragma unroll
@@ -126,11 +122,10 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
     for (int j = 0; j < NJ; ++j) {
       Words4 b[PANELS];
 #pragma unroll
-      for (int panel = 0; panel < PANELS; ++panel) b[panel] = load_shared(x + panel * (BN * 64) + j * 512);
+      for (int panel = 0; panel < PANELS; ++panel) b[panel] = x(panel, j);
       float s_a[2] = {1.0f, 1.0f};
       if constexpr (!TOKEN_SCALES) {
-        s_a[0] = __uint_as_float(load_shared_u32(x_scales + j * 32 + c * 8));
-        s_a[1] = __uint_as_float(load_shared_u32(x_scales + j * 32 + c * 8 + 4));
+        s_a[0] = x_scale(j, 0), s_a[1] = x_scale(j, 1);
       }
 #pragma unroll
       for (int i = 0; i < MI; ++i) {

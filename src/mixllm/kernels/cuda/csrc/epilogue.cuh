@@ -13,7 +13,20 @@ struct Outputs {
   Type type;
 };
 
-constexpr int WARP_TILE = BM / WM * (BN / WN);
+struct Arguments {
+  const u8* codes8;        // [rows8 / 16][2 groups][1024]
+  const u8* codes4;        // [rows4 / 16][groups][1024]
+  const u8* scales8;       // [rows8 / 16][groups][META8]; see accumulate.cuh
+  const u8* scales4;       // [rows4 / 16][groups][META4]
+  const i8* x;             // [tokens][128 groups]
+  const float* x_scales;   // [activation groups][x_stride]
+  int* partials;           // [blocks][BM * BN]
+  int* flags;              // [blocks], 0 before and after
+  Outputs out;
+  Shape shape;
+  int x_stride;
+  int x_group_shift;       // weight groups in an activation group, log2
+};
 
 // The WK warps that share a tile add up, in the order of their slots.
 template <typename Tile>
@@ -39,47 +52,59 @@ __device__ __forceinline__ void sum_over_warps(Tile& tile, u8* staging, int wk, 
   __syncthreads();
 }
 
-// This block has the beginning or the middle of a tile: its owner, a later block, will want the sums.
-template <typename Tile>
-__device__ __forceinline__ void give_partials(const Tile& tile, int* partials, int* flag, int wk) {
-  constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN, SHARERS = 32 * WM * WN;
-  if (wk == 0) {
-    Words4* to = reinterpret_cast<Words4*>(partials) + threadIdx.x;
+// Who hands over partial sums together: a whole block (gemm.cu), or each warp for itself (decode.cu).
+struct Party {
+  int count;     // parties in a block
+  int index;     // this one
+  int threads;   // that hold sums
+  int thread;    // this one
+  bool holds;    // this thread holds sums
+  __device__ __forceinline__ void sync() const { count > 1 ? __syncwarp() : __syncthreads(); }
+  __device__ __forceinline__ int slot(int block) const { return block * count + index; }
+};
+
+// This party has the beginning or the middle of a tile: its owner, in a later block, will want the sums.
+template <int MI, int NJ>
+__device__ __forceinline__ void give_partials(const Accumulators<MI, NJ>& tile, const Arguments& p, const Party& party) {
+  if (party.holds) {
+    Words4* to = reinterpret_cast<Words4*>(p.partials) +
+                 static_cast<i64>(party.slot(blockIdx.x)) * (MI * NJ * party.threads) + party.thread;
 #pragma unroll
     for (int i = 0; i < MI; ++i)
 #pragma unroll
-      for (int j = 0; j < NJ; ++j) store_l2(to + (i * NJ + j) * SHARERS, tile.words(i, j));
-    __threadfence();
+      for (int j = 0; j < NJ; ++j) store_l2(to + (i * NJ + j) * party.threads, tile.words(i, j));
   }
-  __syncthreads();
-  if (threadIdx.x == 0) raise_flag(flag);
+  // The barrier and the flag's release together order all of the party's sums before it.
+  party.sync();
+  if (party.thread == 0 && party.holds) raise_flag(p.flags + party.slot(blockIdx.x));
 }
 
-// This block has the end of a tile: add what the blocks before it have, nearest first, and lower their flags.
-template <typename Tile>
-__device__ __forceinline__ void take_partials(Tile& tile, const Schedule<BM, BN>& schedule, int index,
-                                              const int* partials, int* flags, int wk) {
-  constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN, SHARERS = 32 * WM * WN;
-  int tile_after = index, slot_after = schedule.first_slot;
+// This party has the end of a tile: add what the blocks before it have, nearest first, and lower their flags.
+template <int MI, int NJ>
+__device__ __forceinline__ void take_partials(Accumulators<MI, NJ>& tile, const Arguments& p,
+                                              const Schedule<BM, BN>& schedule, int index, const Party& party) {
+  int tile_after = index, slot_after = schedule.share.first_slot;
   for (int block = blockIdx.x - 1;; --block) {
     int first_tile, first_slot;
     schedule.start_of(block, first_tile, first_slot);
     // With fewer slots than blocks some blocks have none.
     if (first_tile != tile_after || first_slot != slot_after) {
-      if (threadIdx.x == 0) {
-        while (read_flag(flags + block) == 0) {
+      int* flag = p.flags + party.slot(block);
+      const bool first = party.thread == 0 && party.holds;
+      if (first) {
+        while (read_flag(flag) == 0) {
         }
       }
-      __syncthreads();
-      if (wk == 0) {
-        const Words4* from =
-            reinterpret_cast<const Words4*>(partials + static_cast<i64>(block) * BM * BN) + threadIdx.x;
+      party.sync();
+      if (party.holds) {
+        const Words4* from = reinterpret_cast<const Words4*>(p.partials) +
+                             static_cast<i64>(party.slot(block)) * (MI * NJ * party.threads) + party.thread;
 #pragma unroll
         for (int i = 0; i < MI; ++i)
 #pragma unroll
-          for (int j = 0; j < NJ; ++j) tile.add(i, j, load_l2(from + (i * NJ + j) * SHARERS));
+          for (int j = 0; j < NJ; ++j) tile.add(i, j, load_l2(from + (i * NJ + j) * party.threads));
       }
-      if (threadIdx.x == 0) flags[block] = 0;
+      if (first) *flag = 0;
     }
     tile_after = first_tile, slot_after = first_slot;
     if (first_tile < index || first_slot == 0) return;
@@ -102,38 +127,46 @@ __device__ __forceinline__ float bias_of(const Outputs& out, int channel) {
 constexpr int WARP_ROWS = BM / WM, STAGING_PITCH = WARP_ROWS + 4;
 constexpr int WARP_STAGING = 8 * STAGING_PITCH * 4;
 
-template <typename Tile>
-__device__ __forceinline__ void write_tile(const Tile& tile, const Outputs& out, const float* x_scales, const Shape& shape,
-                                           const Segment& s, int wm, int wn, int lane, u8* staging) {
-  constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN;
-  float* corner = reinterpret_cast<float*>(staging);
-  const int g = lane / 4, c = lane % 4;
-  const int row16 = s.row16 + wm * MI, left = (s.eight ? shape.rows8 : shape.rows4) - row16;
-  const int row = (row16 + (s.eight ? 0 : shape.rows8)) * 16;
+constexpr int PER_LANE = (WARP_ROWS + 31) / 32;
 
-  constexpr int PER_LANE = (WARP_ROWS + 31) / 32;
+// What a lane must know of its rows; asked for before the sums are complete, since it takes a while to come.
+struct Rows {
   int channel[PER_LANE];
-  float bias[PER_LANE], row_scale[PER_LANE];
-#pragma unroll
-  for (int k = 0; k < PER_LANE; ++k) {
-    const int r = k * 32 + lane;
-    channel[k] = r < WARP_ROWS && r / 16 < left ? out.rows[row + r] : -1;
-    bias[k] = channel[k] >= 0 ? bias_of(out, channel[k]) : 0.0f;
-    row_scale[k] = WEIGHT_SCALES == 0 && channel[k] >= 0 ? out.row_scales[row + r] : 1.0f;
-  }
+  float bias[PER_LANE], scale[PER_LANE];
 
+  __device__ __forceinline__ Rows(const Arguments& p, const Segment& s, int wm, int lane) {
+    const int row16 = s.row16 + wm * (WARP_ROWS / 16), left = (s.eight ? p.shape.rows8 : p.shape.rows4) - row16;
+    const int row = (row16 + (s.eight ? 0 : p.shape.rows8)) * 16;
+#pragma unroll
+    for (int k = 0; k < PER_LANE; ++k) {
+      const int r = k * 32 + lane;
+      const bool inside = r < WARP_ROWS && r / 16 < left;
+      channel[k] = inside ? p.out.rows[row + r] : -1;
+      scale[k] = WEIGHT_SCALES == 0 && inside ? p.out.row_scales[row + r] : 1.0f;
+    }
+#pragma unroll
+    for (int k = 0; k < PER_LANE; ++k) bias[k] = channel[k] >= 0 ? bias_of(p.out, channel[k]) : 0.0f;
+  }
+};
+
+template <int MI, int NJ>
+__device__ __forceinline__ void write_tile(const Accumulators<MI, NJ>& tile, const Arguments& p, const Rows& rows,
+                                           const Segment& s, int wn, int lane, u8* staging) {
+  float* corner = reinterpret_cast<float*>(staging);
+  const Outputs& out = p.out;
+  const int g = lane / 4, c = lane % 4, tokens = p.shape.tokens;
   const int token = s.token_block * BN + wn * NJ * 8;
 #pragma unroll
   for (int j = 0; j < NJ; ++j) {
     const int first = token + j * 8;
-    if (first >= shape.tokens) break;
+    if (first >= tokens) break;
     float scale[2] = {1.0f, 1.0f};
     int excess[2] = {0, 0};
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int t = first + c * 2 + e;
-      if (t >= shape.tokens) continue;
-      if (TOKEN_SCALES) scale[e] = x_scales[t];
+      if (t >= tokens) continue;
+      if (TOKEN_SCALES) scale[e] = p.x_scales[t];
       if (WHOLE_SUM && !s.eight) excess[e] = out.x_sums[t] * 128;
     }
 #pragma unroll
@@ -147,16 +180,17 @@ __device__ __forceinline__ void write_tile(const Tile& tile, const Outputs& out,
     __syncwarp();
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
-      if (first + t >= shape.tokens) break;
+      if (first + t >= tokens) break;
       const i64 line = static_cast<i64>(first + t) * out.channels;
 #pragma unroll
       for (int k = 0; k < PER_LANE; ++k) {
-        if (channel[k] < 0) continue;
-        const float y = __fadd_rn(__fmul_rn(corner[t * STAGING_PITCH + k * 32 + lane], row_scale[k]), bias[k]);
+        if (rows.channel[k] < 0) continue;
+        const float sum = corner[t * STAGING_PITCH + k * 32 + lane];
+        const float y = __fadd_rn(__fmul_rn(sum, rows.scale[k]), rows.bias[k]);
         if (out.type == Type::f32)
-          static_cast<float*>(out.y)[line + channel[k]] = y;
+          static_cast<float*>(out.y)[line + rows.channel[k]] = y;
         else
-          static_cast<u16*>(out.y)[line + channel[k]] = to_bits(y, out.type);
+          static_cast<u16*>(out.y)[line + rows.channel[k]] = to_bits(y, out.type);
       }
     }
     __syncwarp();

@@ -10,21 +10,6 @@
 #include "accumulate.cuh"
 #include "epilogue.cuh"
 
-struct Arguments {
-  const u8* codes8;        // [rows8 / 16][2 groups][1024]
-  const u8* codes4;        // [rows4 / 16][groups][1024]
-  const u8* scales8;       // [rows8 / 16][groups][META8]; see accumulate.cuh
-  const u8* scales4;       // [rows4 / 16][groups][META4]
-  const i8* x;             // [tokens][128 groups]
-  const float* x_scales;   // [activation groups][x_stride]
-  int* partials;           // [blocks][BM * BN]
-  int* flags;              // [blocks], 0 before and after
-  Outputs out;
-  Shape shape;
-  int x_stride;
-  int x_group_shift;       // weight groups in an activation group, log2
-};
-
 constexpr int THREADS = 32 * WM * WN * WK;
 constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN;
 static_assert(MI * WM * 16 == BM && NJ * WN * 8 == BN, "warps divide the tile");
@@ -38,137 +23,161 @@ constexpr int STAGING_AT = STAGES * STAGE_BYTES;
 
 using Tile = Accumulators<MI, NJ>;
 
-// Codes and scales of slots [slot, slot + count) of a tile; nothing here depends on earlier kernels.
-__device__ __forceinline__ void load_weights(const Arguments& p, u32 stage, const Segment& s, int slot, int count) {
-  const u8* codes = s.eight ? p.codes8 : p.codes4;
-  const int left = (s.eight ? p.shape.rows8 : p.shape.rows4) - s.row16;
-#pragma unroll
-  for (int first = 0; first < WK * BM * 4; first += THREADS) {
-    const int i = first + threadIdx.x, q = i / (BM * 4), row = i / 64 % (BM / 16);
-    if (i < WK * BM * 4 && q < count && row < left)
-      copy_async(stage + i * 16, codes + (static_cast<i64>(s.row16 + row) * s.slots + slot + q) * 1024 + i % 64 * 16);
-  }
-  const int bytes = s.eight ? META8 : META4;
-  const u8* scales = s.eight ? p.scales8 : p.scales4;
-  constexpr int PIECES = (META4 > META8 ? META4 : META8) / 16;
-#pragma unroll
-  for (int first = 0; first < WK * BM / 16 * PIECES; first += THREADS) {
-    const int i = first + threadIdx.x, piece = i % PIECES, row = i / PIECES % (BM / 16), q = i / PIECES / (BM / 16);
-    const int group = (slot + q) >> (s.eight ? 1 : 0);
-    if (q < WK && q < count && row < left && piece * 16 < bytes)
-      copy_async(stage + W_SCALE_AT + i * 16,
-                 scales + (static_cast<i64>(s.row16 + row) * p.shape.groups + group) * bytes + piece * 16);
-  }
-}
+// Where the loads are: a piece of work, the next slot of it, and this thread's first 16 bytes there.
+//
+// Copy number n of a thread is piece n THREADS + thread of a stage. Sizes are powers of two, so its row (token) and
+// slot (panel) are a part known at compile time plus the thread's own, and the latter is in the pointers.
+struct Loads {
+  const u8* codes;
+  const i8* x;
+  int index = 0, slot, end, row16, rows_left, token, tokens_left, slots;
+  bool more, eight;
 
-// Activations of the same slots. `put` copies 16 bytes: asynchronously in the main loop, at once in the ramp.
-template <typename Put>
-__device__ __forceinline__ void load_tokens(const Arguments& p, u32 stage, const Segment& s, int slot, int count,
-                                            Put put) {
-  const int panels = s.eight ? 1 : 2, left = p.shape.tokens - s.token_block * BN;
-  const i64 pitch = static_cast<i64>(p.shape.groups) * 128;
-  const i8* x = p.x + s.token_block * BN * pitch + static_cast<i64>(slot) * panels * 64;
-#pragma unroll
-  for (int first = 0; first < WK * 2 * BN * 4; first += THREADS) {
-    const int i = first + threadIdx.x, piece = i % 4, token = i / 4 % BN, panel = i / (4 * BN);
-    if (panel < count * panels && token < left)
-      put(stage + X_AT + i * 16, x + token * pitch + panel * 64 + piece * 16);
+  __device__ __forceinline__ Loads(const Arguments& p, const Schedule<BM, BN>& schedule) { enter(p, schedule); }
+
+  __device__ __forceinline__ void enter(const Arguments& p, const Schedule<BM, BN>& schedule) {
+    Segment s;
+    more = schedule.piece(index, s);
+    if (!more) return;
+    slot = s.begin, end = s.end, row16 = s.row16, slots = s.slots, eight = s.eight;
+    const int part = threadIdx.x / 64, row = part % (BM / 16), own_token = threadIdx.x / 4 % BN;
+    rows_left = (eight ? p.shape.rows8 : p.shape.rows4) - row16 - row;
+    codes = (eight ? p.codes8 : p.codes4) +
+            (static_cast<i64>(row16 + row) * slots + slot + part / (BM / 16)) * 1024 + threadIdx.x % 64 * 16;
+    token = s.token_block * BN;
+    tokens_left = p.shape.tokens - token - own_token;
+    x = p.x + static_cast<i64>(token + own_token) * x_pitch(p) +
+        (slot * panels() + static_cast<int>(threadIdx.x) / 4 / BN) * 64 + threadIdx.x % 4 * 16;
   }
-  if constexpr (!TOKEN_SCALES) {
+
+  __device__ __forceinline__ static int x_pitch(const Arguments& p) { return p.shape.groups * 128; }
+  __device__ __forceinline__ int panels() const { return eight ? 1 : 2; }
+  __device__ __forceinline__ int count() const { return min(WK, end - slot); }
+
+  __device__ __forceinline__ void step(const Arguments& p, const Schedule<BM, BN>& schedule) {
+    slot += WK, codes += WK * 1024, x += WK * 64 * panels();
+    if (slot < end) return;
+    ++index;
+    enter(p, schedule);
+  }
+
+  // Codes and scales of a stage; nothing here depends on earlier kernels.
+  __device__ __forceinline__ void load_weights(const Arguments& p, u32 stage) const {
+    constexpr int COPIES = (WK * BM * 4 + THREADS - 1) / THREADS, PARTS = THREADS / 64;
+    const int own_slot = threadIdx.x / 64 / (BM / 16), pitch = slots * 1024;
 #pragma unroll
-    for (int first = 0; first < WK * BN / 4; first += THREADS) {
-      const int i = first + threadIdx.x, q = i / (BN / 4), token = s.token_block * BN + i % (BN / 4) * 4;
-      const int group = ((slot + q) >> (s.eight ? 1 : 0)) >> p.x_group_shift;
-      if (q < WK && q < count && token < p.x_stride)
-        put(stage + X_SCALE_AT + i * 16, p.x_scales + static_cast<i64>(group) * p.x_stride + token);
+    for (int n = 0; n < COPIES; ++n) {
+      constexpr bool EXACT = WK * BM * 4 % THREADS == 0;
+      const int row = n * PARTS % (BM / 16), q = n * PARTS / (BM / 16);
+      if ((EXACT || n * THREADS + threadIdx.x < WK * BM * 4) && row < rows_left && (WK == 1 || q + own_slot < count()))
+        copy_async(stage + (n * THREADS + threadIdx.x) * 16, codes + (row * pitch + q * 1024));
+    }
+    constexpr int PIECES = (META4 > META8 ? META4 : META8) / 16;
+    static_assert(WK * BM / 16 * PIECES <= THREADS, "one copy a thread");
+    const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES % (BM / 16), q = threadIdx.x / PIECES / (BM / 16);
+    const int bytes = eight ? META8 : META4, valid = (eight ? p.shape.rows8 : p.shape.rows4) - row16;
+    if (q < WK && q < count() && row < valid && piece * 16 < bytes) {
+      const i64 group = static_cast<i64>(row16 + row) * p.shape.groups + ((slot + q) >> (eight ? 1 : 0));
+      copy_async(stage + W_SCALE_AT + threadIdx.x * 16, (eight ? p.scales8 : p.scales4) + group * bytes + piece * 16);
     }
   }
-}
 
-struct Cursor {
-  Segment segment;
-  int index = 0, slot = 0;
-  bool more;
-
-  __device__ __forceinline__ explicit Cursor(const Schedule<BM, BN>& schedule) { enter(schedule); }
-  __device__ __forceinline__ int count() const { return min(WK, segment.end - slot); }
-  __device__ __forceinline__ void enter(const Schedule<BM, BN>& schedule) {
-    more = schedule.piece(index, segment);
-    slot = segment.begin;
-  }
-  // To the next stage; true when that leaves the segment.
-  __device__ __forceinline__ bool step() { return (slot += count()) == segment.end; }
-  __device__ __forceinline__ void next(const Schedule<BM, BN>& schedule) {
-    ++index;
-    enter(schedule);
+  // Activations of the same slots. `put` copies 16 bytes: asynchronously in the main loop, at once in the ramp.
+  template <typename Put>
+  __device__ __forceinline__ void load_tokens(const Arguments& p, u32 stage, Put put) const {
+    constexpr int COPIES = (WK * BN * 8 + THREADS - 1) / THREADS, LINES = THREADS / 4;
+    const int own_panel = threadIdx.x / 4 / BN, limit = count() * panels(), pitch = x_pitch(p);
+#pragma unroll
+    for (int n = 0; n < COPIES; ++n) {
+      const int ahead = n * LINES % BN, panel = n * LINES / BN;
+      if (panel + own_panel < limit && ahead < tokens_left)
+        put(stage + X_AT + (n * THREADS + threadIdx.x) * 16, x + static_cast<i64>(ahead) * pitch + panel * 64);
+    }
+    if constexpr (!TOKEN_SCALES) {
+      static_assert(WK * BN / 4 <= THREADS, "one copy a thread");
+      const int q = threadIdx.x / (BN / 4), first = token + threadIdx.x % (BN / 4) * 4;
+      const int group = ((slot + q) >> (eight ? 1 : 0)) >> p.x_group_shift;
+      if (q < WK && q < count() && first < p.x_stride)
+        put(stage + X_SCALE_AT + threadIdx.x * 16, p.x_scales + static_cast<i64>(group) * p.x_stride + first);
+    }
   }
 };
 
+// A piece is done: its sums go to the tile's owner, or are completed and written.
+__device__ __forceinline__ void finish(Tile& tile, const Arguments& p, const Schedule<BM, BN>& schedule, int index,
+                                       u8* staging, int wk, int wm, int wn) {
+  constexpr int SHARERS = 32 * WM * WN;
+  const int thread = threadIdx.x % SHARERS;
+  if constexpr (WK > 1) sum_over_warps(tile, staging, wk, thread);
+  const Party block{1, 0, SHARERS, thread, wk == 0};
+  Segment s;
+  schedule.piece(index, s);
+  if (s.end < s.slots) return give_partials(tile, p, block);
+  const Rows rows(p, s, wm, threadIdx.x % 32);
+  if (s.begin > 0) take_partials(tile, p, schedule, s.tile, block);
+  if (wk == 0) write_tile(tile, p, rows, s, wn, threadIdx.x % 32, staging + (wm * WN + wn) * WARP_STAGING);
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(128) u8 shared[];
+  __shared__ Share share;
   const u32 ring = shared_address(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wk = warp / (WM * WN), wm = warp % (WM * WN) / WN, wn = warp % WN;
-  const Schedule<BM, BN> schedule(p.shape);
+  const Schedule<BM, BN> schedule{p.shape, share};
+  if (threadIdx.x == 0) share = schedule.own_share();
+  __syncthreads();
 
   // The ramp: weights first, since they were there before; then what earlier kernels wrote.
-  Cursor ahead(schedule);
+  Loads ahead(p, schedule);
   for (int stage = 0; stage < STAGES - 1; ++stage) {
     if (ahead.more) {
-      load_weights(p, ring + stage * STAGE_BYTES, ahead.segment, ahead.slot, ahead.count());
-      if (ahead.step()) ahead.next(schedule);
+      ahead.load_weights(p, ring + stage * STAGE_BYTES);
+      ahead.step(p, schedule);
     }
     copy_commit();
   }
   wait_for_earlier_kernels();
   let_next_kernel_start();
-  {
-    Cursor again(schedule);
-    for (int stage = 0; stage < STAGES - 1 && again.more; ++stage) {
-      load_tokens(p, ring + stage * STAGE_BYTES, again.segment, again.slot, again.count(),
-                  [](u32 to, const void* from) { store_shared(to, load_l2(from)); });
-      if (again.step()) again.next(schedule);
-    }
+  Loads again(p, schedule);
+  for (int stage = 0; stage < STAGES - 1 && again.more; ++stage) {
+    again.load_tokens(p, ring + stage * STAGE_BYTES,
+                      [](u32 to, const void* from) { store_shared(to, load_l2(from)); });
+    again.step(p, schedule);
   }
 
   Tile tile;
-  tile.clear();
   int stage = 0, fill = STAGES - 1;
-  for (Cursor now(schedule); now.more;) {
-    copy_wait<STAGES - 2>();
-    __syncthreads();
-    if (ahead.more) {
-      const u32 to = ring + fill * STAGE_BYTES;
-      load_weights(p, to, ahead.segment, ahead.slot, ahead.count());
-      load_tokens(p, to, ahead.segment, ahead.slot, ahead.count(), copy_async);
-      if (ahead.step()) ahead.next(schedule);
-    }
-    copy_commit();
-
-    if (wk < now.count()) {
-      const u32 from = ring + stage * STAGE_BYTES;
-      const u32 w = from + wk * W_BYTES + wm * MI * 1024 + lane * 16;
-      const u32 x = from + X_AT + wk * X_BYTES / (now.segment.eight ? 2 : 1) + wn * NJ * 512 + lane * 16;
-      const u32 w_scales = from + W_SCALE_AT + (wk * BM / 16 + wm * MI) * (W_SCALE_BYTES / (BM / 16));
-      const u32 x_scales = from + X_SCALE_AT + wk * X_SCALE_BYTES + wn * NJ * 32;
-      if (now.segment.eight)
-        accumulate<true>(tile, w, x, w_scales, x_scales, lane);
-      else
-        accumulate<false>(tile, w, x, w_scales, x_scales, lane);
-    }
-    stage = stage + 1 == STAGES ? 0 : stage + 1;
-    fill = fill + 1 == STAGES ? 0 : fill + 1;
-
-    if (!now.step()) continue;
-    const Segment& s = now.segment;
-    if constexpr (WK > 1) sum_over_warps(tile, shared + STAGING_AT, wk, threadIdx.x % (32 * WM * WN));
-    if (s.end < s.slots) {
-      give_partials(tile, p.partials + static_cast<i64>(blockIdx.x) * BM * BN, p.flags + blockIdx.x, wk);
-    } else {
-      if (s.begin > 0) take_partials(tile, schedule, s.tile, p.partials, p.flags, wk);
-      if (wk == 0) write_tile(tile, p.out, p.x_scales, p.shape, s, wm, wn, lane, shared + STAGING_AT + warp * WARP_STAGING);
-    }
+  for (int index = 0;; ++index) {
+    Segment now;
+    if (!schedule.piece(index, now)) break;
+    const bool eight = now.eight;
     tile.clear();
-    now.next(schedule);
+    for (int left = now.end - now.begin; left > 0; left -= WK) {
+      copy_wait<STAGES - 2>();
+      __syncthreads();
+      if (ahead.more) {
+        ahead.load_weights(p, ring + fill * STAGE_BYTES);
+        ahead.load_tokens(p, ring + fill * STAGE_BYTES, copy_async);
+        ahead.step(p, schedule);
+      }
+      copy_commit();
+      if (wk < left) {
+        const u32 from = ring + stage * STAGE_BYTES;
+        const u32 w = from + wk * W_BYTES + wm * MI * 1024 + lane * 16;
+        const u32 x = from + X_AT + wk * X_BYTES / (eight ? 2 : 1) + wn * NJ * 512 + lane * 16;
+        const u32 w_scales = from + W_SCALE_AT + (wk * BM / 16 + wm * MI) * (W_SCALE_BYTES / (BM / 16));
+        const u32 x_scales = from + X_SCALE_AT + wk * X_SCALE_BYTES + wn * NJ * 32 + lane % 4 * 8;
+        const auto tokens = [&](int panel, int j) { return load_shared(x + panel * (BN * 64) + j * 512); };
+        const auto scales = [&](int j, int e) { return __uint_as_float(load_shared_u32(x_scales + j * 32 + e * 4)); };
+        if (eight)
+          accumulate<true>(tile, w, w_scales, tokens, scales, lane);
+        else
+          accumulate<false>(tile, w, w_scales, tokens, scales, lane);
+      }
+      stage = stage + 1 == STAGES ? 0 : stage + 1;
+      fill = fill + 1 == STAGES ? 0 : fill + 1;
+    }
+    finish(tile, p, schedule, index, shared + STAGING_AT, wk, wm, wn);
   }
 }

@@ -9,6 +9,8 @@ using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
 
+constexpr u32 ONES = 0x01010101u;  // the same byte four times over
+
 struct alignas(16) Words4 {
   u32 x, y, z, w;
 };
@@ -67,6 +69,15 @@ __device__ __forceinline__ Words4 load_l2(const void* pointer) {
   return v;
 }
 
+// The same where several warps of an SM read them in turn: L1 may serve all but the first.
+__device__ __forceinline__ Words4 load_cached(const void* pointer) {
+  Words4 v;
+  asm volatile("ld.global.ca.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(pointer));
+  return v;
+}
+
 __device__ __forceinline__ void store_l2(void* pointer, Words4 v) {
   asm volatile("st.global.cg.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)
@@ -103,13 +114,13 @@ __device__ __forceinline__ void let_next_kernel_start() {
 template <bool UNSIGNED_A>
 __device__ __forceinline__ void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   if constexpr (UNSIGNED_A) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])

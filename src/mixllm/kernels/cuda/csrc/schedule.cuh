@@ -33,61 +33,69 @@ struct Segment {
   bool eight;
 };
 
+// A block's part of the cut tiles, [first, last) in tiles and slots.
+struct Share {
+  int first_tile, first_slot, last_tile, last_slot;
+};
+
 template <int ROWS, int TOKENS>
 struct Schedule {
   const Shape& shape;
-  int tiles8, tiles4, token_blocks, split8;
-  int first_tile, first_slot, last_tile, last_slot;  // this block's stream-K share, last_* exclusive
-  int pieces;
-
-  __device__ __forceinline__ explicit Schedule(const Shape& s) : shape(s) {
-    token_blocks = (s.tokens + TOKENS - 1) / TOKENS;
-    tiles8 = ceil_tiles(s.rows8) * token_blocks;
-    tiles4 = ceil_tiles(s.rows4) * token_blocks;
-    split8 = min(s.split, tiles8);
-    start_of(blockIdx.x, first_tile, first_slot);
-    start_of(blockIdx.x + 1, last_tile, last_slot);
-    pieces = last_tile - first_tile + (last_slot > 0);
-  }
+  const Share& share;  // in shared memory: it is needed seldom, registers always
 
   __device__ __forceinline__ static int ceil_tiles(int rows16) { return (rows16 * 16 + ROWS - 1) / ROWS; }
+  __device__ __forceinline__ int token_blocks() const { return (shape.tokens + TOKENS - 1) / TOKENS; }
+  __device__ __forceinline__ int tiles8() const { return ceil_tiles(shape.rows8) * token_blocks(); }
+  __device__ __forceinline__ int tiles4() const { return ceil_tiles(shape.rows4) * token_blocks(); }
   __device__ __forceinline__ int slots(bool eight) const { return eight ? 2 * shape.groups : shape.groups; }
 
-  // The tile and slot where a block's stream-K share begins.
+  // The tile and slot where a block's share of the cut tiles begins. All of it fits 32 bits: at most two tiles
+  // a block are cut.
   __device__ __forceinline__ void start_of(int block, int& tile, int& slot) const {
-    const int cost8 = slots(true) * shape.cost8, cost4 = slots(false) * shape.cost4;
-    const i64 total = static_cast<i64>(split8) * cost8 + static_cast<i64>(shape.split - split8) * cost4;
-    i64 at = total * block / static_cast<int>(gridDim.x);
-    const i64 border = static_cast<i64>(split8) * cost8;
+    const u32 cost8 = slots(true) * shape.cost8, cost4 = slots(false) * shape.cost4;
+    const u32 split8 = min(shape.split, tiles8());
+    const u32 border = split8 * cost8, total = border + (shape.split - split8) * cost4;
+    u32 at = total * block / gridDim.x;
     if (at < border) {
-      tile = static_cast<int>(at / cost8);
-      slot = static_cast<int>(at % cost8) / shape.cost8;
+      tile = at / cost8;
+      slot = at % cost8 / shape.cost8;
     } else {
       at -= border;
-      tile = split8 + static_cast<int>(at / cost4);
-      slot = static_cast<int>(at % cost4) / shape.cost4;
+      tile = split8 + at / cost4;
+      slot = at % cost4 / shape.cost4;
     }
+  }
+
+  __device__ __forceinline__ Share own_share() const {
+    Share s;
+    start_of(blockIdx.x, s.first_tile, s.first_slot);
+    start_of(blockIdx.x + 1, s.last_tile, s.last_slot);
+    return s;
   }
 
   // This block's piece number `index`; false when there is none.
   __device__ __forceinline__ bool piece(int index, Segment& s) const {
+    const Share own = share;
+    // With fewer slots than blocks some shares are empty.
+    const bool some = own.last_tile > own.first_tile || own.last_slot > own.first_slot;
+    const int pieces = some ? own.last_tile - own.first_tile + (own.last_slot > 0) : 0, border = tiles8();
     int tile;
     if (index < pieces) {
-      tile = last_tile - (last_slot == 0) - index;
+      tile = own.last_tile - (own.last_slot == 0) - index;
     } else {
       tile = shape.split + blockIdx.x + (index - pieces) * gridDim.x;
-      if (tile >= tiles8 + tiles4) return false;
+      if (tile >= border + tiles4()) return false;
     }
     s.tile = tile;
-    s.eight = tile < tiles8;
+    s.eight = tile < border;
     s.slots = slots(s.eight);
-    s.begin = index < pieces && tile == first_tile ? first_slot : 0;
-    s.end = index < pieces && tile == last_tile ? last_slot : s.slots;
+    s.begin = index < pieces && tile == own.first_tile ? own.first_slot : 0;
+    s.end = index < pieces && tile == own.last_tile ? own.last_slot : s.slots;
 
-    const int inside = s.eight ? tile : tile - tiles8;
+    const int inside = s.eight ? tile : tile - border;
     const int rows = ceil_tiles(s.eight ? shape.rows8 : shape.rows4);
     const int band = inside / (rows * shape.band);
-    const int width = min(shape.band, token_blocks - band * shape.band);
+    const int width = min(shape.band, token_blocks() - band * shape.band);
     const int rest = inside - band * rows * shape.band;
     s.row16 = rest / width * (ROWS / 16);
     s.token_block = band * shape.band + rest % width;

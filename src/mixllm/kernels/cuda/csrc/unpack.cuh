@@ -10,7 +10,7 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr u32 NIBBLES = 0x0F0F0F0Fu, ONES = 0x01010101u, SIGNS = 0x80808080u;
+constexpr u32 NIBBLES = 0x0F0F0F0Fu, SIGNS = 0x80808080u;
 
 // What a group of a row adds to its codes: byte = code * m + (128 - m z), 0..255, for four codes at once
 // since no byte carries. As an unsigned byte it is 128 above m (code - z).

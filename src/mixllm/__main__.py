@@ -1,0 +1,3 @@
+from mixllm.cli.main import main
+
+main()

@@ -1,0 +1,88 @@
+"""Tensors on their way from a source's files into modules, and out of memory again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixllm.errors import MixllmError
+from mixllm.source import Source
+
+FLOAT_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Module name -> the name in the files, where transformers renamed a module after models were published.
+OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
+
+# A module, an attribute of it, and the parameter that stood there.
+Place = tuple[nn.Module, str, nn.Parameter]
+
+
+def load(
+    module: nn.Module, prefix: str, source: Source, device: torch.device, skip: str = ""
+) -> Iterator[Place]:
+    """Fill a module's parameters and stored buffers from the source, in the dtypes they have; yields
+    each parameter's old place as it is filled, for unload.
+
+    prefix: the module's full name. skip: full name of a submodule to leave alone. What the source
+    lacks is left on meta. Raises MixllmError for a tensor of a wrong shape or dtype, or not finite.
+    """
+    for owner, leaf, name in _places(module, prefix, skip):
+        if name not in source:
+            name = OLD_NAMES.get(name, name)
+        if name not in source:
+            continue
+        old = getattr(owner, leaf)
+        new = _read(source, name, old).to(device).to(old.dtype)
+        if isinstance(old, nn.Parameter):
+            # A copy: changed in the source's own mapping, it would come back changed at the next read.
+            new = nn.Parameter(new.clone() if device.type == "cpu" else new, requires_grad=False)
+            yield owner, leaf, old
+        setattr(owner, leaf, new)
+
+
+def unload(places: list[Place]) -> None:
+    """Put back the parameters that load replaced."""
+    for owner, leaf, old in places:
+        setattr(owner, leaf, old)
+
+
+def require_whole(module: nn.Module, prefix: str, source: Source, skip: str = "") -> None:
+    """Raise MixllmError naming the first parameter that is still on meta."""
+    for owner, leaf, name in _places(module, prefix, skip):
+        if getattr(owner, leaf).is_meta:
+            raise MixllmError(f"{source.path}: tensor {name} is missing; config.json is not theirs")
+
+
+def tie(model: Any, source: Source) -> None:
+    """Share embeddings and head where the config ties them and only one of them is stored."""
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    real = [end.weight for end in ends if not end.weight.is_meta]
+    if real and source.config.get_text_config().tie_word_embeddings:
+        for end in ends:
+            if end.weight.is_meta:
+                end.weight = real[0]
+
+
+def _places(module: nn.Module, prefix: str, skip: str) -> Iterator[tuple[nn.Module, str, str]]:
+    """(owner, attribute, full name) of every parameter and stored buffer."""
+    stored = module.state_dict()
+    for path, owner in module.named_modules():
+        own_tensors = (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+        for leaf, _ in own_tensors:
+            inner = f"{path}.{leaf}" if path else leaf
+            name = f"{prefix}.{inner}" if prefix else inner
+            if inner in stored and not (skip and name.startswith(skip + ".")):
+                yield owner, leaf, name
+
+
+def _read(source: Source, name: str, like: Tensor) -> Tensor:
+    tensor = source.tensor(name)
+    if like.is_floating_point() and tensor.dtype not in FLOAT_WEIGHTS:
+        raise MixllmError(f"{source.path}: tensor {name} is {tensor.dtype}; give float weights")
+    if tensor.shape != like.shape:
+        shapes = f"{list(tensor.shape)}, but config.json needs {list(like.shape)}"
+        raise MixllmError(f"{source.path}: tensor {name} is {shapes}")
+    return tensor

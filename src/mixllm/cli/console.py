@@ -1,0 +1,57 @@
+"""Where the command line writes: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mixllm.progress import Bars, Progress, Silent
+
+GIGABYTE, MEGABYTE = 10**9, 10**6
+
+
+def stdout() -> Console:
+    return Console(highlight=False)
+
+
+def progress(quiet: bool) -> Progress:
+    return Silent() if quiet else Bars(Console(stderr=True, highlight=False))
+
+
+def print_json(value: Any) -> None:
+    """A dataclass or plain value as one JSON object."""
+    plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    sys.stdout.write(json.dumps(plain, indent=2, default=_as_text) + "\n")
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them: 98.1 MB, 4.9 GB."""
+    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 7 min, 2 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars and advice out of what a person reads."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

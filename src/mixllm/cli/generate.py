@@ -1,0 +1,89 @@
+"""mixllm generate and mixllm chat"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixllm.cli.console import quiet_libraries, stdout
+from mixllm.cli.options import Checkpoint, Device, Dtype, Seed
+from mixllm.errors import MixllmError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MaxTokens = Annotated[int, typer.Option(min=1, help="The most tokens to write.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
+
+
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")],
+    max_tokens: MaxTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Go on from a text with the quantized model in OUT."""
+    model, tokenizer = _open(checkpoint, device, dtype)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    if not inputs["input_ids"].shape[1]:
+        raise MixllmError("--prompt: it has no tokens; give some text")
+    stdout().print(prompt, end="", markup=False)
+    _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+
+
+def chat(
+    checkpoint: Checkpoint,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Talk with the quantized model in OUT through its chat template; an empty line or Ctrl-D ends."""
+    model, tokenizer = _open(checkpoint, device, dtype)
+    if not tokenizer.chat_template:
+        raise MixllmError(f"{checkpoint}: the model has no chat template; use mixllm generate")
+    messages: list[dict[str, str]] = []
+    while said := _ask():
+        messages.append({"role": "user", "content": said})
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        answer = _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _open(checkpoint: Checkpoint, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
+    from transformers import AutoTokenizer
+
+    from mixllm.loading import load
+    from mixllm.placement import DTYPES, pick_device
+
+    quiet_libraries()
+    model = load(checkpoint, pick_device(device), DTYPES.get(dtype))
+    return model, AutoTokenizer.from_pretrained(checkpoint)
+
+
+def _ask() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
+
+
+def _stream(model: Any, tokenizer: Any, inputs: Any, most: int, temperature: float, seed: int) -> str:
+    """Write the answer as it is made; returns it."""
+    import torch
+    from transformers import TextStreamer
+
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    inputs = inputs.to(model.device)
+    tokens = model.generate(**inputs, max_new_tokens=most, streamer=streamer, **sampling)
+    text: str = tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text

@@ -1,0 +1,81 @@
+"""The program: its commands, and what each way of ending looks like.
+
+Exit codes: 0 done; 1 an error in mixllm itself, with its traceback; 2 something the user gave, one line
+on standard error; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from mixllm import __version__
+from mixllm.cli import demo, evaluate, generate, inspect, plan, quantize
+from mixllm.errors import MixllmError
+
+USER, INTERRUPTED = 2, 130
+# What the operating system refuses for reasons that the user can mend.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+# typer has had click inside and outside of itself; the class is reached through what it has always exported.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="Quantize language models with 4 and 8 bits by output channel, chosen over the whole model.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("quantize")(quantize.quantize)
+app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.command("chat")(generate.chat)
+app.command("demo")(demo.demo)
+
+
+@app.callback(invoke_without_command=True)
+def _program(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"mixllm {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line `arguments` and return the exit code."""
+    try:
+        ended = app(list(arguments), prog_name="mixllm", standalone_mode=False)
+        sys.stdout.flush()
+        return ended if isinstance(ended, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except MixllmError as error:
+        return _fail(str(error), USER)
+    except _UsageError as error:
+        return _fail(error.format_message(), USER)  # type: ignore[attr-defined]  # every click error has it
+    except BrokenPipeError:
+        # The reader of standard output has gone (mixllm inspect | head); nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}", USER)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,66 @@
+"""mixllm plan"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixllm.cli.console import print_json, stdout
+from mixllm.cli.options import Json, config, config_flags
+from mixllm.errors import MixllmError
+
+
+@config_flags("bits", "channels", "scope", "seed")
+def plan(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="A salience file, or a directory that mixllm quantize wrote."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The plan file to write.")] = None,
+    diff: Annotated[
+        Path | None, typer.Option(help="Show what changes from SOURCE's plan to this plan (or OUT) instead.")
+    ] = None,
+    json: Json = False,
+    **given: Any,
+) -> None:
+    """Make a plan for another budget from a salience that was measured once, or compare two plans."""
+    from mixllm.cli.show import show_changes, show_choice, show_report
+    from mixllm.plan import Plan, choose, compare, report
+    from mixllm.records import PLAN, SALIENCE
+    from mixllm.salience_file import Salience
+
+    if diff is not None:
+        if given or out is not None:
+            raise MixllmError("--diff: compares two finished plans; give no budget and no --out with it")
+        changes = compare(Plan.load(_record(source, PLAN)), Plan.load(_record(diff, PLAN)))
+        if json:
+            print_json({name: asdict(change) for name, change in changes.items()})
+        else:
+            show_changes(stdout(), changes)
+        return
+    options = config(given)
+    made = choose(
+        Salience.load(_record(source, SALIENCE)),
+        bits=options.bits, channels=options.channels, scope=options.scope, seed=options.seed,
+    )  # fmt: skip
+    if out is not None:
+        made.save(out)
+    found = report(made.counts(), made.format, made.other_bytes)
+    if json:
+        print_json(found)
+    else:
+        console = stdout()
+        show_choice(console, made)
+        show_report(console, found, made.format, predicted=True)
+
+
+def _record(path: Path, name: str) -> Path:
+    """`path`, or what a checkpoint directory at `path` keeps under `name`."""
+    if not path.is_dir():
+        return path
+    if not (path / name).exists():
+        raise MixllmError(f"{path}: keeps no {name}; it was made with a plan or to uniform bits")
+    return path / name

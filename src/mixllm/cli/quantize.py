@@ -1,0 +1,76 @@
+"""mixllm quantize"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size, stdout
+from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
+from mixllm.config import QuantConfig
+from mixllm.errors import MixllmError
+
+
+@config_flags()
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
+    plan: Annotated[Path | None, typer.Option(help="A plan to follow instead of choosing.")] = None,
+    salience: Annotated[
+        Path | None, typer.Option(help="A salience file to choose from instead of measuring.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run needs in time, memory and disk.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    **given: Any,
+) -> None:
+    """Quantize MODEL into the directory OUT."""
+    if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
+        raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
+    if plan is not None and salience is not None:
+        raise MixllmError("--salience: has no effect on a finished plan; leave it or --plan out")
+    chosen = config(given)
+    quiet_libraries()
+    if dry_run:
+        _tell_needs(model, out, chosen, device, dtype, plan is None and salience is None, json)
+        return
+    from mixllm import pipeline
+
+    summary = pipeline.quantize(
+        model, out, chosen, device=device, dtype=dtype, plan=plan, salience=salience,
+        overwrite=overwrite, progress=progress(quiet),
+    )  # fmt: skip
+    if json:
+        print_json(summary)
+        return
+    found = summary.report
+    stdout().print(
+        f"{out}: {found['payload_bits']:.2f} bits a weight ({found['bits']:.2f} with scales), "
+        f"{size(found['checkpoint_bytes'])}, {duration(sum(summary.seconds.values()))}"
+    )
+
+
+def _tell_needs(
+    model: str, out: Path, chosen: QuantConfig, device: str, dtype: str, choose: bool, json: bool
+) -> None:
+    from mixllm.estimate import estimate
+    from mixllm.pipeline import is_uniform
+
+    measured = choose and not is_uniform(chosen)
+    needs = estimate(model, out, chosen, device=device, dtype=dtype, measured=measured)
+    if json:
+        print_json(needs)
+        return
+    stdout().print(
+        f"time    about {duration(needs.seconds)} on {needs.device}\n"
+        f"memory  about {size(needs.memory_bytes)}\n"
+        f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "
+        f"{size(needs.free_bytes)} free"
+    )

@@ -1,0 +1,92 @@
+"""Tables of what a plan or a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from mixllm.cli.console import size
+from mixllm.config import Format
+from mixllm.plan import ModuleChange, Plan, Report, Share
+from mixllm.salience_file import Salience
+
+_BAR = 30
+
+
+def show_report(console: Console, found: Report, format: Format, *, predicted: bool) -> None:
+    """Sizes first, then where the 8-bit rows are."""
+    checkpoint = f"{size(found.checkpoint_bytes)}{' (predicted)' if predicted else ''}"
+    facts = {
+        "payload": f"{found.payload_bits:.4f} bits a weight",
+        "with scales, zeros, row numbers": f"{found.bits:.4f} bits a weight",
+        "quantized layers": f"{found.weights / 1e6:,.1f} M weights in {size(found.quantized_bytes)}",
+        "other tensors": size(found.other_bytes),
+        "checkpoint": checkpoint,
+        "8-bit rows": f"{found.total.wide:,} of {found.total.rows:,} ({found.total.percent:.2f} %)",
+        "format": f"weights {format.weight_scale}, rotation {format.rotation}, "
+        f"activations {format.activation_group}",
+    }
+    _grid(console, facts)
+    _shares(console, "by kind", found.by_kind)
+    _shares(console, "by depth", found.by_depth)
+
+
+def show_choice(console: Console, plan: Plan) -> None:
+    """How a plan was made, on one line."""
+    budget = f"{plan.budget:g} bits" if plan.rule == "bits" else f"{plan.budget:g} % of channels"
+    measured = f"{plan.score} of {plan.error} errors" if plan.score else "no salience needed"
+    seed = f", seed {plan.seed}" if plan.scope == "random" else ""
+    console.print(f"plan: {budget}, {plan.scope}{seed}, {measured}")
+
+
+def show_changes(console: Console, changes: Mapping[str, ModuleChange]) -> None:
+    """The modules that differ, with how many rows each way."""
+    table = Table("module", "to more bits", "to fewer bits", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, change in changes.items():
+        table.add_row(name, f"{change.raised:,}", f"{change.lowered:,}")
+    if changes:
+        console.print(table)
+    raised = sum(change.raised for change in changes.values())
+    lowered = sum(change.lowered for change in changes.values())
+    console.print(f"{len(changes)} modules differ: {raised:,} rows to more bits, {lowered:,} to fewer")
+
+
+def _grid(console: Console, facts: Mapping[str, str]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _shares(console: Console, title: str, shares: Mapping[str, Share] | Mapping[int, Share]) -> None:
+    table = Table(title, "rows", "8 bit %", "", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for label, share in shares.items():
+        bar = "#" * round(_BAR * share.percent / 100)
+        table.add_row(str(label), f"{share.rows:,}", f"{share.percent:.2f}", bar)
+    console.print()
+    console.print(table)
+
+
+def show_salience(console: Console, salience: Salience) -> None:
+    """The predicted rise of the loss with all rows of a kind of layer at one width."""
+    rows = sum(module.out_features for module in salience.modules.values())
+    console.print(
+        f"salience: {salience.score} of {salience.error} errors, {salience.tokens:,} tokens, "
+        f"{len(salience.modules)} layers, {rows:,} rows"
+    )
+    kinds: defaultdict[str, dict[int, float]] = defaultdict(lambda: dict.fromkeys(salience.widths, 0.0))
+    for name, module in salience.modules.items():
+        for width, loss in module.loss.items():
+            kinds[name.rpartition(".")[2]][width] += float(loss.double().sum())
+    table = Table(
+        "loss, nats a token", *(f"{width} bit" for width in salience.widths), box=None, pad_edge=False
+    )
+    for kind, losses in kinds.items():
+        table.add_row(kind, *(f"{loss:.3g}" for loss in losses.values()))
+    console.print(table)

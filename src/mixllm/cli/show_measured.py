@@ -1,0 +1,60 @@
+"""Tables of measurements against the float model, each figure with its standard error over windows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import fill
+
+from rich.console import Console
+from rich.table import Table
+
+from mixllm.cli.console import size
+from mixllm.demo import Demo
+from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
+
+_FIGURES = ("perplexity", "NLL over float", "KL", "top-1 %")
+
+
+def show_measurements(console: Console, found: Mapping[str, Measurement]) -> None:
+    """A line a model; NLL over float is the paired difference, in nats a token."""
+    table = _table("model", *_FIGURES)
+    for name, measured in found.items():
+        table.add_row(name, *_figures(measured, found[REFERENCE]))
+    console.print(table)
+    console.print(f"{len(found[REFERENCE].nll)} windows; +- is the standard error over windows")
+
+
+def show_demo(console: Console, demo: Demo) -> None:
+    """The table with sizes, what to know about it, and what the model wrote."""
+    table = _table("model", "bits", "size", *_FIGURES)
+    reference = demo.rows[REFERENCE].measured
+    for name, row in demo.rows.items():
+        table.add_row(name, f"{row.bits:.2f}", size(row.bytes), *_figures(row.measured, reference))
+    console.print(table)
+    console.print()
+    notes = ("bits: a quantized weight, with scales and zeros; +-: standard error over windows.", *demo.notes)
+    for note in notes:
+        console.print(fill(note, width=console.width), markup=False)
+    console.print(f"\n{demo.shown} answers\n> {demo.prompt}", markup=False)
+    console.print(fill(demo.answer, width=console.width, replace_whitespace=False), markup=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+        column.no_wrap = True
+    return table
+
+
+def _figures(measured: Measurement, reference: Measurement) -> tuple[str, ...]:
+    if measured is reference:
+        return f"{measured.perplexity:.3f}", "", "", ""
+    over = paired_difference(measured.nll, reference.nll)
+    kl, top1 = mean_and_error(measured.kl), mean_and_error(100 * measured.top1)
+    return f"{measured.perplexity:.3f}", _pair(over, 4), _pair(kl, 4), _pair(top1, 2)
+
+
+def _pair(mean_and_error: tuple[float, float], digits: int) -> str:
+    mean, error = mean_and_error
+    return f"{mean:.{digits}f} +- {error:.{digits}f}"

@@ -1,0 +1,8 @@
+"""Text, for calibration and for measuring: from files, the hub or Python's own library to token windows."""
+
+from __future__ import annotations
+
+from mixllm.data.cut import windows
+from mixllm.data.read import load_text
+
+__all__ = ["load_text", "windows"]

@@ -1,0 +1,108 @@
+"""Reading the documents that a --calibration or --text option names."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mixllm.data.builtin import builtin_text
+from mixllm.errors import MixllmError
+
+# Of a hub data set, the first so many characters: about 1,000 windows of 2,048 tokens.
+HUB_CHARACTERS = 8_000_000
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+
+SUFFIXES = (".txt", ".raw", ".jsonl", ".parquet")
+
+
+def load_text(spec: str) -> list[str]:
+    """The documents of `spec`, none of them blank but for rows of WikiText.
+
+    "builtin": Python's own documentation (see mixllm.data.builtin).
+    *.jsonl: {"text": ...} a line. *.parquet: its column "text" (needs pyarrow).
+    *.raw: WikiText as distributed; a document a row as the hub's data set has them, so that joining
+        them with blank lines gives the text that papers measure perplexity on.
+    Any other file: one document of UTF-8 text.
+    name[:config[:split]]: a hub data set's column "text", its beginning (needs datasets).
+    Raises MixllmError for what is missing, unreadable or holds no text.
+    """
+    if spec == "builtin":
+        return builtin_text()
+    path = Path(spec).expanduser()
+    if path.is_file():
+        texts = _read_file(path)
+    elif path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec):
+        raise MixllmError(f"{spec}: no such text file")
+    else:
+        texts = _read_hub(spec)
+    if not any(text.strip() for text in texts):
+        raise MixllmError(f"{spec}: holds no text")
+    return texts
+
+
+def _read_file(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise MixllmError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    if path.suffix == ".jsonl":
+        lines = enumerate(io.StringIO(text), 1)
+        return [_text_of(line, f"{path}: line {number}") for number, line in lines if line.strip()]
+    if path.suffix == ".raw":
+        return [line if line.strip() else "" for line in io.StringIO(text)]
+    return [text]
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise MixllmError(f"{where}: not JSON") from None
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise MixllmError(f'{where}: not an object with a string "text"')
+    return str(record["text"])
+
+
+def _read_parquet(path: Path) -> list[str]:
+    parquet = _optional("pyarrow.parquet", path)
+    try:
+        column = parquet.read_table(path, columns=["text"]).column("text")
+    except (OSError, ValueError, KeyError) as error:
+        raise MixllmError(f"{path}: not a Parquet file with a column text ({_first_line(error)})") from None
+    return [text for text in column.to_pylist() if text]
+
+
+def _read_hub(spec: str) -> list[str]:
+    datasets = _optional("datasets", spec)
+    name, config, split = (*spec.split(":"), "", "")[:3]
+    texts: list[str] = []
+    characters = 0
+    try:
+        for row in datasets.load_dataset(name, config or None, split=split or "train", streaming=True):
+            texts.append(row["text"])
+            characters += len(row["text"])
+            if characters >= HUB_CHARACTERS:
+                break
+    except KeyError:
+        raise MixllmError(f"{spec}: the data set has no column text") from None
+    except Exception as error:  # whatever the network, the hub or a data set's files raise
+        raise MixllmError(f"{spec}: not a file, and not had from the hub ({_first_line(error)})") from None
+    return texts
+
+
+def _optional(package: str, where: Any) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        needed = package.partition(".")[0]
+        raise MixllmError(f"{where}: reading it needs {needed}; pip install {needed}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

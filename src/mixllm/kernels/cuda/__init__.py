@@ -1,0 +1,67 @@
+"""The CUDA backend: mixed 4- and 8-bit rows in one launch, from sm_80 on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixllm.config import Format
+from mixllm.errors import MixllmError
+from mixllm.format.mixed import MixedWeight
+from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda.launch import device
+from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
+from mixllm.kernels.cuda.tiles import Scales, choose, table
+
+
+class CudaLinear:
+    """A weight in the kernels' order on one GPU; x [..., K] -> y [..., N] in x's dtype."""
+
+    def __init__(self, weight: KernelWeight, format: Format) -> None:
+        self.weight, self.format = weight, format
+        self.scales = Scales.of(format, weight.scales4.shape[2] > 48)
+        self.group = 0 if format.activation_group == "token" else format.activation_group
+        self.tensors = [
+            weight.codes8, weight.codes4, weight.scales8, weight.scales4, weight.rows, weight.row_scales
+        ]  # fmt: skip
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Raises MixllmError for a wrong dtype, shape or device."""
+        weight = self.weight
+        channels = weight.out_features
+        ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
+        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        if bias is not None:
+            bias = bias.to(x.dtype)
+        quantized = ops.quantize(flat, self.format.rotation == "hadamard", self.group)
+        y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
+        return y.reshape(*x.shape[:-1], channels)
+
+
+def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
+    """Lay a stored weight out on a GPU and compile what it will need; runs once, at load time.
+
+    Raises MixllmError for a GPU older than sm_80 or where NVRTC is missing.
+    """
+    target = torch.device(device_)
+    index = torch.cuda.current_device() if target.index is None else target.index
+    target = torch.device("cuda", index)
+    if not torch.cuda.is_available():
+        raise MixllmError("the CUDA backend needs a GPU and a CUDA build of torch; choose the reference backend")
+    moved = {name: tensor.to(target) for name, tensor in weight.tensors().items()}
+    linear = CudaLinear(to_kernel_order(MixedWeight(weight.in_features, **moved), format), format)
+    warm_up(linear, index)
+    return linear
+
+
+def warm_up(linear: CudaLinear, index: int) -> None:
+    """Compile and load every kernel that forward may launch."""
+    limit = device(index).shared_limit
+    for most, _ in table(linear.scales.key):
+        ops.product(index, linear.scales, choose(linear.scales, most, limit))
+    padded = linear.weight.codes4.shape[1] * 128
+    shapes = {ops.launch_shape(tokens, padded)[0] for tokens in (1, 65)}
+    rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
+    for dtype in (torch.float16, torch.bfloat16):
+        for vectors in shapes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group)

@@ -1,0 +1,238 @@
+// Activations to int8: [rotation,] scale and rounding of one token a block, kept in registers throughout.
+// A token wider than 28,672 inputs takes several rounds; its values are then read and rotated twice.
+//
+// Compiled once for each set of these macros:
+//   INPUT   0 float16, 1 bfloat16, 2 float32
+//   VECTORS of 8 inputs a thread: vector v of thread t holds inputs 8 (v * threads + t) .. of a round
+//   ROTATE  1: Hadamard blocks of 128 (a shorter last block in equal powers of two), method of rotation.py
+//   TAIL    1: inputs % 128 is not 0, so the last block is shorter
+//   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
+// Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
+#include "ptx.cuh"
+
+struct Arguments {
+  const void* x;      // [tokens][x_pitch], the first `inputs` of each row
+  i8* codes;          // [tokens][padded], zeros from `inputs` on
+  float* scales;      // [groups of activations][scale_pitch]
+  int* sums;          // [tokens], of a token's codes
+  int* flags;         // set to zero for the product that follows
+  i64 x_pitch;        // in elements
+  int inputs, padded, tokens, scale_pitch, flag_count;
+  int tail_block;     // the Hadamard's width in the last inputs % 128
+  float tail_norm;    // fl32(tail_block ** -0.5)
+  int aligned;        // rows begin on 16 bytes and are whole vectors
+  int rounds;
+};
+
+constexpr float NORM_128 = 0.08838834764831845f;  // 128 ** -0.5
+constexpr u32 LEAST_SCALE = 0x00800000u;          // 2 ** -126
+constexpr u32 INFINITE = 0x7F800000u;
+constexpr int MAX_THREADS = 896;  // 72 registers each, enough for 4 vectors; 28,672 inputs in one round
+constexpr int MAX_WARPS = MAX_THREADS / 32;
+constexpr int WIDTH = GROUP == 0 ? 128 : GROUP;
+// Adding it rounds a float below 2^22 to the nearest integer, ties to even, and leaves that in the low bits.
+constexpr float ROUNDER = 12582912.0f;
+
+__device__ __forceinline__ float element(const void* row, int i) {
+  if constexpr (INPUT == 2) return static_cast<const float*>(row)[i];
+  const u16 bits = static_cast<const u16*>(row)[i];
+  return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+}
+
+__device__ __forceinline__ void load(const Arguments& p, const void* row, int at, float (&v)[8]) {
+  if (p.aligned && at < p.inputs) {
+    if constexpr (INPUT == 2) {
+      const Words4 a = load_l2(static_cast<const float*>(row) + at), b = load_l2(static_cast<const float*>(row) + at + 4);
+      const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[e] = __uint_as_float(words[e]);
+    } else {
+      const Words4 a = load_l2(static_cast<const u16*>(row) + at);
+      const u32 words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
+        v[e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+      }
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
+  }
+}
+
+// Butterflies over strides 1, 2, 4 in registers and 8 .. 64 between the sixteen lanes of a block: a + b, a - b in
+// float32, then one multiplication. Where the last block is narrower its lanes take part but keep their values.
+__device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
+#pragma unroll
+  for (int stride = 1; stride < 8; stride *= 2) {
+    if (TAIL && stride >= block) break;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (e & stride) continue;
+      const float a = v[e], b = v[e + stride];
+      v[e] = __fadd_rn(a, b), v[e + stride] = __fsub_rn(a, b);
+    }
+  }
+#pragma unroll
+  for (int stride = 8; stride < 128; stride *= 2) {
+    // v * (+-1) + other is the sum or difference with its one rounding, in one instruction.
+    const float sign = threadIdx.x & (stride / 8) ? -1.0f : 1.0f;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float turned = __fmaf_rn(v[e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[e], stride / 8));
+      v[e] = TAIL && stride >= block ? v[e] : turned;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) v[e] = __fmul_rn(v[e], norm);
+}
+
+// The bits of the largest |v|. A NaN wins, and as integers the bits of positive floats are ordered as they are,
+// with infinity and NaN on top: further maxima may be integer ones.
+__device__ __forceinline__ u32 top_bits(const float (&v)[8]) {
+  float top = 0.0f;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[e])));
+  return __float_as_uint(top);
+}
+
+struct Scale {
+  float value, inverse;
+  bool empty;  // all codes are zero
+};
+
+__device__ __forceinline__ Scale scale_of(u32 top) {
+  const float s = __fdiv_rn(__uint_as_float(top), 127.0f);
+  if (top >= INFINITE) return {__uint_as_float(0x7FC00000u), 0.0f, true};
+  if (__float_as_uint(s) < LEAST_SCALE) return {1.0f, 0.0f, true};
+  return {s, __frcp_rn(s), false};
+}
+
+// round(v / s) for eight values. v * (1 / s) is within 2^-15 of v / s, so it rounds to the same integer unless it
+// is that near to a tie; then, seldom, the division is done.
+__device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale& s, u32 (&packed)[2]) {
+  packed[0] = packed[1] = 0;
+  if (s.empty) return;
+  u32 bits[8];
+  float furthest = 0.0f;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const float rounded = __fmaf_rn(v[e], s.inverse, ROUNDER);
+    bits[e] = __float_as_uint(rounded);
+    furthest = fmaxf(furthest, fabsf(__fmaf_rn(v[e], s.inverse, ROUNDER - rounded)));
+  }
+  if (furthest > 0.4999f) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float q = fminf(fmaxf(__fdiv_rn(v[e], s.value), -127.0f), 127.0f);
+      bits[e] = __float_as_uint(__fadd_rn(q, ROUNDER));
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const u32 low = __byte_perm(bits[half * 4], bits[half * 4 + 1], 0x0040);
+    const u32 high = __byte_perm(bits[half * 4 + 2], bits[half * 4 + 3], 0x0040);
+    packed[half] = __byte_perm(low, high, 0x5410);
+  }
+}
+
+// The values of one round, rotated.
+__device__ __forceinline__ void fetch(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
+#pragma unroll
+  for (int k = 0; k < VECTORS; ++k) load(p, row, start + (k * blockDim.x + threadIdx.x) * 8, v[k]);
+  if constexpr (ROTATE) {
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      const bool tail = TAIL && start + static_cast<int>(k * blockDim.x + threadIdx.x) * 8 >= p.inputs / 128 * 128;
+      rotate(v[k], tail ? p.tail_block : 128, tail ? p.tail_norm : NORM_128);
+    }
+  }
+}
+
+// The largest |v| of the group that each of a thread's vectors belongs to.
+__device__ __forceinline__ void group_tops(const float (&v)[VECTORS][8], u32 (&top)[VECTORS],
+                                           u32 (*shared)[MAX_WARPS]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int k = 0; k < VECTORS; ++k) {
+    top[k] = top_bits(v[k]);
+    if constexpr (GROUP == 128) {
+      // Sixteen lanes hold a group.
+#pragma unroll
+      for (int other = 1; other < 16; other *= 2) top[k] = max(top[k], __shfl_xor_sync(0xFFFFFFFFu, top[k], other));
+    } else {
+      top[k] = __reduce_max_sync(0xFFFFFFFFu, top[k]);
+    }
+  }
+  if constexpr (GROUP == 512) {
+    // Two neighbouring warps hold a group.
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k)
+      if (lane == 0) shared[k][warp] = top[k];
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) top[k] = max(top[k], shared[k][warp ^ 1]);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __grid_constant__ Arguments p) {
+  __shared__ u32 tops[VECTORS][MAX_WARPS];
+  __shared__ int total;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  const int token = blockIdx.x, round_inputs = VECTORS * 8 * blockDim.x;
+  // At once: the product's blocks may be there with their weights when this is done.
+  let_next_kernel_start();
+  wait_for_earlier_kernels();
+
+  if (token == 0)
+    for (int i = threadIdx.x; i < p.flag_count; i += blockDim.x) p.flags[i] = 0;
+  if (threadIdx.x == 0) total = 0;
+
+  const u8* row = static_cast<const u8*>(p.x) + token * p.x_pitch * (INPUT == 2 ? 4 : 2);
+  float v[VECTORS][8];
+  u32 token_top = 0;
+  if constexpr (GROUP == 0) {
+    for (int round = 0; round < p.rounds; ++round) {
+      fetch(p, row, round * round_inputs, v);
+#pragma unroll
+      for (int k = 0; k < VECTORS; ++k) token_top = max(token_top, top_bits(v[k]));
+    }
+    token_top = __reduce_max_sync(0xFFFFFFFFu, token_top);
+    if (lane == 0) tops[0][warp] = token_top;
+    __syncthreads();
+    token_top = __reduce_max_sync(0xFFFFFFFFu, lane < warps ? tops[0][lane] : 0u);
+  }
+
+  int sum = 0;
+  // Backwards, since the last round is still in registers.
+  for (int round = p.rounds - 1; round >= 0; --round) {
+    if (GROUP != 0 || round < p.rounds - 1) fetch(p, row, round * round_inputs, v);
+    u32 top[VECTORS];
+    if constexpr (GROUP != 0) group_tops(v, top, tops);
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      const int at = round * round_inputs + (k * blockDim.x + threadIdx.x) * 8;
+      if (at >= p.padded) continue;
+      const Scale s = scale_of(GROUP == 0 ? token_top : top[k]);
+      u32 packed[2];
+      round_to_codes(v[k], s, packed);
+      *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
+          packed[0] | static_cast<u64>(packed[1]) << 32;
+      if constexpr (GROUP == 0) {
+        sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
+        sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
+        if (at == 0) p.scales[token] = s.value;
+      } else if (at % WIDTH == 0 && at < p.inputs) {
+        p.scales[static_cast<i64>(at / WIDTH) * p.scale_pitch + token] = s.value;
+      }
+    }
+  }
+  if constexpr (GROUP == 0) {
+    sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+    if (lane == 0) atomicAdd(&total, sum);
+    __syncthreads();
+    if (threadIdx.x == 0) p.sums[token] = total;
+  }
+}

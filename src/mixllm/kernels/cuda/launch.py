@@ -1,0 +1,90 @@
+"""Kernels on a device: loaded once, launched on torch's current stream with programmatic dependent launch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.build import architecture, cubin
+
+LEAST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launch must know of a GPU."""
+
+    index: int
+    capability: tuple[int, int]
+    multiprocessors: int
+    shared_limit: int  # bytes a block can have
+
+
+@cache
+def device(index: int) -> Device:
+    """Raises MixllmError for a GPU older than sm_80."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = (properties.major, properties.minor)
+    if capability < LEAST_CAPABILITY:
+        raise MixllmError(
+            f"{properties.name} is sm_{properties.major}{properties.minor}: the CUDA backend needs sm_80 or "
+            "newer; choose the reference backend"
+        )
+    limit = properties.shared_memory_per_block_optin
+    return Device(index, capability, properties.multi_processor_count, limit)
+
+
+class Kernel:
+    """One compiled kernel on one device."""
+
+    def __init__(self, source: str, name: str, macros: Mapping[str, int], index: int, shared: int) -> None:
+        from cuda.bindings import driver
+
+        self._driver = driver
+        target = device(index)
+        torch.cuda.init()
+        code = cubin(source, macros, architecture(target.capability))
+        # A library belongs to no context: the same handle serves every device of this architecture.
+        self._library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
+        self._function = _checked(driver.cuLibraryGetKernel(self._library, name.encode()))
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver.cuKernelSetAttribute(attribute, shared, self._function, index))
+        self._handle = driver.CUfunction(int(self._function))
+        self._shared = shared
+        self._attributes = []
+        if target.capability >= (9, 0):
+            early = driver.CUlaunchAttribute()
+            early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            early.value.programmaticStreamSerializationAllowed = 1
+            self._attributes = [early]
+
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
+        """Enqueue on the current stream of the current device; arguments is the kernel's one parameter."""
+        driver = self._driver
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = self._shared
+        config.hStream = torch.cuda.current_stream().cuda_stream
+        config.attrs, config.numAttrs = self._attributes, len(self._attributes)
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        _checked(driver.cuLaunchKernelEx(config, self._handle, ctypes.addressof(parameters), 0))
+
+
+@cache
+def kernel(
+    source: str, name: str, macros: tuple[tuple[str, int], ...], index: int, shared: int = 0
+) -> Kernel:
+    return Kernel(source, name, dict(macros), index, shared)
+
+
+def _checked(result: tuple[Any, ...]) -> Any:
+    if int(result[0]) != 0:
+        raise RuntimeError(f"CUDA driver: {result[0]!r}")
+    return result[1] if len(result) > 1 else None

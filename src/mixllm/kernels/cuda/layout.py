@@ -1,0 +1,186 @@
+"""A stored layer in the order that the CUDA kernels read, and back, bit for bit.
+
+Rows go in tiles of 16, 8-bit and 4-bit ones apart; K goes in slots whose codes are 64 bytes a row: 128
+inputs of a 4-bit row, 64 of an 8-bit row. A slot of a tile is 1,024 bytes in a row of memory, and slots
+follow one another along K, so that a warp's read of one tile is one stream.
+
+    8-bit slot   row 0: 64 inputs | row 1 | ... | row 15
+
+    4-bit slot   inputs 0..63 | inputs 64..127, each 512 bytes = 32 lanes x 16 bytes; lane 4 g + c has
+                 inputs 16 c .. 16 c + 15 of rows g and g + 8:
+
+                 byte      0 1 2 3      4 5 6 7      8 9 10 11    12 13 14 15
+                 row       g            g + 8        g            g + 8
+                 low       0 1 2 3      0 1 2 3      8 9 10 11    8 9 10 11     (+ 16 c)
+                 high      4 5 6 7      4 5 6 7      12 13 14 15  12 13 14 15   (+ 16 c)
+
+These are the registers of mma.m16n8k32's first operand once the nibbles are apart (csrc/unpack.cuh).
+Scales of a tile and a group of 128 inputs lie together, rows g and g + 8 side by side (csrc/accumulate.cuh).
+K is filled up with each row's zero point, whose weight is 0, and rows with channel -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE, Format
+from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import pack_nibbles, unpack_nibbles
+
+TILE = 16
+# Tiles converted at a time: the copy beside a layer stays small however large the layer is.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class KernelWeight:
+    """Sizes, then tensors on one device; R = ceil(rows / 16) of each width, G = ceil(K / 128).
+
+    codes8 uint8 [R8, 2 G, 1024], codes4 uint8 [R4, G, 1024]
+    scales8 uint8 [R8, G, B8], scales4 uint8 [R4, G, B4]: bytes, see csrc/accumulate.cuh
+    rows int32 [16 (R8 + R4)]: original channel or -1; row_scales float32 alike (0 where unused)
+    """
+
+    in_features: int
+    n4: int
+    n8: int
+    codes8: Tensor
+    codes4: Tensor
+    scales8: Tensor
+    scales4: Tensor
+    rows: Tensor
+    row_scales: Tensor
+
+    @property
+    def out_features(self) -> int:
+        return self.n4 + self.n8
+
+
+def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
+    """Lay a stored layer out for the kernels, on its own device."""
+    k, groups = weight.in_features, format.groups(weight.in_features)
+    n4, n8 = len(weight.codes4), len(weight.codes8)
+    # Group scales of both widths have one type, the wider.
+    scale_type = torch.promote_types(weight.scales4.dtype, weight.scales8.dtype)
+    by_group = format.weight_scale == "group"
+
+    def four(rows: slice) -> Tensor:
+        codes = unpack_nibbles(weight.codes4[rows], k)
+        zeros = _zeros(weight, format, rows)
+        return _codes4(torch.cat((codes, zeros[:, -1:].expand(-1, groups * GROUP_SIZE - k)), dim=1))
+
+    def eight(rows: slice) -> Tensor:
+        padded = torch.nn.functional.pad(weight.codes8[rows], (0, groups * GROUP_SIZE - k))
+        return _tiles(padded.view(torch.uint8)).unflatten(2, (2 * groups, 64)).transpose(1, 2).flatten(2)
+
+    def scales4(rows: slice) -> Tensor:
+        zeros = _zeros(weight, format, rows)
+        if by_group:
+            return torch.cat((_pairs(weight.scales4[rows].to(scale_type)), _pairs(zeros)), dim=2)
+        if weight.multipliers4 is not None:
+            zeros = zeros << 4 | unpack_nibbles(weight.multipliers4[rows], groups)
+        else:
+            zeros = zeros << 4
+        return _pairs(zeros)
+
+    def scales8(rows: slice) -> Tensor:
+        if by_group:
+            return _pairs(weight.scales8[rows].to(scale_type))
+        return weight.codes8.new_empty((-(-len(weight.codes8[rows]) // TILE), groups, 0), dtype=torch.uint8)
+
+    if by_group:
+        row_scales = torch.zeros(0, device=weight.rows.device)
+    else:
+        row_scales = torch.cat((_pad(weight.scales8, 0), _pad(weight.scales4, 0)))
+    return KernelWeight(
+        k, n4, n8,
+        codes8=_convert(n8, eight), codes4=_convert(n4, four),
+        scales8=_convert(n8, scales8), scales4=_convert(n4, scales4),
+        rows=torch.cat((_pad(weight.rows[n4:], -1), _pad(weight.rows[:n4], -1))),
+        row_scales=row_scales.float(),
+    )  # fmt: skip
+
+
+def from_kernel_order(weight: KernelWeight, format: Format) -> MixedWeight:
+    """The stored layer again; group scales come back in the wider type of the two widths."""
+    k, n4, n8 = weight.in_features, weight.n4, weight.n8
+    groups = format.groups(k)
+    border = len(weight.codes8) * TILE
+    zeros = _unpairs(weight.scales4[..., -TILE:], torch.uint8)[:n4]
+    multipliers = None
+    if format.weight_scale == "group":
+        scale_type = torch.float16 if weight.scales4.shape[2] == 3 * TILE else torch.float32
+        scales4 = _unpairs(weight.scales4[..., :-TILE], scale_type)[:n4]
+        scales8 = _unpairs(weight.scales8, scale_type)[:n8]
+    else:
+        scales8, scales4 = weight.row_scales[:n8], weight.row_scales[border : border + n4]
+        if format.weight_scale == "group_int":
+            multipliers = pack_nibbles(zeros & 15)
+        zeros = zeros >> 4
+    codes8 = weight.codes8.unflatten(2, (TILE, 64)).transpose(1, 2).reshape(border, groups * GROUP_SIZE)
+    return MixedWeight(
+        in_features=k,
+        rows=torch.cat((weight.rows[border : border + n4], weight.rows[:n8])),
+        codes4=pack_nibbles(_uncodes4(weight.codes4)[:n4, :k]),
+        zeros4=pack_nibbles(zeros[:, :1] if format.weight_scale == "row" else zeros),
+        scales4=scales4,
+        codes8=codes8[:n8, :k].view(torch.int8),
+        scales8=scales8,
+        multipliers4=multipliers,
+    )
+
+
+def _convert(n: int, convert: Callable[[slice], Tensor]) -> Tensor:
+    """convert's tiles for rows 0 .. n - 1, made CHUNK tiles at a time."""
+    out: Tensor | None = None
+    for start in range(0, max(n, 1), CHUNK * TILE):
+        part = convert(slice(start, min(start + CHUNK * TILE, n)))
+        if out is None:
+            out = part.new_empty((-(-n // TILE), *part.shape[1:]))
+        out[start // TILE : start // TILE + len(part)] = part
+    assert out is not None
+    return out
+
+
+def _zeros(weight: MixedWeight, format: Format, rows: slice) -> Tensor:
+    groups = format.groups(weight.in_features)
+    stored = 1 if format.weight_scale == "row" else groups
+    return unpack_nibbles(weight.zeros4[rows], stored).expand(-1, groups)
+
+
+def _pad(values: Tensor, fill: float) -> Tensor:
+    return torch.nn.functional.pad(values, (0, -len(values) % TILE), value=fill)
+
+
+def _tiles(values: Tensor) -> Tensor:
+    """[n, m] -> [R, 16, m], rows filled up with zeros."""
+    return torch.nn.functional.pad(values, (0, 0, 0, -len(values) % TILE)).unflatten(0, (-(-len(values) // TILE), TILE))
+
+
+def _pairs(values: Tensor) -> Tensor:
+    """[n, G] -> bytes [R, G, 16 * size]: for each group rows 0, 8, 1, 9, ..., 7, 15."""
+    ordered = _tiles(values).unflatten(1, (2, 8)).permute(0, 3, 2, 1).flatten(2).contiguous()
+    return ordered.view(torch.uint8)
+
+
+def _unpairs(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    ordered = stored.contiguous().view(dtype).unflatten(2, (8, 2))
+    return ordered.permute(0, 3, 2, 1).reshape(len(stored) * TILE, stored.shape[1])
+
+
+def _codes4(codes: Tensor) -> Tensor:
+    """[n, 128 G] of 0..15 -> [R, G, 1024]; axes of the picture: half of the tile h, row g, lane part c,
+    product j, low / high nibble r, byte i."""
+    split = _tiles(codes).reshape(-(-len(codes) // TILE), 2, 8, codes.shape[1] // 64, 4, 2, 2, 4)  # R h g panel c j r i
+    packed = split[..., 0, :] | split[..., 1, :] << 4
+    return packed.permute(0, 3, 2, 4, 5, 1, 6).reshape(len(packed), codes.shape[1] // GROUP_SIZE, 1024)
+
+
+def _uncodes4(stored: Tensor) -> Tensor:
+    packed = stored.reshape(len(stored), stored.shape[1] * 2, 8, 4, 2, 2, 4).permute(0, 5, 2, 1, 3, 4, 6)  # R h g panel c j i
+    split = torch.stack((packed & 15, packed >> 4), dim=-2)
+    return split.reshape(len(stored) * TILE, stored.shape[1] * GROUP_SIZE)

@@ -1,0 +1,191 @@
+"""The two operations as torch sees them: quantize activations, multiply by a mixed weight.
+
+They are plain torch operators with fake implementations: torch.compile(fullgraph=True), CUDA graphs and
+several devices and streams work, and inside a call nothing is compiled, tuned, printed or waited for
+except the compilation of a kernel that `warm_up` was not asked for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_longlong, c_void_p
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.tiles import Scales, Tile, choose, shared_bytes
+
+TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
+# One flag for each block of a product's grid, or each warp of a decoding one; no GPU has so many resident.
+FLAGS = 4096
+MOST_THREADS = 896
+BAND = 16
+
+
+class _Quantize(ctypes.Structure):
+    _fields_ = [
+        ("x", c_void_p), ("codes", c_void_p), ("scales", c_void_p), ("sums", c_void_p), ("flags", c_void_p),
+        ("x_pitch", c_longlong),
+        ("inputs", c_int), ("padded", c_int), ("tokens", c_int), ("scale_pitch", c_int), ("flag_count", c_int),
+        ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int), ("rounds", c_int),
+    ]  # fmt: skip
+
+
+class _Outputs(ctypes.Structure):
+    _fields_ = [
+        ("rows", c_void_p), ("row_scales", c_void_p), ("x_sums", c_void_p), ("bias", c_void_p), ("y", c_void_p),
+        ("channels", c_int), ("type", c_int),
+    ]  # fmt: skip
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, c_int) for name in ("tokens", "rows8", "rows4", "groups", "split", "cost8", "cost4", "band")
+    ]
+
+
+class _Gemm(ctypes.Structure):
+    _fields_ = [
+        ("codes8", c_void_p), ("codes4", c_void_p), ("scales8", c_void_p), ("scales4", c_void_p),
+        ("x", c_void_p), ("x_scales", c_void_p), ("partials", c_void_p), ("flags", c_void_p),
+        ("out", _Outputs), ("shape", _Shape), ("x_stride", c_int), ("x_group_shift", c_int),
+    ]  # fmt: skip
+
+
+def quantize_into(
+    x: Tensor, rotate: bool, group: int, codes: Tensor, scales: Tensor, sums: Tensor, flags: Tensor
+) -> None:
+    """The kernel behind `quantize`; group 0 is the whole token."""
+    tokens, inputs = x.shape
+    padded = codes.shape[1]
+    vectors, threads, rounds = launch_shape(tokens, padded)
+    tail = inputs % GROUP_SIZE
+    block = max(tail & -tail, 1)
+    width = 16 // x.element_size()
+    whole = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) % width == 0
+    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group)
+    run.launch(
+        tokens,
+        threads,
+        _Quantize(
+            x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
+            x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
+            block, block**-0.5, int(whole), rounds,
+        ),
+    )  # fmt: skip
+
+
+def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
+    """Vectors of 8 a thread, threads a block, rounds: many threads for few tokens, else many vectors."""
+    total = padded // 8
+    for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
+        threads = -(-total // vectors // 64) * 64
+        if threads <= (MOST_THREADS if tokens <= 64 or vectors == 4 else 256):
+            return vectors, max(threads, 64), 1
+    return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS))
+
+
+def quantizer(index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int) -> Kernel:
+    macros = {
+        "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group
+    }  # fmt: skip
+    return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
+
+
+def gemm_into(
+    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
+    bias: Tensor | None, scales: Scales, group: int, tile: Tile, split: bool = True,
+) -> None:  # fmt: skip
+    """The product kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    target = device(y.device.index)
+    run = product(target.index, scales, tile)
+    blocks = target.multiprocessors * tile.blocks
+    tokens, groups = len(codes), codes.shape[1] // GROUP_SIZE
+    per_tile = tile.bm // 16
+    tiles = (-(-len(codes8) // per_tile) + -(-len(codes4) // per_tile)) * -(-tokens // tile.bn)
+    # Whole waves go round the blocks; what is left over, and all where there is less than two waves, is cut.
+    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    many = tile.bn >= 64
+    partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    run.launch(
+        blocks,
+        tile.threads,
+        _Gemm(
+            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
+            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
+            _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
+                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 2 if many else 1, BAND),
+            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
+        ),
+    )  # fmt: skip
+
+
+def product(index: int, scales: Scales, tile: Tile) -> Kernel:
+    macros = {**tile.macros(), **scales.macros()}
+    return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
+
+
+@torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
+def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [T, K] -> codes int8 [T, 128 G], scales float32 [A, T'] (T' = T rounded up to 4), sums of a token's
+    codes int32 [T], and cleared flags for the product. group 0: one scale a token."""
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    out = _quantized_like(x, rotate, group)
+    if len(x):
+        with torch.cuda.device(x.device):
+            quantize_into(x, rotate, group, *out)
+    return out
+
+
+@quantize.register_fake
+def _quantized_like(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens, inputs = x.shape
+    padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
+    activation_groups = 1 if group == 0 else (inputs + group - 1) // group
+    return (
+        x.new_empty((tokens, padded), dtype=torch.int8),
+        x.new_empty((activation_groups, (tokens + 3) // 4 * 4), dtype=torch.float32),
+        x.new_empty((tokens,), dtype=torch.int32),
+        x.new_empty((FLAGS,), dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("mixllm::gemm", mutates_args=("flags",), device_types="cuda")
+def gemm(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    """Quantized activations times a mixed weight -> y [T, channels]; flags are 0 before and after."""
+    y = codes.new_empty((len(codes), channels), dtype=dtype)
+    if y.numel():
+        scales = Scales(weight_scales, group == 0)
+        tile = choose(scales, len(codes), device(y.device.index).shared_limit)
+        with torch.cuda.device(y.device):
+            gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
+    return y
+
+
+@gemm.register_fake
+def _gemm_like(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    return codes.new_empty((codes.shape[0], channels), dtype=dtype)
+
+
+def check_input(x: Tensor, inputs: int, bias: Tensor | None, channels: int, where: torch.device) -> None:
+    """Raises MixllmError for what the kernels don't take, before anything is launched."""
+    if x.device != where:
+        raise MixllmError(f"mixed linear: input is on {x.device}, weight on {where}; move one")
+    if x.dtype not in TYPES:
+        raise MixllmError(f"mixed linear: input is {x.dtype}; give float16, bfloat16 or float32")
+    if x.shape[-1] != inputs:
+        raise MixllmError(f"mixed linear: input has {x.shape[-1]} features, weight {inputs}")
+    if bias is not None and (bias.shape != (channels,) or bias.device != where):
+        raise MixllmError(f"mixed linear: bias must be [{channels}] on {where}")

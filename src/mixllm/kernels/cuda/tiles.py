@@ -1,0 +1,87 @@
+"""The shapes that the product kernel is compiled in, and which one a layer and a number of tokens take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from mixllm.config import Format
+
+TABLE = Path(__file__).with_name("tiles.json")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """bm rows x bn tokens for wm x wn x wk warps; see csrc/gemm.cu. blocks reside on one SM."""
+
+    bm: int
+    bn: int
+    wm: int
+    wn: int
+    wk: int
+    stages: int
+    blocks: int
+    stream: bool = False  # csrc/decode.cu: a warp to 16 rows, each with a ring of its own
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.wm * self.wn * self.wk
+
+    @property
+    def source(self) -> str:
+        return "decode.cu" if self.stream else "gemm.cu"
+
+    def macros(self) -> dict[str, int]:
+        return {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Which scales the main loop applies; `weight` 0: integers and one a row, 1: float16, 2: float32 a group."""
+
+    weight: int
+    token: bool
+
+    @classmethod
+    def of(cls, format: Format, float32: bool) -> Scales:
+        weight = 0 if format.weight_scale != "group" else 2 if float32 else 1
+        return cls(weight, format.activation_group == "token")
+
+    @property
+    def key(self) -> str:
+        return "whole" if self.weight == 0 and self.token else "grouped"
+
+    def macros(self) -> dict[str, int]:
+        return {"WEIGHT_SCALES": self.weight, "TOKEN_SCALES": int(self.token)}
+
+
+def shared_bytes(tile: Tile, scales: Scales) -> int:
+    """Shared memory of a block, as csrc/gemm.cu lays it out."""
+    meta = 16 + (0, 32, 64)[scales.weight]
+    corners = tile.wm * tile.wn * 8 * (tile.bm // tile.wm + 4) * 4
+    if tile.stream:
+        return tile.wm * tile.stages * (1024 + meta) + corners
+    slot = tile.bm * 64 + tile.bn * 128 + tile.bm // 16 * meta + (0 if scales.token else tile.bn * 4)
+    sums = (tile.wk - 1) * tile.bm * tile.bn * 4
+    return tile.stages * tile.wk * slot + max(sums, corners)
+
+
+@cache
+def table(key: str) -> tuple[tuple[int, Tile], ...]:
+    """(most tokens, tile) in order of tokens; the last serves any number."""
+    rows = json.loads(TABLE.read_text())[key]
+    return tuple((row.pop("tokens"), Tile(**row)) for row in rows)
+
+
+def choose(scales: Scales, tokens: int, limit: int) -> Tile:
+    """The table's tile for so many tokens whose shared memory fits the device's limit a block in bytes.
+
+    Stages are given up where it doesn't: GPUs from sm_86 on have 99 KB where sm_80 and sm_90 have more.
+    """
+    rows = table(scales.key)
+    tile = next((tile for most, tile in rows if tokens <= most), rows[-1][1])
+    while shared_bytes(tile, scales) > limit and tile.stages > 2:
+        tile = Tile(**{**asdict(tile), "stages": tile.stages - 1})
+    return tile

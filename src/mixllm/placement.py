@@ -1,0 +1,45 @@
+"""Where to compute and in what, from what a user typed, and the float model there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mixllm.errors import MixllmError
+from mixllm.source import Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """auto (the first GPU if there is one, else the CPU), cpu, cuda:1; MixllmError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MixllmError(f"device: {name} is unknown; give auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MixllmError(
+            f"device: {name}: torch sees {torch.cuda.device_count()} CUDA devices; give auto or cpu"
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
+    """auto: float32 on a CPU, the dtype of the model's transformers config elsewhere; or a name of DTYPES."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise MixllmError(f"dtype: {name} is unknown; give auto, {', '.join(DTYPES)}")
+    own = getattr(config, "dtype", None)
+    return own if device.type != "cpu" and isinstance(own, torch.dtype) else torch.float32
+
+
+def load_float(source: Source, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The float model itself, whole, in eval mode (as from_pretrained leaves it): what a quantized one is measured against."""
+    auto: Any = AutoModelForCausalLM
+    model: PreTrainedModel = auto.from_pretrained(source.path, dtype=dtype).to(device)
+    return model

@@ -1,0 +1,8 @@
+"""What a checkpoint keeps beside the model, in a directory of its own: loaders read every safetensors
+file of the top directory."""
+
+RECORDS = "mixllm"
+SALIENCE = f"{RECORDS}/salience.safetensors"
+PLAN = f"{RECORDS}/plan.json"
+SUMMARY = f"{RECORDS}/summary.json"
+LOG = f"{RECORDS}/log.jsonl"

@@ -1,0 +1,195 @@
+"""from_pretrained, save_pretrained and generate, in whatever transformers is installed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.format.layers import packed_layers, write_quantized
+from tests.models import ARCHITECTURES
+from tests.shapes import FORMAT_IDS, FORMATS
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from mixllm.config import PROFILES, Format
+from mixllm.errors import MixllmError
+from mixllm.integrations import register
+from mixllm.nn import MixLinear
+from mixllm.source import open_source
+
+register()
+
+LOAD = "m = transformers.AutoModelForCausalLM.from_pretrained({!r})"
+IDS = torch.arange(3, 23).reshape(2, 10)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quantized(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def run(program: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+
+
+def mix_linears(model: nn.Module) -> dict[str, MixLinear]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, MixLinear)}
+
+
+def quantized_by_hand(float_model: Path, format: Format) -> nn.Module:
+    """The float model with each layer replaced, in memory."""
+    model = AutoModelForCausalLM.from_pretrained(float_model)
+    for name, weight in packed_layers(open_source(str(float_model)), format):
+        model.set_submodule(name, MixLinear.from_weight(weight, format, model.get_submodule(name).bias))
+    return model
+
+
+def same_files(one: Path, other: Path) -> None:
+    names = sorted(file.name for file in one.glob("*.safetensors"))
+    assert names == sorted(file.name for file in other.glob("*.safetensors"))
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_architecture_loads_and_saves_the_same(tmp_path: Path, architecture: str) -> None:
+    path = write_quantized(tmp_path, architecture)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        expected = quantized_by_hand(tmp_path / "float", PROFILES["fast"])(IDS).logits
+        assert torch.equal(model(IDS).logits, expected)
+    model.save_pretrained(tmp_path / "again")
+    same_files(path, tmp_path / "again")
+    config, again = (json.loads((p / "config.json").read_text()) for p in (path, tmp_path / "again"))
+    assert again["quantization_config"] == config["quantization_config"]
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=FORMAT_IDS)
+def test_each_format_loads(tmp_path: Path, format: Format) -> None:
+    path = write_quantized(tmp_path, "qwen2", format)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, quantized_by_hand(tmp_path / "float", format)(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_dtype_asked_for_leaves_stored_tensors_alone(
+    tmp_path: Path, profile: str, dtype: torch.dtype
+) -> None:
+    path = write_quantized(tmp_path, "qwen2", PROFILES[profile])
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    held = load_file(path / "model.safetensors")
+    for name, layer in mix_linears(model).items():
+        for key, tensor in layer.stored.tensors().items():
+            stored = held[f"{name}.{key}"]
+            assert tensor.dtype == stored.dtype and torch.equal(tensor, stored), (name, key)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    with torch.no_grad():
+        logits = model(IDS).logits
+    assert logits.dtype == dtype and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("share8", [0.0, 1.0])
+def test_layers_of_one_width_save_the_same_in_shards(tmp_path: Path, share8: float) -> None:
+    path = write_quantized(tmp_path, "llama", share8=share8, shard_bytes=40_000)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.save_pretrained(tmp_path / "again", max_shard_size=40_000)
+    same_files(path, tmp_path / "again")
+    assert len(list(path.glob("*.safetensors"))) > 3
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    path = write_quantized(tmp_path, "llama", tie=True, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path / "again")
+    same_files(path, tmp_path / "again")
+
+
+def test_a_move_keeps_scales_and_results(checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, device_map={"": "cpu"})
+    before = {name: layer.stored.scales4.clone() for name, layer in mix_linears(model).items()}
+    with torch.no_grad():
+        first = model(IDS).logits
+        model.to(torch.bfloat16)
+        for name, layer in mix_linears(model).items():
+            assert layer.stored.scales4.dtype == torch.float32
+            assert torch.equal(layer.stored.scales4, before[name])
+        assert model(IDS).logits.dtype == torch.bfloat16
+        embeddings = AutoModelForCausalLM.from_pretrained(checkpoint, device_map="auto")
+        assert torch.equal(embeddings(IDS).logits, first)
+
+
+def test_it_generates_with_what_came_with_the_model(checkpoint: Path) -> None:
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(checkpoint),
+        AutoTokenizer.from_pretrained(checkpoint),
+    )
+    assert (
+        model.generation_config.max_new_tokens
+        == GenerationConfig.from_pretrained(checkpoint).max_new_tokens
+        == 7
+    )
+    chat = [{"role": "user", "content": "the inn"}]
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    text = model.generate(**prompt, do_sample=False, eos_token_id=None)
+    assert text.shape[1] == prompt["input_ids"].shape[1] + 7
+    cached = model.generate(**prompt, do_sample=False, eos_token_id=None, use_cache=False)
+    assert torch.equal(text, cached)
+
+
+def test_only_a_causal_model_takes_it(checkpoint: Path) -> None:
+    with pytest.raises(MixllmError, match="AutoModelForCausalLM"):
+        AutoModel.from_pretrained(checkpoint)
+
+
+def test_a_config_of_another_size_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "intermediate_size": 8}))
+    with pytest.raises(MixllmError, match=r"down_proj.*8 to 72 features, the checkpoint 136 to 72"):
+        AutoModelForCausalLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(lambda t: t.T.contiguous(), "shape"), (lambda t: t.view(torch.int32), "dtype")]
+)
+def test_other_tensors_must_fit_the_model(
+    checkpoint: Path, tmp_path: Path, change: Callable[[torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    path = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    tensors = load_file(path / "model.safetensors")
+    tensors["lm_head.weight"] = change(tensors["lm_head.weight"])
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MixllmError, match=f"tensor lm_head.weight: its {reason}"):
+        AutoModelForCausalLM.from_pretrained(path)
+
+
+@pytest.mark.parametrize("imports", ["import mixllm, transformers", "import transformers, mixllm"])
+def test_importing_mixllm_is_enough(checkpoint: Path, imports: str) -> None:
+    done = run(
+        f"{imports}; {LOAD.format(str(checkpoint))}; print(type(m.model.layers[0].mlp.up_proj).__name__)"
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "MixLinear", done.stderr
+
+
+def test_importing_mixllm_does_not_import_transformers() -> None:
+    done = run("import mixllm, sys; print({'torch', 'transformers'} & set(sys.modules))")
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize("shard_bytes", [40_000, 10**9])
+def test_transformers_alone_refuses_rather_than_load_random_weights(tmp_path: Path, shard_bytes: int) -> None:
+    path = write_quantized(tmp_path, "llama", shard_bytes=shard_bytes)
+    done = run(f"import transformers; {LOAD.format(str(path))}; print('loaded')")
+    assert done.returncode == 1 and "loaded" not in done.stdout
+    assert "mismatch" in done.stderr and "mixllm" in done.stderr, done.stderr

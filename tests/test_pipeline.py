@@ -1,0 +1,99 @@
+"""The whole job on a tiny model: what it leaves, what it reuses and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixllm.config import PROFILES, QuantConfig
+from mixllm.errors import MixllmError
+from mixllm.loading import load
+from mixllm.pipeline import quantize
+from mixllm.plan import Plan
+from tests.models import write_tiny
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    write_tiny(path, "llama", tie=True)
+    (path.parent / "text.txt").write_text(TEXT)
+    return path
+
+
+def config(model: Path, **fields: object) -> QuantConfig:
+    text = str(model.parent / "text.txt")
+    return QuantConfig.model_validate({"calibration": text, "samples": 6, "window": 40, "bits": 5.0, **fields})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = [f for f in directory.rglob("*") if f.is_file() and f.name not in ("summary.json", "log.jsonl")]
+    return {str(f.relative_to(directory)): f.read_bytes() for f in files}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_makes_a_model_that_is_close_to_the_float_one(model: Path, tmp_path: Path, profile: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    summary = quantize(str(model), tmp_path / "out", config(model, format=PROFILES[profile]))
+    ids = torch.randint(4, 200, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(model)(ids).logits
+        found = load(tmp_path / "out")(ids).logits
+    assert 0.001 < float((found - expected).norm() / expected.norm()) < 0.25
+    assert 4.98 < summary.report["payload_bits"] <= 5.0
+
+
+def test_size_is_what_the_plan_predicted(model: Path, tmp_path: Path) -> None:
+    summary = quantize(str(model), tmp_path / "out", config(model))
+    size = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+    assert abs(size / summary.report["checkpoint_bytes"] - 1) < 0.01
+    kept = json.loads((tmp_path / "out/mixllm/summary.json").read_text())
+    assert kept["report"]["checkpoint_bytes"] == summary.report["checkpoint_bytes"]
+
+
+def test_runs_again_to_the_same_bytes_from_its_own_plan_and_salience(model: Path, tmp_path: Path) -> None:
+    quantize(str(model), tmp_path / "first", config(model))
+    records = tmp_path / "first/mixllm"
+    quantize(str(model), tmp_path / "planned", config(model), plan=records / "plan.json")
+    quantize(str(model), tmp_path / "scored", config(model), salience=records / "salience.safetensors")
+    first = contents(tmp_path / "first")
+    assert contents(tmp_path / "scored") == first
+    del first["mixllm/salience.safetensors"]
+    assert contents(tmp_path / "planned") == first
+
+
+def test_uniform_widths_need_no_salience(model: Path, tmp_path: Path) -> None:
+    quantize(str(model), tmp_path / "out", config(model, bits=8))
+    assert not (tmp_path / "out/mixllm/salience.safetensors").exists()
+    plan = Plan.load(tmp_path / "out/mixllm/plan.json")
+    assert plan.payload_bits == 8
+
+
+def test_a_directory_in_use_is_left_alone_unless_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(MixllmError, match="--overwrite"):
+        quantize(str(model), tmp_path / "out", config(model, bits=4))
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+    quantize(str(model), tmp_path / "out", config(model, bits=4), overwrite=True)
+    assert not (tmp_path / "out/notes.txt").exists() and (tmp_path / "out/config.json").exists()
+
+
+def test_a_failed_run_leaves_nothing_that_looks_finished(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(MixllmError, match="token"):
+        quantize(str(model), tmp_path / "out", config(model, samples=1000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "other", "qwen2")
+    quantize(str(tmp_path / "other"), tmp_path / "out", config(model, bits=4))
+    with pytest.raises(MixllmError, match=r"plan\.json: .*made for another model"):
+        quantize(str(model), tmp_path / "out2", config(model), plan=tmp_path / "out/mixllm/plan.json")
+    assert not (tmp_path / "out2").exists()

@@ -1,0 +1,242 @@
+"""Opening a model: what is there, what a broken one says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import mixllm.source.hub
+from mixllm.errors import MixllmError
+from mixllm.source import Source, open_source
+from mixllm.source.gguf import convert
+from tests.gguf_file import write_gguf
+from tests.models import CHAT_TEMPLATE, write_tiny
+
+TEXT = "the 1234 cats\n\n56 on  a thing é"
+
+
+def says(message: str) -> Any:
+    """A MixllmError of one line that holds this text."""
+    return pytest.raises(MixllmError, match=rf"\A[^\n]*{message}[^\n]*\Z")
+
+
+def damage(path: Path, name: str, change: Any) -> None:
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "60KB"])
+def test_tensors_are_those_of_the_model(tmp_path: Path, shard_size: str) -> None:
+    model = write_tiny(tmp_path, "qwen2", dtype=torch.bfloat16, shard_size=shard_size)
+    source = open_source(str(tmp_path))
+    assert (tmp_path / "model.safetensors").exists() == (shard_size == "5GB")
+    assert set(source.names) == set(model.state_dict())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(source.tensor(name), tensor)
+        assert source.header(name) == ("BF16", tuple(tensor.shape))
+        assert source.bytes(name) == 2 * tensor.numel()
+    assert source.config.model_type == "qwen2"
+    assert "model.norm.weight" in source and "model.nothing" not in source
+
+
+def test_names_saved_from_the_base_model_get_its_prefix(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path, "llama", tie=True)
+    model.model.save_pretrained(tmp_path)
+    assert "norm.weight" in load_file(tmp_path / "model.safetensors")
+    source = Source(tmp_path)
+    assert torch.equal(source.tensor("model.norm.weight"), model.model.norm.weight)
+    assert set(source.names) == {name for name, _ in model.named_parameters()}
+
+
+def test_missing_tensor(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    with says("tensor model.nothing.weight is missing"):
+        Source(tmp_path).tensor("model.nothing.weight")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_values_that_are_not_finite(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    write_tiny(tmp_path, dtype=dtype)
+
+    def spoil(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[3, 5] = value
+        return tensor
+
+    damage(tmp_path, "model.layers.1.mlp.up_proj.weight", spoil)
+    source = Source(tmp_path)
+    source.tensor("model.layers.0.mlp.up_proj.weight")
+    with says("tensor model.layers.1.mlp.up_proj.weight holds NaN"):
+        source.tensor("model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 900, -1])
+def test_truncated_file(tmp_path: Path, keep: int) -> None:
+    write_tiny(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with says("model.safetensors: damaged or cut short"):
+        Source(tmp_path)
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    write_tiny(tmp_path, shard_size="60KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with says(f"{shard.name}: shard is missing"):
+        Source(tmp_path)
+
+
+def test_index_and_shards_disagree(tmp_path: Path) -> None:
+    write_tiny(tmp_path, shard_size="60KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.extra"] = next(iter(content["weight_map"].values()))
+    index.write_text(json.dumps(content))
+    with says("tensor model.extra of model.safetensors.index.json is missing"):
+        Source(tmp_path)
+    index.write_text("[]")
+    with says("no weight_map"):
+        Source(tmp_path)
+
+
+def test_directory_without_a_model(tmp_path: Path) -> None:
+    with says("no config.json"):
+        open_source(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "no such type"}')
+    with says("config.json: .*no such type"):
+        open_source(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with says("config.json: "):
+        open_source(str(tmp_path))
+
+
+def test_weights_in_another_kind_of_file(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with says("neither model.safetensors nor"):
+        Source(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    with says("pytorch_model.bin but no model.safetensors; save"):
+        Source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "message"),
+    [
+        ("t5", "T5ForConditionalGeneration", "encoder-decoder"),
+        ("bart", "BartForCausalLM", "encoder-decoder"),
+        ("bert", "BertForMaskedLM", "BertForMaskedLM is an encoder"),
+        ("roberta", "RobertaModel", "RobertaModel is an encoder"),
+        ("vit", "ViTModel", "no causal language model of type vit"),
+    ],
+)
+def test_models_that_are_no_decoders(tmp_path: Path, kind: str, architecture: str, message: str) -> None:
+    AutoConfig.for_model(kind, architectures=[architecture]).save_pretrained(tmp_path)
+    with says(message):
+        Source(tmp_path)
+
+
+def test_quantized_model(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with says(r"quantized already \(gptq\)"):
+        Source(tmp_path)
+
+
+def test_paths_that_are_nothing(tmp_path: Path) -> None:
+    (tmp_path / "weights.zip").touch()
+    with says("weights.zip: is a file"):
+        open_source(str(tmp_path / "weights.zip"))
+    with says("no such directory, and not a model's name"):
+        open_source(str(tmp_path / "nothing"))
+    with says("nothing.gguf: no such file"):
+        open_source(str(tmp_path / "nothing.gguf"))
+
+
+def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny(tmp_path)
+    asked = []
+
+    def snapshot(name: str, **_: Any) -> str:
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(mixllm.source.hub, "snapshot_download", snapshot)
+    assert open_source("someone/tiny-model").path == tmp_path
+    assert asked == ["someone/tiny-model"]
+
+
+def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(name: str, **_: Any) -> str:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(mixllm.source.hub, "snapshot_download", snapshot)
+    with says("someone/tiny-model: no such directory, and the hub did not give it"):
+        open_source("someone/tiny-model")
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_gguf_gives_the_model_back(tmp_path: Path, tie: bool, half: bool) -> None:
+    model = write_gguf(tmp_path / "tiny.gguf", tie=tie, half=half)
+    source = open_source(str(tmp_path / "tiny.gguf"), tmp_path / "work")
+    expected = torch.float16 if half else torch.float32
+    for name, tensor in model.state_dict().items():
+        if not (tie and name == "lm_head.weight"):
+            kept = source.tensor(name)
+            assert torch.equal(kept.float(), tensor) and kept.dtype == expected
+    assert source.config.tie_word_embeddings == tie
+    assert getattr(source.config, "quantization_config", None) is None
+    auto: Any = AutoModelForCausalLM
+    loaded = auto.from_pretrained(source.path, dtype=torch.float32)
+    ids = torch.arange(20, 40)[None]
+    assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5)
+    ends = loaded.generation_config
+    assert (ends.pad_token_id, ends.bos_token_id, ends.eos_token_id) == (0, 1, 2)
+
+
+def test_gguf_keeps_the_tokenizer(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tie=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(convert(tmp_path / "tiny.gguf", tmp_path))
+    assert tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
+    assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<pad>", "<bos>", "<eos>")
+    assert tokenizer("<eos>").input_ids == [2]
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    assert tokenizer.model_max_length == 256
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("\n\n56")]
+    assert pieces == ["ĊĊ", "5", "6"]
+
+
+def test_gguf_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, tie=True)
+    work = tmp_path / "work"
+    first = convert(file, work)
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert convert(file, work) == first and (first / "model.safetensors").stat().st_mtime_ns == written
+    os.utime(file, ns=(1, 1))
+    assert convert(file, work) != first
+    assert all(not path.name.startswith(".") for path in work.iterdir())
+
+
+def test_gguf_that_is_cut_short_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, tie=True)
+    whole = file.read_bytes()
+    for length in (0, 3, 20, 3000, len(whole) - 5000):
+        file.write_bytes(whole[:length])
+        with says("tiny.gguf: "):
+            convert(file, tmp_path / "work")
+    assert not list((tmp_path / "work").iterdir())
