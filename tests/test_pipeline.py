@@ -28,7 +28,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(model: Path, **fields: object) -> QuantConfig:
     text = str(model.parent / "text.txt")
-    return QuantConfig.model_validate({"calibration": text, "samples": 6, "window": 40, "bits": 5.0, **fields})
+    return QuantConfig.model_validate(
+        {"calibration": text, "samples": 6, "window": 40, "bits": 5.0, **fields}
+    )
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixllm.integrations import register as _register
+
 if TYPE_CHECKING:
     from mixllm.config import PROFILES, Format, QuantConfig
     from mixllm.errors import MixllmError
@@ -47,3 +49,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+_register()

@@ -6,6 +6,7 @@ only then measured, as a user's would be.
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -38,6 +39,7 @@ _COMMON: dict[str, Any] = {"window": 512, "samples": 16}
 TEST_WINDOWS = 12
 # Of every so many texts, one is measured on.
 TEST_SHARE = 3
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 SHOWN = "MixLLM W4.4A8"
 _RTN: dict[str, Any] = {"rounding": "rtn", "clip": False}
@@ -152,13 +154,15 @@ def _answer(model: Any, tokenizer: Any) -> str:
 
 
 def _split_text(out: Path) -> tuple[Path, Path]:
-    """The built-in texts in two files that share none: to calibrate on, and to measure on."""
+    """The built-in text in two files that share no paragraph: to calibrate on, and to measure on."""
     from mixllm.data import load_text
 
-    texts = load_text("builtin")
     parts: dict[str, list[str]] = {"calibration": [], "test": []}
-    for i, text in enumerate(texts):
-        parts["calibration" if i % TEST_SHARE else "test"].append(text)
+    for i, text in enumerate(load_text("builtin")):
+        parts["calibration" if i % TEST_SHARE else "test"].extend(_BLANK_LINES.split(text))
+    # Python's documentation repeats whole sections under several topics, with other indentation.
+    known = {" ".join(paragraph.split()) for paragraph in parts["calibration"]}
+    parts["test"] = [paragraph for paragraph in parts["test"] if " ".join(paragraph.split()) not in known]
     for name, part in parts.items():
         (out / f"{name}.txt").write_text("\n\n".join(part), encoding="utf-8")
     return out / "calibration.txt", out / "test.txt"

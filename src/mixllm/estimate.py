@@ -99,13 +99,15 @@ def _size(model: str, out: Path) -> _Size:
     prefix, blocks = find_blocks(whole, about)
     layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]
     weights = sum(layer.weight.numel() for block in layers for layer in block.values())
+    head = whole.get_output_embeddings().weight.numel()
+    tied = head if about.config.get_text_config().tie_word_embeddings else 0
     stored = getattr(about.config, "dtype", None) or torch.float32
     return _Size(
         config=about.config,
         blocks=[{n: (layer.out_features, layer.in_features) for n, layer in b.items()} for b in layers],
         hidden=about.config.get_text_config().hidden_size,
-        head=whole.get_output_embeddings().weight.numel(),
-        other_bytes=(sum(p.numel() for p in whole.parameters()) - weights) * stored.itemsize,
+        head=head,
+        other_bytes=(sum(p.numel() for p in whole.parameters()) - weights - tied) * stored.itemsize,
     )
 
 

@@ -23,7 +23,7 @@ def pick_device(name: str) -> torch.device:
         raise MixllmError(f"device: {name} is unknown; give auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MixllmError(
-            f"device: {name}: torch sees {torch.cuda.device_count()} CUDA devices; give auto or cpu"
+            f"device: {name}: there are {torch.cuda.device_count()} CUDA devices; give auto or cpu"
         )
     return device
 
@@ -39,7 +39,7 @@ def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
 
 
 def load_float(source: Source, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The float model itself, whole, in eval mode (as from_pretrained leaves it): what a quantized one is measured against."""
+    """The float model itself, whole, in eval mode: what a quantized one is measured against."""
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_pretrained(source.path, dtype=dtype).to(device)
     return model

@@ -6,6 +6,7 @@ from tests.saliences import random_salience
 from mixllm.config import Format
 from mixllm.format.config import QuantizedModule
 from mixllm.format.pack import shapes
+from mixllm.format.validate import GUARD
 from mixllm.plan import choose, report
 
 # One module [10, 200]: two groups of inputs (128 and 72), 7 rows of 4 bits and 3 of 8.
@@ -34,7 +35,7 @@ def test_a_checkpoint_is_its_tensors_their_header_and_the_rest():
     found = report(ODD, Format(), other_bytes=10**6)
     assert found.other_bytes == 10**6
     header = found.checkpoint_bytes - found.quantized_bytes - 10**6
-    names = [f"{name}.{tensor}" for name in ODD for tensor in shapes(Format(), 7, 3, 200)]
+    names = [f"{name}.{tensor}" for name in ODD for tensor in (*shapes(Format(), 7, 3, 200), GUARD)]
     assert sum(map(len, names)) + 50 * len(names) < header < sum(map(len, names)) + 70 * len(names)
 
 
@@ -45,9 +46,10 @@ def test_the_prediction_is_the_size_of_a_real_file(tmp_path):
         for name in modules
         for tensor, (shape, dtypes) in shapes(Format(), 20, 10, 200).items()
     }
+    tensors |= {f"{name}.{GUARD}": torch.zeros(0) for name in modules}
     save_file({**tensors, "other": torch.zeros(1000, dtype=torch.uint8)}, tmp_path / "file")
     size = (tmp_path / "file").stat().st_size
-    assert report(modules, Format(), other_bytes=1000).checkpoint_bytes == pytest.approx(size, rel=0.003)
+    assert report(modules, Format(), other_bytes=1000).checkpoint_bytes == pytest.approx(size, rel=0.005)
 
 
 def test_shares_by_kind_and_depth():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mixllm.rounding.hessian import collect, rotated
 from mixllm.rotation import rotate
+from mixllm.rounding.hessian import collect, rotated
 from tests import shapes
 
 

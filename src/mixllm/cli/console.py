@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from rich.console import Console
 from mixllm.progress import Bars, Progress, Silent
 
 GIGABYTE, MEGABYTE = 10**9, 10**6
+_UNBOUNDED = 120
 
 
 def stdout() -> Console:
-    return Console(highlight=False)
+    """For tables; as wide as they need where no terminal says otherwise."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
 
 
 def progress(quiet: bool) -> Progress:
@@ -42,8 +45,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars and advice out of what a person reads."""
+def quiet_libraries(bars: bool = False) -> None:
+    """Keep the libraries' advice and needless progress out of what a person reads.
+
+    bars: leave the bars of downloads and conversions.
+    """
+    if not bars:
+        os.environ["TQDM_DISABLE"] = "1"
     from transformers.utils import logging as untyped
 
     logging: Any = untyped

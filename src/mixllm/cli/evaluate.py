@@ -22,6 +22,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure OUT against its float model: perplexity, KL divergence and top-1 agreement."""
+    quiet_libraries(bars=not quiet)
     from transformers import AutoTokenizer
 
     from mixllm.cli.show_measured import show_measurements
@@ -31,7 +32,6 @@ def evaluate(
     from mixllm.placement import load_float, pick_device, pick_dtype
     from mixllm.source import open_source
 
-    quiet_libraries()
     where = pick_device(device)
     source = open_source(reference)
     kind = pick_dtype(dtype, where, source.config)

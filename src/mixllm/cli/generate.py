@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixllm.cli.console import quiet_libraries, stdout
+from mixllm.cli.console import quiet_libraries
 from mixllm.cli.options import Checkpoint, Device, Dtype, Seed
 from mixllm.errors import MixllmError
 
@@ -31,7 +31,7 @@ def generate(
     inputs = tokenizer(prompt, return_tensors="pt")
     if not inputs["input_ids"].shape[1]:
         raise MixllmError("--prompt: it has no tokens; give some text")
-    stdout().print(prompt, end="", markup=False)
+    print(prompt, end="", flush=True)
     _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
 
 
@@ -58,12 +58,12 @@ def chat(
 
 
 def _open(checkpoint: Checkpoint, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
+    quiet_libraries()
     from transformers import AutoTokenizer
 
     from mixllm.loading import load
     from mixllm.placement import DTYPES, pick_device
 
-    quiet_libraries()
     model = load(checkpoint, pick_device(device), DTYPES.get(dtype))
     return model, AutoTokenizer.from_pretrained(checkpoint)
 

@@ -7,7 +7,6 @@ on standard error; 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -58,18 +57,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` and return the exit code."""
     try:
         ended = app(list(arguments), prog_name="mixllm", standalone_mode=False)
-        sys.stdout.flush()
-        return ended if isinstance(ended, int) else 0
+        # Typer turns Ctrl-C into this value or into an Abort, by its version.
+        return _fail("interrupted", INTERRUPTED) if ended == INTERRUPTED else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except MixllmError as error:
         return _fail(str(error), USER)
     except _UsageError as error:
         return _fail(error.format_message(), USER)  # type: ignore[attr-defined]  # every click error has it
-    except BrokenPipeError:
-        # The reader of standard output has gone (mixllm inspect | head); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno not in _REFUSALS or error.filename is None:
             raise

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size, stdout
+from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
@@ -37,7 +37,7 @@ def quantize(
     if plan is not None and salience is not None:
         raise MixllmError("--salience: has no effect on a finished plan; leave it or --plan out")
     chosen = config(given)
-    quiet_libraries()
+    quiet_libraries(bars=not quiet)
     if dry_run:
         _tell_needs(model, out, chosen, device, dtype, plan is None and salience is None, json)
         return
@@ -51,7 +51,7 @@ def quantize(
         print_json(summary)
         return
     found = summary.report
-    stdout().print(
+    print(
         f"{out}: {found['payload_bits']:.2f} bits a weight ({found['bits']:.2f} with scales), "
         f"{size(found['checkpoint_bytes'])}, {duration(sum(summary.seconds.values()))}"
     )
@@ -68,7 +68,7 @@ def _tell_needs(
     if json:
         print_json(needs)
         return
-    stdout().print(
+    print(
         f"time    about {duration(needs.seconds)} on {needs.device}\n"
         f"memory  about {size(needs.memory_bytes)}\n"
         f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "

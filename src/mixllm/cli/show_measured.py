@@ -12,16 +12,17 @@ from mixllm.cli.console import size
 from mixllm.demo import Demo
 from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
 
-_FIGURES = ("perplexity", "NLL over float", "KL", "top-1 %")
+_FIGURES = ("perplexity", "KL", "top-1 %")
+_ERRORS = "±: standard error over windows; a perplexity's is that of its distance from the float model's."
 
 
 def show_measurements(console: Console, found: Mapping[str, Measurement]) -> None:
-    """A line a model; NLL over float is the paired difference, in nats a token."""
+    """A line a model; KL divergence in nats a token."""
     table = _table("model", *_FIGURES)
     for name, measured in found.items():
         table.add_row(name, *_figures(measured, found[REFERENCE]))
     console.print(table)
-    console.print(f"{len(found[REFERENCE].nll)} windows; +- is the standard error over windows")
+    console.print(fill(f"{len(found[REFERENCE].nll)} windows. {_ERRORS}", width=console.width))
 
 
 def show_demo(console: Console, demo: Demo) -> None:
@@ -32,8 +33,7 @@ def show_demo(console: Console, demo: Demo) -> None:
         table.add_row(name, f"{row.bits:.2f}", size(row.bytes), *_figures(row.measured, reference))
     console.print(table)
     console.print()
-    notes = ("bits: a quantized weight, with scales and zeros; +-: standard error over windows.", *demo.notes)
-    for note in notes:
+    for note in (f"bits: a quantized weight, with scales and zeros. {_ERRORS}", *demo.notes):
         console.print(fill(note, width=console.width), markup=False)
     console.print(f"\n{demo.shown} answers\n> {demo.prompt}", markup=False)
     console.print(fill(demo.answer, width=console.width, replace_whitespace=False), markup=False)
@@ -41,20 +41,22 @@ def show_demo(console: Console, demo: Demo) -> None:
 
 def _table(*columns: str) -> Table:
     table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-        column.no_wrap = True
     return table
 
 
 def _figures(measured: Measurement, reference: Measurement) -> tuple[str, ...]:
     if measured is reference:
-        return f"{measured.perplexity:.3f}", "", "", ""
-    over = paired_difference(measured.nll, reference.nll)
+        return f"{measured.perplexity:.2f}", "", ""
+    _, error = paired_difference(measured.nll, reference.nll)
     kl, top1 = mean_and_error(measured.kl), mean_and_error(100 * measured.top1)
-    return f"{measured.perplexity:.3f}", _pair(over, 4), _pair(kl, 4), _pair(top1, 2)
+    # To first order: d exp(nll) = exp(nll) d nll.
+    return _pair((measured.perplexity, measured.perplexity * error), 2), _pair(kl, 4), _pair(top1, 1)
 
 
 def _pair(mean_and_error: tuple[float, float], digits: int) -> str:
     mean, error = mean_and_error
-    return f"{mean:.{digits}f} +- {error:.{digits}f}"
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"

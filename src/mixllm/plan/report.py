@@ -11,6 +11,7 @@ from typing import TypeVar
 from mixllm.config import WIDTHS, Format
 from mixllm.format.config import QuantizedModule
 from mixllm.format.pack import shapes
+from mixllm.format.validate import GUARD
 
 # A tensor's entry in the header of a safetensors file.
 _HEADER = '"{}":{{"dtype":"F32","shape":{},"data_offsets":[{},{}]}},'
@@ -67,6 +68,7 @@ def report(modules: Mapping[str, QuantizedModule], format: Format, other_bytes: 
         for tensor, (shape, dtypes) in tensors.items():
             start, stored = stored, stored + prod(shape) * dtypes[0].itemsize
             header += len(_HEADER.format(f"{name}.{tensor}", list(shape), start, stored))
+        header += len(_HEADER.format(f"{name}.{GUARD}", [0], stored, stored))
     return Report(
         weights=weights,
         payload_bits=payload / weights,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixllm.config import GROUP_SIZE
 from mixllm.rounding.clip import best_grid
+from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor
 
 
-def gptq(
-    weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, fixed: Grid | None
-) -> tuple[Tensor, list[Grid]]:
+def gptq(weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, fixed: Grid | None) -> tuple[Tensor, list[Grid]]:
     """Round weight [N, K] -> codes float32 [N, K] and the grid of each group, both in the layer's column order.
 
     fixed: the grid of every group, for weights with one scale a row.
@@ -27,18 +27,10 @@ def gptq(
     start = 0
     for columns in factor.groups:
         stop = start + len(columns)
-        block, upper = w[:, start:stop].T.contiguous().T, factor.upper[start:stop]
+        block = w[:, start:stop]
         grid = fixed or best_grid(grids, block, factor.diagonal[columns], clip)
-        # Column-major, so that each column of the inner loop is contiguous.
-        errors = torch.empty_like(block)
-        for j in range(stop - start):
-            column = block[:, j : j + 1]
-            code = grid.snap(column)
-            codes[:, columns[j]] = code[:, 0]
-            error = (column - grid.value(code)) / upper[j, start + j]
-            errors[:, j : j + 1] = error
-            block[:, j + 1 :].addmm_(error, upper[j : j + 1, start + j + 1 : stop], alpha=-1)
-        w[:, stop:].addmm_(errors, upper[:, stop:], alpha=-1)
-        found[int(columns.min()) // 128] = grid
+        codes[:, columns], errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
+        w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
+        found[int(columns.min()) // GROUP_SIZE] = grid
         start = stop
     return codes, [found[g] for g in sorted(found)]

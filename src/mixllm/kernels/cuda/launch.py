@@ -55,6 +55,9 @@ class Kernel:
         self._function = _checked(driver.cuLibraryGetKernel(self._library, name.encode()))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _checked(driver.cuKernelSetAttribute(attribute, shared, self._function, index))
+        # All that an SM can give as shared memory, so that the next kernel's blocks find room beside this one's.
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+        _checked(driver.cuKernelSetAttribute(attribute, 100 if shared else -1, self._function, index))
         self._handle = driver.CUfunction(int(self._function))
         self._shared = shared
         self._attributes = []

@@ -108,7 +108,7 @@ def gemm_into(
     per_tile = tile.bm // 16
     tiles = (-(-len(codes8) // per_tile) + -(-len(codes4) // per_tile)) * -(-tokens // tile.bn)
     # Whole waves go round the blocks; what is left over, and all where there is less than two waves, is cut.
-    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    cut = (tiles if tiles < 2 * blocks else tiles % blocks) if split else 0
     many = tile.bn >= 64
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
     run.launch(

@@ -27,14 +27,18 @@ class Tile:
 
     @property
     def threads(self) -> int:
-        return 32 * self.wm * self.wn * self.wk
+        return 32 * self.wm * self.wn * (1 if self.stream else self.wk)
 
     @property
     def source(self) -> str:
         return "decode.cu" if self.stream else "gemm.cu"
 
     def macros(self) -> dict[str, int]:
-        return {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
+        macros = {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
+        if self.stream and self.threads <= 256:
+            # Registers for two blocks: the next kernel's warps get in beside this one's and fetch their weights.
+            macros["BLOCKS"] = max(self.blocks, 2)
+        return macros
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ def shared_bytes(tile: Tile, scales: Scales) -> int:
     meta = 16 + (0, 32, 64)[scales.weight]
     corners = tile.wm * tile.wn * 8 * (tile.bm // tile.wm + 4) * 4
     if tile.stream:
-        return tile.wm * tile.stages * (1024 + meta) + corners
+        rows = tile.bm // tile.wm // 16
+        ring = tile.stages * tile.wk * rows * (1024 + meta)
+        sums = (tile.wn - 1) * tile.bm * tile.bn * 4
+        return tile.wm * tile.wn * ring + tile.wm * 8 * (tile.bm // tile.wm + 4) * 4 + sums
     slot = tile.bm * 64 + tile.bn * 128 + tile.bm // 16 * meta + (0 if scales.token else tile.bn * 4)
     sums = (tile.wk - 1) * tile.bm * tile.bn * 4
     return tile.stages * tile.wk * slot + max(sums, corners)

@@ -69,13 +69,22 @@ __device__ __forceinline__ float rescale(int bits, float s, float minus_magic_s)
   return WEIGHT_SCALES == 2 ? (v - MAGIC) * s : __fmaf_rn(v, s, minus_magic_s);
 }
 
-// w and w_scales: shared addresses of the lane's codes and of the tile's scales. x(panel, j): the lane's sixteen
+// Two products of 32 inputs for one 16-row tile and the lane's activations b of NJ times 8 tokens.
+template <bool UNSIGNED_A, int MI, int NJ>
+__device__ __forceinline__ void multiply(Accumulators<MI, NJ>& tile, int i, const u32 (&a)[2][4], const Words4 (&b)[NJ]) {
+#pragma unroll
+  for (int j = 0; j < NJ; ++j) mma<UNSIGNED_A>(tile.v[i][j], a[0], b[j].x, b[j].y);
+#pragma unroll
+  for (int j = 0; j < NJ; ++j) mma<UNSIGNED_A>(tile.v[i][j], a[1], b[j].z, b[j].w);
+}
+
+// w and w_scales: shared addresses of the lane's codes and of the tile's scales, scale_pitch bytes from one 16-row tile to the next. x(panel, j): the lane's sixteen
 // activations of 64 inputs and 8 tokens. x_scale(j, e): the scale of token 8 j + 2 (lane % 4) + e.
-template <bool EIGHT, int MI, int NJ, typename X, typename XScale>
-__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 w_scales, X x, XScale x_scale,
-                                           int lane) {
+// between(): what else the warp has to do, in the shade of the tensor cores' work.
+template <bool EIGHT, int MI, int NJ, typename X, typename XScale, typename Between>
+__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 w_scales, int scale_pitch, X x,
+                                           XScale x_scale, Between between, int lane) {
   constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
-  constexpr int META = (META4 > META8 ? META4 : META8);
   const int g = lane / 4;
 
   if constexpr (WHOLE_SUM) {
@@ -91,13 +100,11 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
         if constexpr (EIGHT) {
           unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a);
         } else {
-          const u32 both = load_shared_u16(w_scales + i * META + g * 2);
+          const u32 both = load_shared_u16(w_scales + i * scale_pitch + g * 2);
           unpack4<false>(load_shared(w + i * 1024 + panel * 512), integer_scale(both & 255u), integer_scale(both >> 8), a);
         }
-#pragma unroll
-        for (int j = 0; j < NJ; ++j) mma<!EIGHT>(tile.v[i][j], a[0], b[j].x, b[j].y);
-#pragma unroll
-        for (int j = 0; j < NJ; ++j) mma<!EIGHT>(tile.v[i][j], a[1], b[j].z, b[j].w);
+        multiply<!EIGHT>(tile, i, a, b);
+        if (panel == 0 && i == 0) between();
       }
     }
   } else {
@@ -105,7 +112,7 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
     RowScales scales[MI];
 #pragma unroll
     for (int i = 0; i < MI; ++i) {
-      const u32 meta = w_scales + i * META;
+      const u32 meta = w_scales + i * scale_pitch;
       scales[i] = row_scales(meta, g);
       if constexpr (EIGHT) {
         unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a[i][0]);
@@ -123,6 +130,7 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
       Words4 b[PANELS];
 #pragma unroll
       for (int panel = 0; panel < PANELS; ++panel) b[panel] = x(panel, j);
+      if (j == 1 || NJ == 1) between();
       float s_a[2] = {1.0f, 1.0f};
       if constexpr (!TOKEN_SCALES) {
         s_a[0] = x_scale(j, 0), s_a[1] = x_scale(j, 1);

@@ -59,7 +59,8 @@ struct Party {
   int threads;   // that hold sums
   int thread;    // this one
   bool holds;    // this thread holds sums
-  __device__ __forceinline__ void sync() const { count > 1 ? __syncwarp() : __syncthreads(); }
+  bool warp;     // a warp by itself, else a block
+  __device__ __forceinline__ void sync() const { warp ? __syncwarp() : __syncthreads(); }
   __device__ __forceinline__ int slot(int block) const { return block * count + index; }
 };
 
@@ -80,9 +81,9 @@ __device__ __forceinline__ void give_partials(const Accumulators<MI, NJ>& tile, 
 }
 
 // This party has the end of a tile: add what the blocks before it have, nearest first, and lower their flags.
-template <int MI, int NJ>
-__device__ __forceinline__ void take_partials(Accumulators<MI, NJ>& tile, const Arguments& p,
-                                              const Schedule<BM, BN>& schedule, int index, const Party& party) {
+template <int MI, int NJ, typename Plan>
+__device__ __forceinline__ void take_partials(Accumulators<MI, NJ>& tile, const Arguments& p, const Plan& schedule,
+                                              int index, const Party& party) {
   int tile_after = index, slot_after = schedule.share.first_slot;
   for (int block = blockIdx.x - 1;; --block) {
     int first_tile, first_slot;
@@ -149,33 +150,38 @@ struct Rows {
   }
 };
 
-template <int MI, int NJ>
+// What a lane must know of a token: its scale, and what unsigned bytes put too much into its sums.
+struct Token {
+  float scale = 1.0f;
+  int excess = 0;
+
+  Token() = default;
+  __device__ __forceinline__ Token(const Arguments& p, int token) {
+    if (token >= p.shape.tokens) return;
+    if (TOKEN_SCALES) scale = p.x_scales[token];
+    if (WHOLE_SUM) excess = p.out.x_sums[token] * 128;
+  }
+};
+
+// token(j, e) is what must be known of token 8 j + 2 (lane % 4) + e of the warp's tile.
+template <int MI, int NJ, typename Tokens>
 __device__ __forceinline__ void write_tile(const Accumulators<MI, NJ>& tile, const Arguments& p, const Rows& rows,
-                                           const Segment& s, int wn, int lane, u8* staging) {
+                                           Tokens token, int first_token, bool eight, int lane, u8* staging) {
   float* corner = reinterpret_cast<float*>(staging);
   const Outputs& out = p.out;
   const int g = lane / 4, c = lane % 4, tokens = p.shape.tokens;
-  const int token = s.token_block * BN + wn * NJ * 8;
 #pragma unroll
   for (int j = 0; j < NJ; ++j) {
-    const int first = token + j * 8;
+    const int first = first_token + j * 8;
     if (first >= tokens) break;
-    float scale[2] = {1.0f, 1.0f};
-    int excess[2] = {0, 0};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int t = first + c * 2 + e;
-      if (t >= tokens) continue;
-      if (TOKEN_SCALES) scale[e] = p.x_scales[t];
-      if (WHOLE_SUM && !s.eight) excess[e] = out.x_sums[t] * 128;
-    }
+    const Token both[2] = {token(j, 0), token(j, 1)};
 #pragma unroll
     for (int i = 0; i < MI; ++i)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int bits = tile.v[i][j][e];
-        const float sum = WHOLE_SUM ? static_cast<float>(bits - excess[e % 2]) : __int_as_float(bits);
-        corner[(c * 2 + e % 2) * STAGING_PITCH + i * 16 + e / 2 * 8 + g] = __fmul_rn(sum, scale[e % 2]);
+        const float sum = WHOLE_SUM ? static_cast<float>(bits - (eight ? 0 : both[e % 2].excess)) : __int_as_float(bits);
+        corner[(c * 2 + e % 2) * STAGING_PITCH + i * 16 + e / 2 * 8 + g] = __fmul_rn(sum, both[e % 2].scale);
       }
     __syncwarp();
 #pragma unroll

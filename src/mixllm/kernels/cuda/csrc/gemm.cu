@@ -22,6 +22,7 @@ constexpr int STAGE_BYTES = X_SCALE_AT + WK * X_SCALE_BYTES;
 constexpr int STAGING_AT = STAGES * STAGE_BYTES;
 
 using Tile = Accumulators<MI, NJ>;
+using Plan = Schedule<BM, BN, false>;
 
 // Where the loads are: a piece of work, the next slot of it, and this thread's first 16 bytes there.
 //
@@ -33,11 +34,12 @@ struct Loads {
   int index = 0, slot, end, row16, rows_left, token, tokens_left, slots;
   bool more, eight;
 
-  __device__ __forceinline__ Loads(const Arguments& p, const Schedule<BM, BN>& schedule) { enter(p, schedule); }
+  __device__ __forceinline__ Loads(const Arguments& p, const Plan& schedule) { enter(p, schedule); }
 
-  __device__ __forceinline__ void enter(const Arguments& p, const Schedule<BM, BN>& schedule) {
+  __device__ __forceinline__ void enter(const Arguments& p, const Plan& schedule) {
     Segment s;
     more = schedule.piece(index, s);
+    rows_left = tokens_left = 0;
     if (!more) return;
     slot = s.begin, end = s.end, row16 = s.row16, slots = s.slots, eight = s.eight;
     const int part = threadIdx.x / 64, row = part % (BM / 16), own_token = threadIdx.x / 4 % BN;
@@ -54,7 +56,7 @@ struct Loads {
   __device__ __forceinline__ int panels() const { return eight ? 1 : 2; }
   __device__ __forceinline__ int count() const { return min(WK, end - slot); }
 
-  __device__ __forceinline__ void step(const Arguments& p, const Schedule<BM, BN>& schedule) {
+  __device__ __forceinline__ void step(const Arguments& p, const Plan& schedule) {
     slot += WK, codes += WK * 1024, x += WK * 64 * panels();
     if (slot < end) return;
     ++index;
@@ -76,7 +78,7 @@ struct Loads {
     static_assert(WK * BM / 16 * PIECES <= THREADS, "one copy a thread");
     const int piece = threadIdx.x % PIECES, row = threadIdx.x / PIECES % (BM / 16), q = threadIdx.x / PIECES / (BM / 16);
     const int bytes = eight ? META8 : META4, valid = (eight ? p.shape.rows8 : p.shape.rows4) - row16;
-    if (q < WK && q < count() && row < valid && piece * 16 < bytes) {
+    if (more && q < WK && q < count() && row < valid && piece * 16 < bytes) {
       const i64 group = static_cast<i64>(row16 + row) * p.shape.groups + ((slot + q) >> (eight ? 1 : 0));
       copy_async(stage + W_SCALE_AT + threadIdx.x * 16, (eight ? p.scales8 : p.scales4) + group * bytes + piece * 16);
     }
@@ -97,25 +99,28 @@ struct Loads {
       static_assert(WK * BN / 4 <= THREADS, "one copy a thread");
       const int q = threadIdx.x / (BN / 4), first = token + threadIdx.x % (BN / 4) * 4;
       const int group = ((slot + q) >> (eight ? 1 : 0)) >> p.x_group_shift;
-      if (q < WK && q < count() && first < p.x_stride)
+      if (more && q < WK && q < count() && first < p.x_stride)
         put(stage + X_SCALE_AT + threadIdx.x * 16, p.x_scales + static_cast<i64>(group) * p.x_stride + first);
     }
   }
 };
 
 // A piece is done: its sums go to the tile's owner, or are completed and written.
-__device__ __forceinline__ void finish(Tile& tile, const Arguments& p, const Schedule<BM, BN>& schedule, int index,
+__device__ __forceinline__ void finish(Tile& tile, const Arguments& p, const Plan& schedule, int index,
                                        u8* staging, int wk, int wm, int wn) {
   constexpr int SHARERS = 32 * WM * WN;
   const int thread = threadIdx.x % SHARERS;
   if constexpr (WK > 1) sum_over_warps(tile, staging, wk, thread);
-  const Party block{1, 0, SHARERS, thread, wk == 0};
+  const Party block{1, 0, SHARERS, thread, wk == 0, false};
   Segment s;
   schedule.piece(index, s);
   if (s.end < s.slots) return give_partials(tile, p, block);
   const Rows rows(p, s, wm, threadIdx.x % 32);
   if (s.begin > 0) take_partials(tile, p, schedule, s.tile, block);
-  if (wk == 0) write_tile(tile, p, rows, s, wn, threadIdx.x % 32, staging + (wm * WN + wn) * WARP_STAGING);
+  if (wk > 0) return;
+  const int lane = threadIdx.x % 32, first = s.token_block * BN + wn * NJ * 8;
+  const auto token = [&](int j, int e) { return Token(p, first + j * 8 + lane % 4 * 2 + e); };
+  write_tile(tile, p, rows, token, first, s.eight, lane, staging + (wm * WN + wn) * WARP_STAGING);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Arguments p) {
@@ -124,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
   const u32 ring = shared_address(shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int wk = warp / (WM * WN), wm = warp % (WM * WN) / WN, wn = warp % WN;
-  const Schedule<BM, BN> schedule{p.shape, share};
+  const Plan schedule{p.shape, share};
   if (threadIdx.x == 0) share = schedule.own_share();
   __syncthreads();
 
@@ -156,13 +161,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
     for (int left = now.end - now.begin; left > 0; left -= WK) {
       copy_wait<STAGES - 2>();
       __syncthreads();
-      if (ahead.more) {
+      const auto load = [&] {
         ahead.load_weights(p, ring + fill * STAGE_BYTES);
         ahead.load_tokens(p, ring + fill * STAGE_BYTES, copy_async);
-        ahead.step(p, schedule);
-      }
-      copy_commit();
-      if (wk < left) {
+        copy_commit();
+      };
+      if (wk >= left) {
+        load();
+      } else {
         const u32 from = ring + stage * STAGE_BYTES;
         const u32 w = from + wk * W_BYTES + wm * MI * 1024 + lane * 16;
         const u32 x = from + X_AT + wk * X_BYTES / (eight ? 2 : 1) + wn * NJ * 512 + lane * 16;
@@ -171,10 +177,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
         const auto tokens = [&](int panel, int j) { return load_shared(x + panel * (BN * 64) + j * 512); };
         const auto scales = [&](int j, int e) { return __uint_as_float(load_shared_u32(x_scales + j * 32 + e * 4)); };
         if (eight)
-          accumulate<true>(tile, w, w_scales, tokens, scales, lane);
+          accumulate<true>(tile, w, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
         else
-          accumulate<false>(tile, w, w_scales, tokens, scales, lane);
+          accumulate<false>(tile, w, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
       }
+      if (ahead.more) ahead.step(p, schedule);
       stage = stage + 1 == STAGES ? 0 : stage + 1;
       fill = fill + 1 == STAGES ? 0 : fill + 1;
     }

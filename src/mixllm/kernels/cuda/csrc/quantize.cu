@@ -39,25 +39,40 @@ __device__ __forceinline__ float element(const void* row, int i) {
   return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
 }
 
-__device__ __forceinline__ void load(const Arguments& p, const void* row, int at, float (&v)[8]) {
-  if (p.aligned && at < p.inputs) {
-    if constexpr (INPUT == 2) {
-      const Words4 a = load_l2(static_cast<const float*>(row) + at), b = load_l2(static_cast<const float*>(row) + at + 4);
-      const u32 words[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+// The values of one round. All of a thread's loads are on their way before the first is looked at.
+__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
+  constexpr int PIECES = INPUT == 2 ? 2 : 1, WIDTH_OF_PIECE = 8 / PIECES, SIZE = INPUT == 2 ? 4 : 2;
+  if (p.aligned) {
+    Words4 raw[VECTORS][PIECES];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) v[e] = __uint_as_float(words[e]);
-    } else {
-      const Words4 a = load_l2(static_cast<const u16*>(row) + at);
-      const u32 words[4] = {a.x, a.y, a.z, a.w};
+    for (int k = 0; k < VECTORS; ++k) {
+      const int at = start + (k * blockDim.x + threadIdx.x) * 8;
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
-        v[e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+      for (int piece = 0; piece < PIECES; ++piece) {
+        raw[k][piece] = {0, 0, 0, 0};
+        if (at < p.inputs) raw[k][piece] = load_l2(static_cast<const u8*>(row) + (at + piece * WIDTH_OF_PIECE) * SIZE);
       }
     }
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const Words4& piece = raw[k][e / WIDTH_OF_PIECE];
+        const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+        if constexpr (INPUT == 2) {
+          v[k][e] = __uint_as_float(words[e % 4]);
+        } else {
+          const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
+          v[k][e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+        }
+      }
   } else {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) v[e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
+    for (int k = 0; k < VECTORS; ++k) {
+      const int at = start + (k * blockDim.x + threadIdx.x) * 8;
+#pragma unroll
+      for (int e = 0; e < 8; ++e) v[k][e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
+    }
   }
 }
 
@@ -109,6 +124,11 @@ __device__ __forceinline__ Scale scale_of(u32 top) {
   return {s, __frcp_rn(s), false};
 }
 
+// The slow way, out of line: it is taken about once in a thousand times.
+__device__ __noinline__ u32 divided(float v, float s) {
+  return __float_as_uint(__fadd_rn(fminf(fmaxf(__fdiv_rn(v, s), -127.0f), 127.0f), ROUNDER));
+}
+
 // round(v / s) for eight values. v * (1 / s) is within 2^-15 of v / s, so it rounds to the same integer unless it
 // is that near to a tie; then, seldom, the division is done.
 __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale& s, u32 (&packed)[2]) {
@@ -124,10 +144,7 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
   }
   if (furthest > 0.4999f) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const float q = fminf(fmaxf(__fdiv_rn(v[e], s.value), -127.0f), 127.0f);
-      bits[e] = __float_as_uint(__fadd_rn(q, ROUNDER));
-    }
+    for (int e = 0; e < 8; ++e) bits[e] = divided(v[e], s.value);
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -139,8 +156,7 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
 
 // The values of one round, rotated.
 __device__ __forceinline__ void fetch(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
-#pragma unroll
-  for (int k = 0; k < VECTORS; ++k) load(p, row, start + (k * blockDim.x + threadIdx.x) * 8, v[k]);
+  load(p, row, start, v);
   if constexpr (ROTATE) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
@@ -206,6 +222,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
   }
 
   int sum = 0;
+  const Scale token_scale = scale_of(token_top);
   // Backwards, since the last round is still in registers.
   for (int round = p.rounds - 1; round >= 0; --round) {
     if (GROUP != 0 || round < p.rounds - 1) fetch(p, row, round * round_inputs, v);
@@ -215,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
     for (int k = 0; k < VECTORS; ++k) {
       const int at = round * round_inputs + (k * blockDim.x + threadIdx.x) * 8;
       if (at >= p.padded) continue;
-      const Scale s = scale_of(GROUP == 0 ? token_top : top[k]);
+      const Scale s = GROUP == 0 ? token_scale : scale_of(top[k]);
       u32 packed[2];
       round_to_codes(v[k], s, packed);
       *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =

@@ -38,13 +38,16 @@ struct Share {
   int first_tile, first_slot, last_tile, last_slot;
 };
 
-template <int ROWS, int TOKENS>
+// ONE_BLOCK: all tokens are in one block, every slot costs the same.
+template <int ROWS, int TOKENS, bool ONE_BLOCK>
 struct Schedule {
   const Shape& shape;
   const Share& share;  // in shared memory: it is needed seldom, registers always
 
   __device__ __forceinline__ static int ceil_tiles(int rows16) { return (rows16 * 16 + ROWS - 1) / ROWS; }
-  __device__ __forceinline__ int token_blocks() const { return (shape.tokens + TOKENS - 1) / TOKENS; }
+  __device__ __forceinline__ int token_blocks() const { return ONE_BLOCK ? 1 : (shape.tokens + TOKENS - 1) / TOKENS; }
+  __device__ __forceinline__ int cost8() const { return ONE_BLOCK ? 1 : shape.cost8; }
+  __device__ __forceinline__ int cost4() const { return ONE_BLOCK ? 1 : shape.cost4; }
   __device__ __forceinline__ int tiles8() const { return ceil_tiles(shape.rows8) * token_blocks(); }
   __device__ __forceinline__ int tiles4() const { return ceil_tiles(shape.rows4) * token_blocks(); }
   __device__ __forceinline__ int slots(bool eight) const { return eight ? 2 * shape.groups : shape.groups; }
@@ -52,17 +55,17 @@ struct Schedule {
   // The tile and slot where a block's share of the cut tiles begins. All of it fits 32 bits: at most two tiles
   // a block are cut.
   __device__ __forceinline__ void start_of(int block, int& tile, int& slot) const {
-    const u32 cost8 = slots(true) * shape.cost8, cost4 = slots(false) * shape.cost4;
+    const u32 tile8 = slots(true) * cost8(), tile4 = slots(false) * cost4();
     const u32 split8 = min(shape.split, tiles8());
-    const u32 border = split8 * cost8, total = border + (shape.split - split8) * cost4;
+    const u32 border = split8 * tile8, total = border + (shape.split - split8) * tile4;
     u32 at = total * block / gridDim.x;
     if (at < border) {
-      tile = at / cost8;
-      slot = at % cost8 / shape.cost8;
+      tile = at / tile8;
+      slot = at % tile8 / cost8();
     } else {
       at -= border;
-      tile = split8 + at / cost4;
-      slot = at % cost4 / shape.cost4;
+      tile = split8 + at / tile4;
+      slot = at % tile4 / cost4();
     }
   }
 
@@ -93,6 +96,10 @@ struct Schedule {
     s.end = index < pieces && tile == own.last_tile ? own.last_slot : s.slots;
 
     const int inside = s.eight ? tile : tile - border;
+    if constexpr (ONE_BLOCK) {
+      s.row16 = inside * (ROWS / 16), s.token_block = 0;
+      return true;
+    }
     const int rows = ceil_tiles(s.eight ? shape.rows8 : shape.rows4);
     const int band = inside / (rows * shape.band);
     const int width = min(shape.band, token_blocks() - band * shape.band);

@@ -1,0 +1,136 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.saliences import random_salience
+
+from mixllm import __version__
+from mixllm.cli import main, quantize
+from mixllm.errors import MixllmError
+
+
+def raise_instead(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Have the inspect command end with this error."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mixllm.cli.inspect._plan", fail)
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> str:
+    (tmp_path / "plan.json").write_text("{}")
+    return str(tmp_path / "plan.json")
+
+
+def test_version_and_help(capsys):
+    assert main.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mixllm {__version__}\n"
+    for arguments in ([], ["--help"]):
+        assert main.run(arguments) == 0
+        out = capsys.readouterr().out
+        for command in ("quantize", "plan", "inspect", "eval", "generate", "chat", "demo"):
+            assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "No such command 'nope'"),
+        (["quantize", "model"], "Missing option '--out'"),
+        (["quantize", "model", "-o", "out", "--scope", "galaxy"], "--scope"),
+        (["quantize", "model", "-o", "out", "--bits", "many"], "--bits"),
+        (["quantize", "model", "-o", "out", "--bits", "9"], "bits must be 4 to 8"),
+        (["quantize", "model", "-o", "out", "--bits", "5", "--channels", "5"], "give bits or channels"),
+        (["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"], "--bits: has no effect"),
+        (["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"], "--salience: has no effect"),
+        (["inspect", "/no/such/file"], "/no/such/file: no such file"),
+        (["plan", "/no/such/file"], "/no/such/file: not a readable salience file"),
+        (["plan", "a", "--diff", "b", "--bits", "5"], "--diff: compares two finished plans"),
+    ],
+)
+def test_what_the_user_gave_is_one_line_and_exit_code_2(arguments, message, capsys):
+    assert main.run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MixllmError("plan.json: [bold] is wrong"), 2, "error: plan.json: [bold] is wrong\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (PermissionError(13, "Permission denied", "/root/out"), 2, "error: /root/out: Permission denied\n"),
+    ],
+)
+def test_errors_that_are_no_bugs(error, code, line, plan_file, monkeypatch, capsys):
+    raise_instead(monkeypatch, error)
+    assert main.run(["inspect", plan_file]) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(5, "Input/output error"), KeyError("k")])
+def test_bugs_keep_their_traceback(error, plan_file, monkeypatch):
+    raise_instead(monkeypatch, error)
+    with pytest.raises(type(error)):
+        main.run(["inspect", plan_file])
+
+
+def program(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mixllm", *arguments]
+
+
+def test_a_bug_ends_the_program_with_1_and_a_traceback(tmp_path: Path):
+    code = "import mixllm.cli.main as m; m.inspect._plan = lambda *a: 1 / 0; m.main()"
+    (tmp_path / "plan.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "plan.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
+
+
+def test_ctrl_c_ends_the_program_with_130_and_one_line(tmp_path: Path):
+    code = (
+        "import time, mixllm.cli.main as m; "
+        "m.inspect._plan = lambda *a: (print('ready', flush=True), time.sleep(60)); m.main()"
+    )
+    (tmp_path / "plan.json").write_text("{}")
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "inspect", str(tmp_path / "plan.json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout is not None and child.stdout.readline() == "ready\n"
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (130, "error: interrupted\n")
+
+
+def test_a_reader_that_goes_away_is_told_nothing(tmp_path: Path):
+    random_salience({f"layers.{i}.q_proj": (3, 128) for i in range(3000)}).save(tmp_path / "salience")
+    child = subprocess.Popen(
+        program("plan", str(tmp_path / "salience")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.stderr is not None and child.stderr.read() == b""
+    assert child.wait(timeout=60) == 1
+
+
+def test_starting_is_quick_and_imports_no_torch():
+    code = "import sys, mixllm.cli.main; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert time.perf_counter() - began < 5
+    assert quantize.quantize.__doc__ == "Quantize MODEL into the directory OUT."

@@ -1,0 +1,90 @@
+import inspect
+from typing import Any
+
+import pytest
+
+from mixllm.cli import main
+from mixllm.cli.options import _HELP, config, config_flags
+from mixllm.cli.quantize import quantize
+from mixllm.config import PROFILES, Format, QuantConfig
+from mixllm.errors import MixllmError
+
+FIXED = {"format", "version", "group_size", "rotation_block"}
+FIELDS = {*QuantConfig.model_fields, *Format.model_fields} - FIXED
+
+
+def test_every_field_is_a_flag_with_one_spelling_and_a_help(capsys):
+    main.run(["quantize", "--help"])
+    out = capsys.readouterr().out
+    for name in FIELDS:
+        assert f"--{name.replace('_', '-')} " in out
+    assert set(_HELP) == FIELDS
+    assert "[default: 4.4]" in " ".join(out.split()) and "[default: on]" in " ".join(out.split())
+
+
+def test_flags_left_out_are_the_defaults():
+    assert config({}) == QuantConfig()
+    assert config({"profile": "paper"}) == QuantConfig(format=PROFILES["paper"])
+
+
+def test_a_flag_overrides_the_profile():
+    made = config({"profile": "paper", "activation_group": "token", "rotation": "hadamard"})
+    assert made.format == Format(weight_scale="group", rotation="hadamard", activation_group="token")
+    assert config({"activation_group": "256"}).format.activation_group == 256
+
+
+def test_all_values_arrive(monkeypatch):
+    seen: dict[str, Any] = {}
+
+    def record(model: str, out: Any, chosen: QuantConfig, **_: Any) -> Any:
+        seen["config"] = chosen
+        raise MixllmError("stop here")
+
+    monkeypatch.setattr("mixllm.pipeline.quantize", record)
+    flags = (
+        "--profile paper --bits 5.5 --scope random --score taylor --error rtn --rounding rtn --no-clip "
+        "--no-order --damping 0.02 --calibration text.txt --samples 3 --window 64 --seed 9 "
+        "--weight-scale row --rotation hadamard --activation-group 512"
+    )
+    assert main.run(["quantize", "model", "-o", "out", *flags.split()]) == 2
+    assert seen["config"] == QuantConfig(
+        format=Format(weight_scale="row", rotation="hadamard", activation_group=512),
+        bits=5.5,
+        scope="random",
+        score="taylor",
+        error="rtn",
+        rounding="rtn",
+        clip=False,
+        order=False,
+        damping=0.02,
+        calibration="text.txt",
+        samples=3,
+        window=64,
+        seed=9,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bits": 3.0}, "options: budget: bits must be 4 to 8"),
+        ({"channels": 101.0}, "options: channels: "),
+        ({"samples": 0}, "options: samples: "),
+        ({"damping": 0.0}, "options: damping: "),
+    ],
+)
+def test_bad_values_name_their_option(given, message):
+    with pytest.raises(MixllmError, match=message):
+        config(given)
+
+
+def test_a_command_may_take_some_of_the_flags():
+    @config_flags("bits", "seed")
+    def command(path: str, **given: Any) -> None:
+        raise AssertionError((path, given))
+
+    assert list(inspect.signature(command).parameters) == ["path", "bits", "seed"]
+    with pytest.raises(AssertionError) as caught:
+        command(path="p", bits=None, seed=3)
+    assert caught.value.args[0] == ("p", {"seed": 3})
+    assert set(inspect.signature(quantize).parameters) > FIELDS

@@ -1,0 +1,79 @@
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import BUDGET, Tiny
+
+from mixllm.cli import main
+from mixllm.plan import Plan
+from mixllm.records import PLAN, SALIENCE
+
+
+def quantize(tiny: Tiny, out: Path, *more: object) -> int:
+    given = ["quantize", tiny.model, "-o", out, "--calibration", tiny.text, *BUDGET, *more]
+    return main.run([str(argument) for argument in given])
+
+
+def test_leaves_a_checkpoint_a_plan_and_a_salience(tiny: Tiny):
+    assert (tiny.out / "config.json").exists()
+    assert Plan.load(tiny.out / PLAN).budget == 5
+    assert (tiny.out / SALIENCE).exists()
+
+
+def test_progress_goes_to_standard_error_and_the_result_to_standard_output(
+    tiny: Tiny, tmp_path: Path, capsys
+):
+    assert quantize(tiny, tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{tmp_path / 'out'}: ") and "bits a weight" in captured.out
+    assert "salience" in captured.err and "round" in captured.err
+
+
+def test_json_and_quiet(tiny: Tiny, tmp_path: Path, capsys):
+    assert quantize(tiny, tmp_path / "out", "--json", "--quiet", "--plan", tiny.out / PLAN) == 2
+    assert "--bits: has no effect" in capsys.readouterr().err
+    arguments = ["quantize", tiny.model, "-o", tmp_path / "out", "--calibration", tiny.text, "--samples", "4"]
+    flags = ["--window", "40", "--plan", tiny.out / PLAN, "--json", "--quiet"]
+    assert main.run([str(argument) for argument in (*arguments, *flags)]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert captured.err == "" and 4.9 < summary["report"]["payload_bits"] <= 5
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tiny.out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--device", "gpu9"], "device: gpu9 is unknown"),
+        (["--salience", "/no/salience"], "/no/salience"),
+        (["--calibration", "/no/text.txt"], "/no/text.txt"),
+    ],
+)
+def test_bad_input_leaves_nothing(tiny: Tiny, tmp_path: Path, capsys, more: list[str], message: str):
+    assert quantize(tiny, tmp_path / "out", "--quiet", *more) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_not_empty_needs_overwrite(tiny: Tiny, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("data")
+    assert quantize(tiny, out, "--quiet") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [file.name for file in out.iterdir()] == ["precious"]
+    assert quantize(tiny, out, "--quiet", "--overwrite") == 0
+    assert (out / "config.json").exists()
+
+
+def test_a_dry_run_only_tells(tiny: Tiny, tmp_path: Path, capsys):
+    assert quantize(tiny, tmp_path / "out", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("time ", "memory ", "disk ", "free"))
+    assert quantize(tiny, tmp_path / "out", "--dry-run", "--json") == 0
+    needs = json.loads(capsys.readouterr().out)
+    assert needs["checkpoint_bytes"] == pytest.approx(
+        (tiny.out / "model.safetensors").stat().st_size, rel=0.02
+    )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,31 @@
+"""The GPU kernel of GPTQ's inner loop against the plain loop, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# Read when a kernel is declared, at import.
+os.environ["TRITON_INTERPRET"] = "1"
+
+from mixllm.config import PROFILES
+from mixllm.rounding.columns import round_columns
+from mixllm.rounding.columns_triton import launch
+from mixllm.rounding.grid import Grids
+from tests import shapes
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (13, 37), (21, 128)])
+def test_kernel_equals_the_loop(profile: str, n: int, length: int) -> None:
+    w, bits = shapes.weight(n, length, 3), shapes.widths(n, 0.3, 4)
+    grid = Grids(w, bits, PROFILES[profile]).make(w, 0.9)
+    x = shapes.inputs(4 * length, length, 5)
+    upper = torch.linalg.cholesky(torch.linalg.inv(x.T @ x + torch.eye(length)), upper=True)
+    expected, found = round_columns(w, grid, upper), launch(w, grid, upper)
+    # Sums in another order can move a value across the border between two codes.
+    assert float((expected[0] != found[0]).float().mean()) < 0.01
+    same = (expected[0] == found[0]).all(dim=1)
+    torch.testing.assert_close(found[1][same], expected[1][same], rtol=1e-3, atol=1e-4)

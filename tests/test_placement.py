@@ -1,0 +1,34 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixllm.errors import MixllmError
+from mixllm.placement import pick_device, pick_dtype
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == torch.device("cuda")
+
+
+def test_named_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(MixllmError, match="device: cuda:2: there are 2 CUDA devices"):
+        pick_device("cuda:2")
+    with pytest.raises(MixllmError, match="device: gpu9 is unknown"):
+        pick_device("gpu9")
+
+
+def test_dtype_auto_is_the_models_own_on_a_gpu_and_float32_on_a_cpu():
+    model = SimpleNamespace(dtype=torch.bfloat16)
+    assert pick_dtype("auto", torch.device("cpu"), model) == torch.float32
+    assert pick_dtype("auto", torch.device("cuda"), model) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda"), SimpleNamespace(dtype=None)) == torch.float32
+    assert pick_dtype("float16", torch.device("cpu"), model) == torch.float16
+    with pytest.raises(MixllmError, match="dtype: int8 is unknown"):
+        pick_dtype("int8", torch.device("cpu"), model)
