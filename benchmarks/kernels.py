@@ -5,7 +5,7 @@
 
 A time is the median of 25 replays of one CUDA graph divided by its launches. The launches of a graph go round
 copies of the weight that fill at least 300 MB, so that no weight is still in the cache when its turn comes.
-Weights and activations are random. `mixllm` has its activations already quantized, `mixllm+quant` includes that.
+Weights and activations are random. `mixllm` has its activations quantized before; `mixllm+quant` does it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ROTATE_BYTES = 300e6
 REPLAYS = 25
 LEAST_GRAPH_US = 600.0
 
+RAW = argparse.RawDescriptionHelpFormatter
 Launch = Callable[[], Any]
 
 
@@ -90,7 +91,9 @@ def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor
         return values.view(torch.uint8)
 
     by_group = format.weight_scale == "group"
-    scales4 = torch.cat((scales(tiles4), bits(tiles4, groups, 16) % 16), 2) if by_group else bits(tiles4, groups, 16)
+    scales4 = bits(tiles4, groups, 16)
+    if by_group:
+        scales4 = torch.cat((scales(tiles4), scales4 % 16), 2)
     scales8 = scales(tiles8) if by_group else bits(tiles8, groups, 0)
     eight = torch.randperm(n, device="cuda") < n8
 
@@ -138,7 +141,7 @@ def time_libraries(n: int, k: int, tokens: list[int]) -> Iterator[tuple[str, int
         dense.append(dense[0].clone())
     for t in tokens:
         x = torch.randn(t, k, dtype=torch.bfloat16, device="cuda")
-        yield "cublas_bf16", t, timed([lambda w=w: torch.nn.functional.linear(x, w) for w in dense])
+        yield "cublas_bf16", t, timed([lambda w=w, x=x: torch.nn.functional.linear(x, w) for w in dense])
     bytes_ = [torch.randint(-127, 128, (n, k), dtype=torch.int8, device="cuda")]
     while len(bytes_) * n * k < ROTATE_BYTES or len(bytes_) < 2:
         bytes_.append(bytes_[0].clone())
@@ -146,8 +149,8 @@ def time_libraries(n: int, k: int, tokens: list[int]) -> Iterator[tuple[str, int
     row = torch.ones(1, n, device="cuda")
     for t in tokens:
         x8 = torch.randint(-127, 128, (t, k), dtype=torch.int8, device="cuda")
-        if t > 16:
-            yield "torch_int_mm", t, timed([lambda w=w: torch._int_mm(x8, w.T) for w in bytes_])
+        if t > 16:  # it takes no fewer
+            yield "torch_int_mm", t, timed([lambda w=w, x8=x8: torch._int_mm(x8, w.T) for w in bytes_])
         xf, column = (x8.float() / 64).to(torch.float8_e4m3fn), torch.ones(t, 1, device="cuda")
 
         def scaled(w: Tensor, xf: Tensor = xf, column: Tensor = column) -> Tensor:
@@ -167,9 +170,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         return time.monotonic() - begin > arguments.seconds
 
     def add(impl: str, format: str, share8: float, n: int, k: int, tokens: int, us: float) -> None:
-        rows.append(
-            {"impl": impl, "format": format, "share8": share8, "N": n, "K": k, "T": tokens, "us": round(us, 3)}
-        )
+        where = {"share8": share8, "N": n, "K": k, "T": tokens}
+        rows.append({"impl": impl, "format": format, **where, "us": round(us, 3)})
 
     def mixed(name: str, share8: float, tokens: list[int]) -> None:
         for n, k in SHAPES:
@@ -223,7 +225,7 @@ def weight_bytes(format: Format, n: int, k: int, share8: float) -> int:
 
 
 def report(data: dict[str, Any]) -> str:
-    """Markdown: speed-up over cuBLAS bf16, geometric mean over the shapes, and decode's time over the byte time."""
+    """Markdown: speed-up over cuBLAS bf16 (geometric mean over the shapes), decode over the byte time."""
     times = {(r["impl"], r["format"], r["share8"], r["N"], r["K"], r["T"]): r["us"] for r in data["rows"]}
     tokens = sorted({r["T"] for r in data["rows"]})
     kinds = sorted({(r["impl"], r["format"], r["share8"]) for r in data["rows"]} - {("cublas_bf16", "", 0.0)})
@@ -242,17 +244,18 @@ def report(data: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "Microseconds over the byte time, 10 % 8-bit rows:", ""]
     few = [t for t in tokens if t <= 16]
-    lines += ["| N x K | format | " + " | ".join(f"T = {t}" for t in few) + " |", "|---" * (len(few) + 2) + "|"]
+    lines += ["| N x K | format | " + " | ".join(f"T = {t}" for t in few) + " |"]
+    lines += ["|---" * (len(few) + 2) + "|"]
     for n, k in SHAPES:
         for name in sorted({r["format"] for r in data["rows"]} - {""}):
             floor = weight_bytes(PROFILES[name], n, k, 0.1) / data["read_GBps"] / 1e3
             over = [times.get(("mixllm", name, 0.1, n, k, t), math.nan) - floor for t in few]
-            lines.append(f"| {n} x {k} | {name} | " + " | ".join(f"{us:.1f}" for us in over) + " |")
+            lines.append(f"| {n} x {k} | {name} | " + " | ".join("" if math.isnan(us) else f"{us:.1f}" for us in over) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--device", default="cuda", choices=["cuda"])
     parser.add_argument("--json", type=Path, help="write all times here")
     parser.add_argument("--report", type=Path, help="print the tables of such a file and stop")
@@ -265,7 +268,8 @@ def main() -> None:
         return
     data = measure(arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps(data, indent=None, separators=(",", ":")).replace("},{", "},\n{") + "\n")
+        text = json.dumps(data, separators=(",", ":")).replace("},{", "},\n{")
+        arguments.json.write_text(text + "\n")
     print(report(data))
 
 

@@ -15,21 +15,26 @@ import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernels import copies, random_tensors, timed
+from kernels import RAW, copies, random_tensors, timed
 
 from mixllm.config import PROFILES
 from mixllm.kernels.cuda import ops
 from mixllm.kernels.cuda.build import cubin
 from mixllm.kernels.cuda.tiles import Scales, Tile
 
+Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
+
 SHAPES = [(6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)]
-BUCKETS = {8: (1, 8), 16: (16,), 32: (32,), 64: (64,), 128: (128,), 256: (256,), 1_000_000_000: (1024,)}
+ANY = 1_000_000_000
+BUCKETS = {8: (1, 8), 16: (16,), 32: (32,), 64: (64,), 128: (128,), 256: (256,), ANY: (1024,)}
 
 
 def stream(bm: int, bn: int, wm: int, wn: int, wk: int, stages: int, blocks: int) -> Tile:
@@ -56,7 +61,7 @@ CANDIDATES = {
     64: [Tile(64, 64, 2, 2, 2, 3, 2), Tile(128, 64, 4, 2, 1, 4, 2), Tile(64, 64, 2, 2, 1, 4, 3)],
     128: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(128, 128, 2, 2, 1, 4, 2), Tile(64, 64, 2, 2, 1, 4, 3)],
     256: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(256, 128, 4, 2, 1, 5, 1)],
-    1_000_000_000: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(256, 128, 4, 2, 1, 5, 1), Tile(128, 128, 2, 2, 1, 4, 2)],
+    ANY: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(256, 128, 4, 2, 1, 5, 1), Tile(128, 128, 2, 2, 1, 4, 2)],
 }
 # With float32 sums beside the int32 ones a warp has no registers for a tile of 64 x 64.
 GROUPED = {
@@ -66,7 +71,7 @@ GROUPED = {
     64: [Tile(64, 64, 2, 2, 1, 4, 2), Tile(128, 64, 4, 2, 1, 4, 1)],
     128: [Tile(128, 64, 4, 2, 1, 4, 1), Tile(64, 128, 2, 2, 1, 3, 2)],
     256: [Tile(64, 128, 2, 2, 1, 3, 2), Tile(128, 64, 4, 2, 1, 4, 1)],
-    1_000_000_000: [Tile(64, 128, 2, 2, 1, 3, 2), Tile(128, 128, 4, 2, 1, 4, 1)],
+    ANY: [Tile(64, 128, 2, 2, 1, 3, 2), Tile(128, 128, 4, 2, 1, 4, 1)],
 }
 
 
@@ -79,6 +84,12 @@ def compile_all(kinds: list[tuple[dict[int, list[Tile]], Scales]], arch: str) ->
     jobs = {(t, scales, arch) for candidates, scales in kinds for tiles in candidates.values() for t in tiles}
     with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
         list(pool.map(compile_one, jobs))
+
+
+def launch(
+    y: Tensor, quantized: Quantized, scales: Scales, group: int, tile: Tile, weight: list[Tensor]
+) -> None:
+    ops.gemm_into(y, *quantized, weight, None, scales, group, tile)
 
 
 def tune(profile: str, candidates: dict[int, list[Tile]], scales: Scales) -> list[dict[str, int]]:
@@ -94,37 +105,39 @@ def tune(profile: str, candidates: dict[int, list[Tile]], scales: Scales) -> lis
                 first = None
                 for tile, seen in times[bucket].items():
                     y = torch.full((t, n), math.nan, dtype=torch.bfloat16, device="cuda")
-                    ops.gemm_into(y, *quantized, weights[0], None, scales, group, tile)
+                    launch(y, quantized, scales, group, tile, weights[0])
                     first = y if first is None else first
-                    if not torch.allclose(first.float(), y.float(), rtol=2e-2, atol=1e-2 * first.float().abs().max().item()):
+                    largest = first.float().abs().max().item()
+                    if not torch.allclose(first, y, rtol=2e-2, atol=1e-2 * largest):
                         print(f"{profile} {n}x{k} T={t}: {tile} is wrong", flush=True)
                         seen.append(math.inf)
                         continue
 
-                    def launch(w: list[torch.Tensor], y=y, q=quantized, tile=tile) -> None:  # type: ignore[no-untyped-def]  # defaults bind
-                        ops.gemm_into(y, *q, w, None, scales, group, tile)
-
-                    seen.append(timed([lambda w=w, f=launch: f(w) for w in weights]))
+                    run = partial(launch, y, quantized, scales, group, tile)
+                    seen.append(timed([partial(run, weight) for weight in weights]))
     rows = []
     for bucket, by_tile in times.items():
-        mean = {tile: statistics.geometric_mean(ts) if math.inf not in ts else math.inf for tile, ts in by_tile.items()}
+        mean = {
+            tile: math.inf if math.inf in ts else statistics.geometric_mean(ts)
+            for tile, ts in by_tile.items()
+        }
         best = min(mean, key=lambda tile: mean[tile])
         for tile, ts in by_tile.items():
-            print(profile, bucket, *asdict(tile).values(), [round(t, 1) for t in ts], "*" if tile == best else "", flush=True)
+            mark = "*" if tile == best else ""
+            print(profile, bucket, *asdict(tile).values(), [round(t, 1) for t in ts], mark, flush=True)
         rows.append({"tokens": bucket, **asdict(best)})
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arch", default="sm_90a", help="of the GPU that this runs on")
     arguments = parser.parse_args()
     whole, grouped = Scales(0, True), Scales(1, False)
     compile_all([(CANDIDATES, whole), (GROUPED, grouped)], arguments.arch)
     found = {"whole": tune("fast", CANDIDATES, whole), "grouped": tune("paper", GROUPED, grouped)}
-    lines = [f' "{key}": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n ]" for key, rows in found.items()]
-    arguments.out.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -68,34 +68,41 @@ def measure(
     reference: nn.Module,
     windows: Tensor,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    batch: int = 1,
 ) -> dict[str, Measurement]:
     """Run every window int64 [n, length] through the reference and the models side by side.
 
-    models: causal language models by name; reference: the float model, reported as "float". Logits
-    become float32; of a window only the reference's and one model's are there at a time. progress is
-    called with (windows done, windows). Returns name -> Measurement, the reference first.
+    models: causal language models by name; reference: the float model, reported as "float". batch:
+    windows that go through a model at once; their logits, the reference's and one model's, are there
+    at a time. Logits become float32. progress is called with (windows done, windows).
+    Returns name -> Measurement, the reference first.
     """
     sums: dict[str, list[Tensor]] = {name: [] for name in (REFERENCE, *models)}
-    for done, ids in enumerate(windows, 1):
+    for ids in windows.split(batch):
         target = _logits(reference, ids)
-        sums[REFERENCE].append(_compare(target, target, ids))
+        sums[REFERENCE] += _compare_all(target, target, ids)
         for name, model in models.items():
-            sums[name].append(_compare(_logits(model, ids).to(target.device), target, ids))
+            sums[name] += _compare_all(_logits(model, ids).to(target.device), target, ids)
         if progress is not None:
-            progress(done, len(windows))
+            progress(len(sums[REFERENCE]), len(windows))
     return {name: Measurement(*torch.stack(rows, dim=1)) for name, rows in sums.items()}
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    """Logits [length - 1, V] of the predicted tokens of one window [length]."""
+    """Logits [B, length - 1, V] of the predicted tokens of windows [B, length]."""
     device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=ids[None].to(device), use_cache=False).logits
-    return logits[0, :-1]
+    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits[:, :-1]
+
+
+def _compare_all(logits: Tensor, target: Tensor, ids: Tensor) -> list[Tensor]:
+    return [_compare(*window) for window in zip(logits, target, ids, strict=True)]
 
 
 def _compare(logits: Tensor, target: Tensor, ids: Tensor) -> Tensor:
     """Means over tokens of NLL, KL(target || logits) and top-1 agreement: float64 [3]."""
-    total = torch.zeros(3, dtype=torch.float64)
+    total = torch.zeros(3, dtype=torch.float64, device=logits.device)
     for start in range(0, len(logits), TOKENS_AT_ONCE):
         part, wanted = logits[start : start + TOKENS_AT_ONCE], target[start : start + TOKENS_AT_ONCE]
         following = ids[1 + start : 1 + start + len(part)]
@@ -103,5 +110,5 @@ def _compare(logits: Tensor, target: Tensor, ids: Tensor) -> Tensor:
         nll = -q.gather(1, following[:, None].to(q.device)).sum()
         kl = (p.exp() * (p - q)).sum()
         same = (part.argmax(dim=-1) == wanted.argmax(dim=-1)).sum()
-        total += torch.stack([nll.double(), kl.double(), same.double()]).cpu()
-    return total / (len(ids) - 1)
+        total += torch.stack([nll.double(), kl.double(), same.double()])
+    return total.cpu() / (len(ids) - 1)

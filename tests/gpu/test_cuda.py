@@ -23,7 +23,7 @@ CANARY = 0x5A
 
 @pytest.fixture(autouse=True)
 def true_division(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch divides by a number on a GPU as it multiplies by its inverse; the format's scale is a true quotient."""
+    """On a GPU torch divides by a number by multiplying with its inverse; a scale is a true quotient."""
     on_cpu = activations.quantize_activations
 
     def quantize(x: Tensor, format: Format) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,8 @@ def test_integer_sums_are_exact(format: Format, t: int) -> None:
     weight = random_weight(150, 40, 1100, format, t, unit_scales=True, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
     codes, scales, sums, flags = ops.quantize(torch.randn(t, 1100, device="cuda"), False, linear.group)
-    y = ops.gemm(codes, scales.fill_(1), sums, flags, linear.tensors, None, 190, torch.float32, linear.scales.weight, linear.group)
+    ones, kind = scales.fill_(1), linear.scales.weight
+    y = ops.gemm(codes, ones, sums, flags, linear.tensors, None, 190, torch.float32, kind, linear.group)
     values = reference.ReferenceLinear(weight, format).values
     assert torch.equal(y.double(), codes[:, :1100].double() @ values.double().T)
 
@@ -133,7 +134,10 @@ def test_prepare_bad_input_graph_and_no_tokens() -> None:
 
 def test_operators_pass_opcheck() -> None:
     format = Format()
-    linear = CudaLinear(layout.to_kernel_order(random_weight(40, 9, 200, format, 1, device="cuda"), format), format)
+    weight = random_weight(40, 9, 200, format, 1, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
     x = torch.randn(5, 200, device="cuda", dtype=torch.half)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.gemm, (*ops.quantize(x, True, 0), linear.tensors, None, 49, torch.half, 0, 0), test_utils=checks)
+    arguments = (*ops.quantize(x, True, 0), linear.tensors, None, 49, torch.half, 0, 0)
+    torch.library.opcheck(ops.quantize, (x, True, 0), test_utils=checks)
+    torch.library.opcheck(ops.gemm, arguments, test_utils=checks)

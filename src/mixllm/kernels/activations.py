@@ -21,15 +21,15 @@ def quantize_activations(x: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     the token's outputs are NaN and the other tokens stay exact.
     """
     x = rotate(x) if format.rotation == "hadamard" else x.float()
-    codes, scales = [], []
-    for group in x.split(max(1, format.activation_width(x.shape[1])), dim=1):
-        ratio = group.abs().amax(dim=1, keepdim=True) / TOP
-        normal = torch.isfinite(ratio) & (ratio >= LEAST_SCALE)
-        scale = torch.where(normal, ratio, 1.0)
-        code = torch.where(normal, (group / scale).round().clamp(-TOP, TOP), 0.0)
-        codes.append(code)
-        scales.append(torch.where(torch.isfinite(ratio), scale, torch.nan))
-    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+    k, width = x.shape[1], max(1, format.activation_width(x.shape[1]))
+    groups = torch.nn.functional.pad(x, (0, -k % width)).unflatten(1, (-1, width))
+    ratio = groups.abs().amax(dim=2) / TOP
+    finite = torch.isfinite(ratio)
+    normal = finite & (ratio >= LEAST_SCALE)
+    scale = torch.where(normal, ratio, 1.0)
+    codes = (groups / scale[:, :, None]).round().clamp(-TOP, TOP)
+    codes = torch.where(normal[:, :, None], codes, 0.0).flatten(1)[:, :k]
+    return codes, torch.where(finite, scale, torch.nan)
 
 
 def fake_quantize(x: Tensor, format: Format) -> Tensor:

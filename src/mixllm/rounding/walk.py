@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from mixllm.blocks import Block, Decoder
@@ -31,11 +30,11 @@ def round_model(
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
     """
     calibrated = needs_hessian(config)
-    states = [decoder.embed(part).cpu() for part in ids.split(batch)] if calibrated else []
+    states = [decoder.embed(part) for part in ids.split(batch)] if calibrated else []
     with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
         for i in range(len(decoder)):
             with decoder.block(i) as block:
-                factors = _factors(block, states, config, decoder.device)
+                factors = _factors(block, states, config)
                 for name, linear in block.linears.items():
                     bits = widths[name].to(linear.weight.device)
                     rounded = round_rows(linear.weight, bits, config, factors.get(name))
@@ -44,16 +43,14 @@ def round_model(
                 if not states:
                     bar.advance()
                 for b, hidden in enumerate(states):
-                    states[b] = block(hidden.to(decoder.device)).cpu()
+                    states[b] = block(hidden)
                     bar.advance()
 
 
-def _factors(
-    block: Block, states: list[Tensor], config: QuantConfig, device: torch.device
-) -> dict[str, Factor]:
+def _factors(block: Block, states: list[Tensor], config: QuantConfig) -> dict[str, Factor]:
     with collect(block.linears if states else {}) as found:
         for hidden in states:
-            block(hidden.to(device))
+            block(hidden)
     factors = {}
     for shared in found:
         inputs = factor_of(shared.hessian, config, shared.names[0])

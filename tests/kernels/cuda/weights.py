@@ -23,7 +23,7 @@ def random_weight(
 ) -> MixedWeight:
     """A layer with n4 + n8 channels; rows of a width in ascending order of channels, as stored layers have.
 
-    half: group scales are float16, else float32. unit_scales: every float scale is 1, so that outputs are integers.
+    half: group scales are float16, else float32. unit_scales: float scales are 1 and outputs integers.
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     groups = format.groups(k)

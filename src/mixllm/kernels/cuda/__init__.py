@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ class CudaLinear:
             bias = bias.to(x.dtype)
         quantized = ops.quantize(flat, self.format.rotation == "hadamard", self.group)
         y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
-        return y.reshape(*x.shape[:-1], channels)
+        return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -47,7 +49,9 @@ def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) ->
     index = torch.cuda.current_device() if target.index is None else target.index
     target = torch.device("cuda", index)
     if not torch.cuda.is_available():
-        raise MixllmError("the CUDA backend needs a GPU and a CUDA build of torch; choose the reference backend")
+        raise MixllmError(
+            "the CUDA backend needs a GPU and torch built for CUDA; choose the reference backend"
+        )
     moved = {name: tensor.to(target) for name, tensor in weight.tensors().items()}
     linear = CudaLinear(to_kernel_order(MixedWeight(weight.in_features, **moved), format), format)
     warm_up(linear, index)

@@ -40,13 +40,17 @@ def cubin(source: str, macros: Mapping[str, int], arch: str) -> bytes:
     except OSError:
         code = _compile(source, macros, arch)
     entry.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(entry, lambda path: path.write_bytes(code) and None)
+    write_atomically(entry, lambda path: _write(path, code))
     return code
 
 
 def cache_directory() -> Path:
     """Where compiled kernels are kept, by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixllm" / "cuda"
+
+
+def _write(path: Path, code: bytes) -> None:
+    path.write_bytes(code)
 
 
 @cache

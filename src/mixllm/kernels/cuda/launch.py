@@ -36,7 +36,7 @@ def device(index: int) -> Device:
             f"{properties.name} is sm_{properties.major}{properties.minor}: the CUDA backend needs sm_80 or "
             "newer; choose the reference backend"
         )
-    limit = properties.shared_memory_per_block_optin
+    limit = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     return Device(index, capability, properties.multi_processor_count, limit)
 
 
@@ -44,18 +44,21 @@ class Kernel:
     """One compiled kernel on one device."""
 
     def __init__(self, source: str, name: str, macros: Mapping[str, int], index: int, shared: int) -> None:
-        from cuda.bindings import driver
+        try:
+            from cuda.bindings import driver
+        except ImportError:
+            raise MixllmError("the CUDA backend needs cuda-core: pip install 'mixllm[cuda]'") from None
 
         self._driver = driver
         target = device(index)
-        torch.cuda.init()
+        torch.cuda.current_stream(index)  # the driver's first call needs a context
         code = cubin(source, macros, architecture(target.capability))
         # A library belongs to no context: the same handle serves every device of this architecture.
         self._library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
         self._function = _checked(driver.cuLibraryGetKernel(self._library, name.encode()))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _checked(driver.cuKernelSetAttribute(attribute, shared, self._function, index))
-        # All that an SM can give as shared memory, so that the next kernel's blocks find room beside this one's.
+        # All that an SM can give as shared memory: the next kernel's blocks find room beside this one's.
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
         _checked(driver.cuKernelSetAttribute(attribute, 100 if shared else -1, self._function, index))
         self._handle = driver.CUfunction(int(self._function))

@@ -75,7 +75,7 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
 
     def eight(rows: slice) -> Tensor:
         padded = torch.nn.functional.pad(weight.codes8[rows], (0, groups * GROUP_SIZE - k))
-        return _tiles(padded.view(torch.uint8)).unflatten(2, (2 * groups, 64)).transpose(1, 2).flatten(2)
+        return _split(_tiles(padded.view(torch.uint8)), 2, (2 * groups, 64)).transpose(1, 2).flatten(2)
 
     def scales4(rows: slice) -> Tensor:
         zeros = _zeros(weight, format, rows)
@@ -121,7 +121,7 @@ def from_kernel_order(weight: KernelWeight, format: Format) -> MixedWeight:
         if format.weight_scale == "group_int":
             multipliers = pack_nibbles(zeros & 15)
         zeros = zeros >> 4
-    codes8 = weight.codes8.unflatten(2, (TILE, 64)).transpose(1, 2).reshape(border, groups * GROUP_SIZE)
+    codes8 = _split(weight.codes8, 2, (TILE, 64)).transpose(1, 2).reshape(border, groups * GROUP_SIZE)
     return MixedWeight(
         in_features=k,
         rows=torch.cat((weight.rows[border : border + n4], weight.rows[:n8])),
@@ -156,31 +156,38 @@ def _pad(values: Tensor, fill: float) -> Tensor:
     return torch.nn.functional.pad(values, (0, -len(values) % TILE), value=fill)
 
 
+def _split(values: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
+    return values.reshape(*values.shape[:dim], *sizes, *values.shape[dim + 1 :])
+
+
 def _tiles(values: Tensor) -> Tensor:
     """[n, m] -> [R, 16, m], rows filled up with zeros."""
-    return torch.nn.functional.pad(values, (0, 0, 0, -len(values) % TILE)).unflatten(0, (-(-len(values) // TILE), TILE))
+    padded = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % TILE))
+    return _split(padded, 0, (len(padded) // TILE, TILE))
 
 
 def _pairs(values: Tensor) -> Tensor:
     """[n, G] -> bytes [R, G, 16 * size]: for each group rows 0, 8, 1, 9, ..., 7, 15."""
-    ordered = _tiles(values).unflatten(1, (2, 8)).permute(0, 3, 2, 1).flatten(2).contiguous()
+    ordered = _split(_tiles(values), 1, (2, 8)).permute(0, 3, 2, 1).flatten(2).contiguous()
     return ordered.view(torch.uint8)
 
 
 def _unpairs(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    ordered = stored.contiguous().view(dtype).unflatten(2, (8, 2))
+    ordered = _split(stored.contiguous().view(dtype), 2, (8, 2))
     return ordered.permute(0, 3, 2, 1).reshape(len(stored) * TILE, stored.shape[1])
 
 
 def _codes4(codes: Tensor) -> Tensor:
     """[n, 128 G] of 0..15 -> [R, G, 1024]; axes of the picture: half of the tile h, row g, lane part c,
     product j, low / high nibble r, byte i."""
-    split = _tiles(codes).reshape(-(-len(codes) // TILE), 2, 8, codes.shape[1] // 64, 4, 2, 2, 4)  # R h g panel c j r i
+    tiles = _tiles(codes)
+    split = tiles.reshape(len(tiles), 2, 8, codes.shape[1] // 64, 4, 2, 2, 4)  # R h g panel c j r i
     packed = split[..., 0, :] | split[..., 1, :] << 4
     return packed.permute(0, 3, 2, 4, 5, 1, 6).reshape(len(packed), codes.shape[1] // GROUP_SIZE, 1024)
 
 
 def _uncodes4(stored: Tensor) -> Tensor:
-    packed = stored.reshape(len(stored), stored.shape[1] * 2, 8, 4, 2, 2, 4).permute(0, 5, 2, 1, 3, 4, 6)  # R h g panel c j i
+    packed = stored.reshape(len(stored), stored.shape[1] * 2, 8, 4, 2, 2, 4)
+    packed = packed.permute(0, 5, 2, 1, 3, 4, 6)  # R h g panel c j i
     split = torch.stack((packed & 15, packed >> 4), dim=-2)
     return split.reshape(len(stored) * TILE, stored.shape[1] * GROUP_SIZE)

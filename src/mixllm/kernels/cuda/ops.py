@@ -1,8 +1,7 @@
 """The two operations as torch sees them: quantize activations, multiply by a mixed weight.
 
-They are plain torch operators with fake implementations: torch.compile(fullgraph=True), CUDA graphs and
-several devices and streams work, and inside a call nothing is compiled, tuned, printed or waited for
-except the compilation of a kernel that `warm_up` was not asked for.
+They are plain torch operators with fake implementations, on the current stream of the tensors' device. A call
+compiles nothing that mixllm.kernels.cuda.warm_up has compiled before, and tunes, prints and awaits nothing.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ class _Quantize(ctypes.Structure):
     _fields_ = [
         ("x", c_void_p), ("codes", c_void_p), ("scales", c_void_p), ("sums", c_void_p), ("flags", c_void_p),
         ("x_pitch", c_longlong),
-        ("inputs", c_int), ("padded", c_int), ("tokens", c_int), ("scale_pitch", c_int), ("flag_count", c_int),
+        ("inputs", c_int), ("padded", c_int), ("tokens", c_int),
+        ("scale_pitch", c_int), ("flag_count", c_int),
         ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int), ("rounds", c_int),
     ]  # fmt: skip
 
 
 class _Outputs(ctypes.Structure):
     _fields_ = [
-        ("rows", c_void_p), ("row_scales", c_void_p), ("x_sums", c_void_p), ("bias", c_void_p), ("y", c_void_p),
-        ("channels", c_int), ("type", c_int),
+        ("rows", c_void_p), ("row_scales", c_void_p), ("x_sums", c_void_p), ("bias", c_void_p),
+        ("y", c_void_p), ("channels", c_int), ("type", c_int),
     ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def quantizer(index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
-    bias: Tensor | None, scales: Scales, group: int, tile: Tile, split: bool = True,
+    bias: Tensor | None, scales: Scales, group: int, tile: Tile,
 ) -> None:  # fmt: skip
     """The product kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
@@ -108,8 +108,13 @@ def gemm_into(
     per_tile = tile.bm // 16
     tiles = (-(-len(codes8) // per_tile) + -(-len(codes4) // per_tile)) * -(-tokens // tile.bn)
     # Whole waves go round the blocks; what is left over, and all where there is less than two waves, is cut.
-    cut = (tiles if tiles < 2 * blocks else tiles % blocks) if split else 0
-    many = tile.bn >= 64
+    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    # An 8-bit slot is half the inputs of a 4-bit one: as many bytes to read, half the products to compute.
+    cost4 = 2 if tile.bn >= 64 else 1
+    if 2 * blocks * groups * 2 * blocks >= 2**31:
+        raise MixllmError(f"mixed linear: {codes.shape[1]} inputs are more than the schedule's 32 bits hold")
+    if blocks * (tile.wm if tile.stream else 1) > flags.numel():
+        raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
     run.launch(
         blocks,
@@ -119,7 +124,7 @@ def gemm_into(
             codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
             _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 2 if many else 1, BAND),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, cost4, BAND),
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip
@@ -136,7 +141,7 @@ def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tenso
     codes int32 [T], and cleared flags for the product. group 0: one scale a token."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    out = _quantized_like(x, rotate, group)
+    out = _outputs(x, group)
     if len(x):
         with torch.cuda.device(x.device):
             quantize_into(x, rotate, group, *out)
@@ -145,6 +150,10 @@ def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tenso
 
 @quantize.register_fake
 def _quantized_like(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(x, group)
+
+
+def _outputs(x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens, inputs = x.shape
     padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
     activation_groups = 1 if group == 0 else (inputs + group - 1) // group

@@ -23,7 +23,7 @@ class Tile:
     wk: int
     stages: int
     blocks: int
-    stream: bool = False  # csrc/decode.cu: a warp to 16 rows, each with a ring of its own
+    stream: bool = False  # csrc/decode.cu, where wn and wk mean something else
 
     @property
     def threads(self) -> int:
@@ -36,14 +36,14 @@ class Tile:
     def macros(self) -> dict[str, int]:
         macros = {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
         if self.stream and self.threads <= 256:
-            # Registers for two blocks: the next kernel's warps get in beside this one's and fetch their weights.
+            # Registers for two blocks: the next kernel's get in beside this one's and fetch their weights.
             macros["BLOCKS"] = max(self.blocks, 2)
         return macros
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Which scales the main loop applies; `weight` 0: integers and one a row, 1: float16, 2: float32 a group."""
+    """Scales in the main loop; weight 0: integers (and one scale a row), 1: float16, 2: float32 a group."""
 
     weight: int
     token: bool

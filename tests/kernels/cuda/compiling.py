@@ -1,0 +1,86 @@
+"""What is compiled in CI for each architecture, and what ptxas says of it.
+
+python -m tests.kernels.cuda.compiling > tests/kernels/cuda/ptxas.json      (after a change that is meant)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mixllm.kernels.cuda.build import SOURCES, options
+from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
+
+# Bytes of shared memory that a block can have.
+LIMITS = {
+    "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90a": 232448, "sm_100": 232448, "sm_120": 101376
+}  # fmt: skip
+KINDS = [Scales(0, True), Scales(1, False), Scales(1, True), Scales(0, False), Scales(2, False)]
+# VECTORS, ROTATE, TAIL, GROUP
+QUANTIZERS = [(1, 1, 0, 0), (2, 0, 0, 128), (4, 1, 1, 0), (4, 1, 0, 512), (4, 1, 1, 256)]
+REPORT = Path(__file__).with_name("ptxas.json")
+
+Job = tuple[str, dict[str, int], int]  # source, macros, dynamic shared memory
+Entry = dict[str, int]
+
+
+def jobs(arch: str) -> dict[str, Job]:
+    """Each kernel that the table can ask for, and quantizers of every input, width and group."""
+    found: dict[str, Job] = {}
+    for scales in KINDS:
+        for most, _ in table(scales.key):
+            tile = choose(scales, most, LIMITS[arch])
+            macros = {**tile.macros(), **scales.macros()}
+            name = " ".join([tile.source, *map(str, macros.values())])
+            found[name] = (tile.source, macros, shared_bytes(tile, scales))
+    for kind in range(3):
+        for vectors, rotate, tail, group in QUANTIZERS:
+            macros = {"INPUT": kind, "VECTORS": vectors, "ROTATE": rotate, "TAIL": tail, "GROUP": group}
+            found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
+    return found
+
+
+def compile_one(job: Job, arch: str) -> Entry:
+    """Registers, bytes spilled and bytes of shared memory; raises where nvcc refuses or warns."""
+    source, macros, shared = job
+    with tempfile.TemporaryDirectory() as directory:
+        target = f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}"
+        command = [nvcc(), "-cubin", target, "-Xptxas", "-v", "-Werror", "all-warnings", *options(macros)]
+        command += ["-o", f"{directory}/kernel.cubin", str(SOURCES / source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"{source} {macros} for {arch}:\n{done.stderr}")
+    log = done.stdout + done.stderr
+    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
+    static = sum(int(n) for n in re.findall(r"(\d+) bytes smem", log))
+    registers = int(re.findall(r"Used (\d+) registers", log)[-1])
+    return {"registers": registers, "spilled": spilled, "shared": shared + static}
+
+
+def compile_all(arch: str) -> dict[str, Entry]:
+    work = jobs(arch)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(work, pool.map(lambda job: compile_one(job, arch), work.values()), strict=True))
+
+
+def nvcc() -> str:
+    found = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(found).exists():
+        raise AssertionError("the CUDA kernels are checked with nvcc: install the CUDA toolkit")
+    return found
+
+
+def nvcc_version() -> str:
+    text = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"V([\d.]+)", text)[0]
+
+
+if __name__ == "__main__":
+    report = {"nvcc": nvcc_version(), **{arch: compile_all(arch) for arch in sys.argv[1:] or LIMITS}}
+    print(json.dumps(report, indent=1))
