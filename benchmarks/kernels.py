@@ -250,7 +250,11 @@ def report(data: dict[str, Any]) -> str:
         for name in sorted({r["format"] for r in data["rows"]} - {""}):
             floor = weight_bytes(PROFILES[name], n, k, 0.1) / data["read_GBps"] / 1e3
             over = [times.get(("mixllm", name, 0.1, n, k, t), math.nan) - floor for t in few]
-            lines.append(f"| {n} x {k} | {name} | " + " | ".join("" if math.isnan(us) else f"{us:.1f}" for us in over) + " |")
+            lines.append(
+                f"| {n} x {k} | {name} | "
+                + " | ".join("" if math.isnan(us) else f"{us:.1f}" for us in over)
+                + " |"
+            )
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixllm.config import PROFILES
+from mixllm.config import PROFILES, Format
 from mixllm.errors import MixllmError
 from mixllm.salience_file import ModuleSalience, Salience
 from tests.saliences import SHAPES, random_salience
@@ -96,5 +96,5 @@ def test_a_truncated_file(tmp_path: Path):
 
 
 def test_no_layers_means_no_widths():
-    assert Salience({}, "fisher", "rtn", tokens=1).widths == []
+    assert Salience({}, "fisher", "rtn", 1, Format()).widths == []
     assert ModuleSalience(3, {8: torch.ones(4)}).out_features == 4

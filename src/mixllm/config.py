@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mixllm.errors import MixllmError
 
-GROUP_SIZE = 128
+GROUP_SIZE: int = 128
 WIDTHS = (4, 8)
 
 Scope = Literal["global", "local", "random"]
@@ -33,7 +33,7 @@ class Format(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    group_size: Literal[128] = GROUP_SIZE
+    group_size: Literal[128] = 128
     weight_scale: Literal["group", "group_int", "row"] = "group_int"
     rotation: Literal["none", "hadamard"] = "hadamard"
     rotation_block: Literal[128] = 128

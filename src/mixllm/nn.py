@@ -63,7 +63,8 @@ class MixLinear(nn.Module):
     def stored(self) -> MixedWeight:
         """The tensors of the checkpoint, as they are (no copies)."""
         names = [f.name for f in fields(MixedWeight) if f.name != "in_features"]
-        return MixedWeight(self.in_features, **{name: getattr(self, name, None) for name in names})
+        tensors: dict[str, Any] = {name: getattr(self, name, None) for name in names}
+        return MixedWeight(self.in_features, **tensors)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] float -> [..., N] in x's dtype."""

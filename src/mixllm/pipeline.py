@@ -24,7 +24,6 @@ from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.records import LOG, PLAN, RECORDS, SALIENCE, SUMMARY
-from mixllm.rounding import needs_hessian
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
@@ -60,11 +59,15 @@ class Job:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every linear layer to be quantized, in model order."""
-        linears = {name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()}
+        linears = {
+            name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()
+        }
         return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
 
 
-def open_job(model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path) -> Job:
+def open_job(
+    model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path
+) -> Job:
     """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
 
     device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
@@ -93,9 +96,7 @@ def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
     if is_uniform(config):
         return Plan.uniform(job.shapes, round(config.bits or 0), config.format, other_bytes(job))
     assert salience is not None
-    plan = choose(
-        salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed
-    )
+    plan = choose(salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed)
     return replace(plan, format=config.format)
 
 
@@ -104,10 +105,14 @@ def is_uniform(config: QuantConfig) -> bool:
     return config.bits in WIDTHS
 
 
-def write_quantized(job: Job, plan: Plan, config: QuantConfig, out: Path, progress: Progress | None = None) -> None:
+def write_quantized(
+    job: Job, plan: Plan, config: QuantConfig, out: Path, progress: Progress | None = None
+) -> None:
     """Round by the plan and fill the existing directory `out` with the checkpoint."""
     widths = {name: module.widths for name, module in plan.modules.items()}
-    rounded = round_model(job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent())
+    rounded = round_model(
+        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent()
+    )
     packed = ((name, pack(layer, config.format)) for name, layer in rounded)
     write_checkpoint(out, job.source, config.format, packed)
 
@@ -166,7 +171,11 @@ def other_bytes(job: Job) -> int:
 
 
 def _plan(
-    job: Job, config: QuantConfig, plan: str | Path | None, salience: str | Path | None, progress: Progress | None
+    job: Job,
+    config: QuantConfig,
+    plan: str | Path | None,
+    salience: str | Path | None,
+    progress: Progress | None,
 ) -> tuple[Plan, Salience | None]:
     if plan is not None:
         chosen = Plan.load(Path(plan))
@@ -175,7 +184,9 @@ def _plan(
     scores = None
     if salience is not None:
         scores = Salience.load(Path(salience))
-        _check_fit({n: (m.out_features, m.in_features) for n, m in scores.modules.items()}, job, str(salience))
+        _check_fit(
+            {n: (m.out_features, m.in_features) for n, m in scores.modules.items()}, job, str(salience)
+        )
     elif not is_uniform(config):
         scores = score(job, config, progress)
     return make_plan(job, config, scores), scores

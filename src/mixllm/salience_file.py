@@ -7,7 +7,7 @@ and a metadata entry "mixllm_salience" with the rest as JSON. Measured once, it 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +52,7 @@ class Salience:
     score: Score
     error: Rounding
     tokens: int
-    format: Format = field(default_factory=Format)
+    format: Format
     other_bytes: int = 0
 
     @property

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.saliences import LLAMA_8B, SHAPES, random_salience
 
-from mixllm.config import PROFILES
+from mixllm.config import PROFILES, Format
 from mixllm.errors import MixllmError
 from mixllm.plan import Plan, choose
 from mixllm.salience_file import ModuleSalience, Salience
@@ -20,7 +20,7 @@ SCOPES = ("global", "local", "random")
 
 def one_layer(losses: dict[int, list[float]], k: int = 10) -> Salience:
     loss = {width: torch.tensor(values, dtype=torch.float64) for width, values in losses.items()}
-    return Salience({"m": ModuleSalience(k, loss)}, "taylor", "rtn", tokens=1)
+    return Salience({"m": ModuleSalience(k, loss)}, "taylor", "rtn", 1, Format())
 
 
 def widths(plan: Plan) -> list[int]:
@@ -35,7 +35,7 @@ def test_bits_takes_loss_avoided_per_extra_bit_over_all_layers():
     # b's rows avoid more in all, but are four times as long as a's.
     a = ModuleSalience(10, {4: torch.tensor([3.0, 1.0]), 8: torch.tensor([0.0, 0.0])})
     b = ModuleSalience(40, {4: torch.tensor([10.0, 4.1]), 8: torch.tensor([0.0, 0.0])})
-    salience = Salience({"a": a, "b": b}, "taylor", "rtn", tokens=1)
+    salience = Salience({"a": a, "b": b}, "taylor", "rtn", 1, Format())
     order = [(a.in_features, [8, 4, 4, 4]), (40, [8, 4, 8, 4]), (40, [8, 4, 8, 8]), (10, [8, 8, 8, 8])]
     spent = 0
     for cost, expected in order:
@@ -176,7 +176,7 @@ def test_bad_salience():
     with pytest.raises(MixllmError, match="m: a loss is NaN or infinite"):
         choose(one_layer({4: [1.0, float("nan")], 8: [0.0, 0.0]}), bits=5)
     with pytest.raises(MixllmError, match="no layers"):
-        choose(Salience({}, "fisher", "gptq", tokens=1), bits=5)
+        choose(Salience({}, "fisher", "gptq", 1, Format()), bits=5)
 
 
 def test_a_new_budget_for_an_8b_model_takes_under_a_second(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.format.mixed import MixedWeight
 
-Backend = Literal["auto", "reference"]
+Backend = Literal["auto", "reference", "cuda"]
 
 
 class LinearKernel(Protocol):
@@ -22,8 +22,16 @@ class LinearKernel(Protocol):
 
 
 def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> LinearKernel:
-    """Lay a stored weight out for its device's backend; runs once, at load time."""
-    from mixllm.kernels.reference import ReferenceLinear
+    """Lay a stored weight out for a backend; runs once, at load time.
 
+    "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "auto" is the reference
+    until those kernels have passed their tests on every GPU that they are built for.
+    """
     with torch.no_grad():
+        if backend == "cuda":
+            from mixllm.kernels.cuda import prepare as prepare_cuda
+
+            return prepare_cuda(weight, format, weight.rows.device)
+        from mixllm.kernels.reference import ReferenceLinear
+
         return ReferenceLinear(weight, format)

@@ -23,7 +23,9 @@ def quantize_activations(x: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     x = rotate(x) if format.rotation == "hadamard" else x.float()
     k, width = x.shape[1], max(1, format.activation_width(x.shape[1]))
     groups = torch.nn.functional.pad(x, (0, -k % width)).unflatten(1, (-1, width))
-    ratio = groups.abs().amax(dim=2) / TOP
+    peak = groups.abs().amax(dim=2)
+    # On a GPU torch multiplies by the inverse of a plain number, which can round otherwise.
+    ratio = peak / torch.full_like(peak, TOP)
     finite = torch.isfinite(ratio)
     normal = finite & (ratio >= LEAST_SCALE)
     scale = torch.where(normal, ratio, 1.0)

@@ -74,7 +74,8 @@ def integer_products(q_a: Tensor, q_w: Tensor) -> Tensor:
 
 
 def _cut(x: Tensor, width: int) -> tuple[Tensor, ...]:
-    return x.split(max(1, width), dim=1)
+    parts: tuple[Tensor, ...] = x.split(max(1, width), dim=1)
+    return parts
 
 
 @contextmanager

@@ -6,8 +6,6 @@ subtracts error * upper[j, :] from the columns to its right.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -20,17 +18,17 @@ ROWS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
-def _kernel(
-    w_ptr: Any,
-    codes_ptr: Any,
-    errors_ptr: Any,
-    grid_ptr: Any,
-    upper_ptr: Any,
-    n: Any,
+def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annotation
+    w_ptr,
+    codes_ptr,
+    errors_ptr,
+    grid_ptr,
+    upper_ptr,
+    n,
     LENGTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-) -> None:
+):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < n)[:, None] & (column < LENGTH)[None, :]

@@ -16,8 +16,10 @@ from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor
 
 
-def gptq(weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, fixed: Grid | None) -> tuple[Tensor, list[Grid]]:
-    """Round weight [N, K] -> codes float32 [N, K] and the grid of each group, both in the layer's column order.
+def gptq(
+    weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, fixed: Grid | None
+) -> tuple[Tensor, list[Grid]]:
+    """Round weight [N, K] -> codes float32 [N, K] and the grid of each group, both in the layer's own order.
 
     fixed: the grid of every group, for weights with one scale a row.
     """

@@ -9,6 +9,7 @@ import pytest
 from tests.kernels.cuda.compiling import LIMITS, REPORT, compile_all, jobs, nvcc_version
 
 
+@pytest.mark.nvcc
 @pytest.mark.parametrize("arch", LIMITS)
 def test_ptxas_report(arch: str) -> None:
     report = json.loads(REPORT.read_text())
