@@ -252,14 +252,17 @@ def table(found: dict[str, Any]) -> str:
     ]
     for row in found["rows"]:
         bits = [f"{row[key]:.2f}" if key in row else "16" for key in ("payload_bits", "bits")]
-        lines.append(
-            f"| {row['name']} | {' | '.join(bits)} | {row['perplexity']:.3f} | {row['kl']:.4f} +- {row['kl_error']:.4f} | {100 * row['top1']:.2f} |"
-        )
+        kl, top1 = f"{row['kl']:.4f} +- {row['kl_error']:.4f}", f"{100 * row['top1']:.2f}"
+        lines.append("| " + " | ".join([row["name"], *bits, f"{row['perplexity']:.3f}", kl, top1]) + " |")
     for claim in found["claims"]:
-        (nll, nll_error), (kl, kl_error) = claim["nll"], claim["kl"]
+        differences = ", ".join(
+            f"{name.upper()} {mean:.4f} +- {error:.4f}"
+            for name in ("nll", "kl")
+            for mean, error in [claim[name]]
+        )
         verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
         lines.append(
-            f"{claim['better']} against {claim['worse']}: {claim['claim']}: {verdict}, NLL {nll:.4f} +- {nll_error:.4f}, KL {kl:.4f} +- {kl_error:.4f}"
+            f"{claim['better']} against {claim['worse']}: {claim['claim']}: {verdict}, {differences}"
         )
     return "\n".join(lines)
 

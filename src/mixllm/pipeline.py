@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from mixllm.files import write_json
 from mixllm.format.checkpoint import write_checkpoint
 from mixllm.format.pack import pack
 from mixllm.placement import pick_device, pick_dtype
-from mixllm.plan import Plan, Report, choose, report
+from mixllm.plan import ModulePlan, Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.records import LOG, PLAN, RECORDS, SALIENCE, SUMMARY
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
+from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.source import Source, open_source
 
 # Enough for full matrix products on each; the boundary states of a batch are small beside its block.
@@ -179,26 +179,27 @@ def _plan(
 ) -> tuple[Plan, Salience | None]:
     if plan is not None:
         chosen = Plan.load(Path(plan))
-        _check_fit({n: (m.out_features, m.in_features) for n, m in chosen.modules.items()}, job, str(plan))
+        _check_fit(chosen.modules, job, plan)
         return chosen, None
     scores = None
     if salience is not None:
         scores = Salience.load(Path(salience))
-        _check_fit(
-            {n: (m.out_features, m.in_features) for n, m in scores.modules.items()}, job, str(salience)
-        )
+        _check_fit(scores.modules, job, salience)
     elif not is_uniform(config):
         scores = score(job, config, progress)
     return make_plan(job, config, scores), scores
 
 
-def _check_fit(shapes: dict[str, tuple[int, int]], job: Job, where: str) -> None:
+def _check_fit(
+    modules: Mapping[str, ModulePlan] | Mapping[str, ModuleSalience], job: Job, where: str | Path
+) -> None:
     expected = job.shapes
+    shapes = {name: (module.out_features, module.in_features) for name, module in modules.items()}
     for name in {**expected, **shapes}:
         if shapes.get(name) != expected.get(name):
+            has, needs = shapes.get(name, "missing"), expected.get(name, "no such layer")
             raise MixllmError(
-                f"{where}: {name}: {shapes.get(name, 'missing')}, but the model has {expected.get(name, 'no such layer')}; "
-                "it was made for another model"
+                f"{where}: {name}: {has}, but the model has {needs}; it was made for another model"
             )
 
 

@@ -33,10 +33,7 @@ def round_rows(weight: Tensor, bits: Tensor, config: QuantConfig, factor: Factor
     if config.format.rotation == "hadamard":
         w = rotate(w)
     grids = Grids(w, bits, config.format)
-    if factor is None:
-        diagonal = torch.ones(w.shape[1], device=w.device)
-    else:
-        diagonal = factor.diagonal
+    diagonal = torch.ones(w.shape[1], device=w.device) if factor is None else factor.diagonal
     one_scale = config.format.weight_scale == "row"
     fixed = best_grid(grids, w, diagonal, config.clip) if one_scale else None
     if config.rounding == "gptq":

@@ -1,4 +1,4 @@
-"""round_columns as one Triton kernel: rows are independent, so a program takes a few rows through all columns.
+"""round_columns as one Triton kernel: rows are independent, so a program takes a few through all columns.
 
 A program's rows stay in registers, ROWS x 128; step j picks column j out by a masked sum, rounds it, and
 subtracts error * upper[j, :] from the columns to its right.
