@@ -34,6 +34,12 @@ def test_a_dtype_can_be_asked_for(checkpoint: Path) -> None:
     assert load(checkpoint, dtype=torch.float32).dtype == torch.float32
 
 
+def test_a_backend_that_cannot_run_here_says_so(checkpoint: Path) -> None:
+    model = load(checkpoint, device="cpu", backend="cuda")
+    with pytest.raises(MixllmError, match=r"backend cuda: the weight is on cpu; move the model"):
+        model(torch.tensor([[5, 6]]))
+
+
 def test_a_tensor_that_only_the_model_misses_is_named(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     del tensors["model.norm.weight"]

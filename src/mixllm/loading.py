@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from mixllm.kernels import Backend
+
 
 def load(
     path: str | PathLike[str],
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    backend: Backend = "auto",
 ) -> PreTrainedModel:
     """The quantized model in the checkpoint directory `path`, in eval mode.
 
     device: where to load it, straight from the files; None, the CPU.
     dtype: of everything that is not quantized and of the hidden states; None, as it was saved.
+    backend: who computes the quantized layers; see mixllm.kernels.prepare.
     Raises MixllmError, before anything is allocated, for whatever is wrong with the directory, and
     after loading if a tensor of the model was not in it.
     """
@@ -33,6 +37,8 @@ def load(
     find_shards(directory)
     register()
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mixllm.nn import MixLinear
 
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
@@ -50,4 +56,7 @@ def load(
     for fault, reason in (("missing_keys", "missing"), ("unexpected_keys", "no part of this model")):
         if names := sorted(info[fault]):
             raise MixllmError(f"{directory}: tensor {names[0]}: {reason}; the checkpoint is not whole")
+    for module in model.modules():
+        if isinstance(module, MixLinear):
+            module.backend = backend
     return model

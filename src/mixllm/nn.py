@@ -13,7 +13,7 @@ from mixllm.config import Format
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, shapes
 from mixllm.format.rounded import Rounded
-from mixllm.kernels import LinearKernel, prepare
+from mixllm.kernels import Backend, LinearKernel, prepare
 
 
 class MixLinear(nn.Module):
@@ -23,8 +23,11 @@ class MixLinear(nn.Module):
     (model.half()) reaches the bias only: codes and scales are what was optimised. The layout that
     the device's backend runs is made at the first forward after loading or moving.
 
-    rows: how many output channels each width has, {4: n4, 8: n8}.
+    rows: how many output channels each width has, {4: n4, 8: n8}. backend: see mixllm.kernels.prepare;
+    it may be set until the first forward.
     """
+
+    backend: Backend = "auto"
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class MixLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] float -> [..., N] in x's dtype."""
         if self._kernel is None:
-            self._kernel = prepare(self.stored, self.format)
+            self._kernel = prepare(self.stored, self.format, self.backend)
         return self._kernel(x, self.bias)
 
     def extra_repr(self) -> str:

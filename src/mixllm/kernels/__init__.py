@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixllm.config import Format
+from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
 
 Backend = Literal["auto", "reference", "cuda"]
@@ -26,9 +27,15 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
 
     "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "auto" is the reference
     until those kernels have passed their tests on every GPU that they are built for.
+    Raises MixllmError where the backend cannot run.
     """
     with torch.no_grad():
         if backend == "cuda":
+            if not weight.rows.is_cuda:
+                raise MixllmError(
+                    f"backend cuda: the weight is on {weight.rows.device}; move the model to an NVIDIA GPU, "
+                    "or choose the reference backend"
+                )
             from mixllm.kernels.cuda import prepare as prepare_cuda
 
             return prepare_cuda(weight, format, weight.rows.device)
