@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 
+from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.checkpoint import SHARD_BYTES
 from mixllm.format.config import QuantizedModule
+from mixllm.pipeline import TOKENS_AT_ONCE
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import report
 from mixllm.rounding import needs_hessian
@@ -28,7 +30,7 @@ from mixllm.source import open_source
 from mixllm.source.config import read_config
 
 # A run's time over that of its counted operations at full rate: SmolLM2-135M, 2 CPU cores.
-SLACK = 2.0
+SLACK = 2.5
 # Python, torch and transformers before any tensor.
 BASE_BYTES = 600 * 10**6
 
@@ -63,7 +65,7 @@ def estimate(
     return Estimate(
         device=str(where),
         seconds=SLACK * _operations(size, config, measured) / _rate(where, kind),
-        memory_bytes=_memory(size, config, kind, measured),
+        memory_bytes=_memory(size, config, where, kind, measured),
         checkpoint_bytes=checkpoint,
         disk_bytes=max(errors, checkpoint + min(SHARD_BYTES, checkpoint)),
         free_bytes=shutil.disk_usage(_existing(out)).free,
@@ -135,13 +137,19 @@ def _operations(size: _Size, config: QuantConfig, measured: bool) -> float:
     return total
 
 
-def _memory(size: _Size, config: QuantConfig, dtype: torch.dtype, measured: bool) -> int:
-    """All boundary states while salience is measured, and one block with its errors and its Hessians."""
+def _memory(
+    size: _Size, config: QuantConfig, device: torch.device, dtype: torch.dtype, measured: bool
+) -> int:
+    """All boundary states while salience is measured; one block with its errors and Hessians; what a batch
+    leaves for the backward pass, of which three float32 copies of all inputs and outputs is a fair count."""
     block = max(sum(n * k for n, k in shapes.values()) for shapes in size.blocks)
     boundaries = len(size.blocks) + 1 if measured else 1
     states = boundaries * config.samples * config.window * size.hidden * dtype.itemsize
     working = block * (dtype.itemsize + 4 * (1 + 2 * len(WIDTHS))) + 3 * 4 * size.hessians // len(size.blocks)
-    return BASE_BYTES + states + working + 2 * size.head * dtype.itemsize
+    features = max(sum(n + k for n, k in shapes.values()) for shapes in size.blocks)
+    batch = 3 * 4 * features * min(TOKENS_AT_ONCE[device.type], config.samples * config.window)
+    logits = 3 * 4 * LOGITS_AT_ONCE if measured else 0
+    return BASE_BYTES + states + working + batch + logits + 2 * size.head * dtype.itemsize
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:

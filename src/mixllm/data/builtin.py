@@ -16,8 +16,6 @@ def builtin_text() -> list[str]:
 
     About 270,000 tokens of technical English with code in it, the same on every machine for one
     version of Python; its licence is Python's. docs/calibration.md says what it is worth.
-    SmolLM2-135M at a uniform 4 bits (`fast`, 24 windows of 512), KL on WikiText-2's test of .154, against
-    .089 calibrated on WikiText-2's train split and .421 rounded to nearest with no calibration.
     """
     library = Path(sysconfig.get_path("stdlib"))
     texts = [text for _, text in sorted(topics.topics.items())]
