@@ -77,3 +77,13 @@ def test_a_dry_run_only_tells(tiny: Tiny, tmp_path: Path, capsys):
         (tiny.out / "model.safetensors").stat().st_size, rel=0.02
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_leaves_nothing(tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixllm.pipeline.pack", interrupt)
+    assert quantize(tiny, tmp_path / "out", "--quiet") == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert list(tmp_path.iterdir()) == []
