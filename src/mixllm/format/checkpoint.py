@@ -7,8 +7,6 @@ loading and saving again gives the same bytes. What a shard has taken is deleted
 
 from __future__ import annotations
 
-import math
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -73,8 +71,7 @@ def write_checkpoint(
         replaced = {f"{name}.weight" for name in modules}
         for name in source.names:
             if name not in replaced:
-                dtype, shape = source.header(name)
-                stored[name] = _Stored(None, _size(dtype, shape))
+                stored[name] = _Stored(None, source.bytes(name))
         _write_shards(out, source, stored, shard_bytes)
     finally:
         shutil.rmtree(spool, ignore_errors=True)
@@ -165,11 +162,6 @@ def _copy_companions(source: Path, out: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-def _size(dtype: str, shape: Iterable[int]) -> int:
-    bits = re.search(r"\d+", dtype)  # BF16, F8_E4M3; BOOL is a byte
-    return math.prod(shape) * (int(bits[0]) // 8 if bits else 1)
 
 
 def natural(name: str) -> list[tuple[Any, ...]]:
