@@ -227,7 +227,7 @@ def result(
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
         "versions": {package: version(package) for package in ("torch", "transformers")},
         "date": time.strftime("%Y-%m-%d"),
-        "commit": args.commit or commit.stdout.strip(),
+        "commit": args.commit or ("unknown" if commit.returncode else commit.stdout.strip()),
         "seconds": round(seconds),
         "rows": rows,
         "claims": claims,

@@ -107,8 +107,18 @@ def test_gptq_error_predicts_less_loss_than_rtn(tiny: tuple[Path, nn.Module], tm
     total = {
         error: sum(
             float(m.loss[4].sum())
-            for m in measured(tiny[0], tmp_path, QuantConfig(error=error)).modules.values()  # type: ignore[arg-type]
+            for m in measured(
+                tiny[0], tmp_path, QuantConfig.model_validate({"error": error})
+            ).modules.values()
         )
         for error in ("gptq", "rtn")
     }
     assert total["gptq"] < total["rtn"]
+
+
+def test_gptq_error_does_not_follow_how_the_model_is_rounded(
+    tiny: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    plain, nearest = (measured(tiny[0], tmp_path, QuantConfig(rounding=r)) for r in ("gptq", "rtn"))
+    for name, module in plain.modules.items():
+        assert torch.equal(module.loss[4], nearest.modules[name].loss[4])

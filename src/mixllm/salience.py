@@ -109,11 +109,12 @@ def _forward(
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
     """w^q - w of every row at every width: float32 [widths, N, K], in the basis of the layer's own inputs.
 
-    inputs None: round to nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
+    nearest without clip, the paper's choice.
     """
     n = weight.shape[0]
-    if inputs is None:
-        config = config.model_copy(update={"rounding": "rtn", "clip": False})
+    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
+    config = config.model_copy(update=how)
     bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=weight.device).repeat_interleave(n)
     rounded = round_rows(weight.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
     if config.format.rotation == "hadamard":
