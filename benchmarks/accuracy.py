@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from mixllm.config import PROFILES, Format, QuantConfig, Scope
 from mixllm.data import load_text, windows
 from mixllm.evaluate import Measurement, measure, paired_difference
 from mixllm.format.rounded import Rounded
+from mixllm.kernels import Backend
 from mixllm.kernels.activations import fake_quantize
 from mixllm.nn import MixLinear
 from mixllm.pipeline import Job, is_uniform, make_plan, open_job, score, sizes
@@ -109,8 +110,8 @@ class FloatWeightsA8(nn.Module):
 class Builder:
     """Makes variants of one model; those that differ only in their activations share a rounding."""
 
-    def __init__(self, job: Job, reference: nn.Module) -> None:
-        self.job, self.reference = job, reference
+    def __init__(self, job: Job, reference: nn.Module, backend: Backend) -> None:
+        self.job, self.reference, self.backend = job, reference, backend
         self.saliences: dict[tuple[str, str, str], Salience] = {}
         self.rounded: dict[str, dict[str, Rounded]] = {}
 
@@ -128,7 +129,9 @@ class Builder:
         for name, layer in self.round(plan, config).items():
             old = model.get_submodule(name)
             if variant.activations == 8:
-                model.set_submodule(name, MixLinear.from_rounded(layer, config.format, old.bias))
+                layer_a8 = MixLinear.from_rounded(layer, config.format, old.bias)
+                layer_a8.backend = self.backend
+                model.set_submodule(name, layer_a8)
             else:
                 weight = layer.dequantize()
                 old.weight.data = rotate(weight) if config.format.rotation == "hadamard" else weight
@@ -167,7 +170,7 @@ def main() -> None:
     reference = load_float(job.source, job.decoder.device, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(job.source.path)
     test = windows(load_text(args.text), tokenizer, args.window, args.windows).to(job.decoder.device)
-    builder = Builder(job, reference)
+    builder = Builder(job, reference, args.backend)
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     for start in range(0, len(wanted), args.together):
@@ -225,6 +228,7 @@ def result(
         "text": Path(args.text).name,
         "window": args.window,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
+        "backend": args.backend,
         "versions": {package: version(package) for package in ("torch", "transformers")},
         "date": time.strftime("%Y-%m-%d"),
         "commit": args.commit or ("unknown" if commit.returncode else commit.stdout.strip()),
@@ -280,6 +284,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
     parser.add_argument("--together", type=int, default=4, help="models in memory at once")
     parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
     parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
