@@ -16,6 +16,7 @@ from mixllm.format.pack import pack
 from mixllm.kernels import cpu
 from mixllm.kernels.reference import ReferenceLinear
 from tests import shapes
+from tests.kernels.cpu.guard import guarded
 from tests.kernels.test_reference import rounded
 
 # Every width of a tile, tiles in a row, and more than one chunk's.
@@ -155,3 +156,15 @@ def test_the_operator_is_traced_and_meets_torchs_checks() -> None:
     args = (x, torch.ones(21), run.tensors, run.numbers, run.isa)
     torch.library.opcheck(torch.ops.mixllm.cpu_linear.default, args)
     assert torch.equal(torch.ops.mixllm.cpu_linear(*args), run(x, torch.ones(21)))
+
+
+@isas
+@pytest.mark.parametrize("scale", ["group", "group_int", "row"])
+def test_weights_and_inputs_against_a_guard_page(isa: str, scale: str) -> None:
+    """Every tensor ends at a page's end, and the next page may not be read: nothing reads past one."""
+    format = Format.model_validate({"weight_scale": scale})
+    weight, x = layer(format, 37, 200, 0.3, 1), shapes.inputs(25, 200, 2)
+    run = cpu.prepare(weight, format, isa)
+    expected = run(x)
+    with guarded([*run.tensors, x]) as (*tensors, guarded_x):
+        assert torch.equal(cpu.ops.run(cpu.ops.describe(tensors, run.numbers), guarded_x, None, run.isa), expected)

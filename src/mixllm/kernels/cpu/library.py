@@ -45,10 +45,10 @@ def available() -> bool:
 
 
 @cache
-def load(path: Path = LIBRARY) -> ctypes.CDLL:
+def load() -> ctypes.CDLL:
     """Raises MixllmError where the library is missing or not made for this machine."""
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:
         raise MixllmError(f"CPU kernels: {error}; install mixllm where a C++ compiler is present") from None
     library.mixllm_isa_name.restype = c_char_p

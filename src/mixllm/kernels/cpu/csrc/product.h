@@ -2,8 +2,15 @@
 #pragma once
 #include "tile.h"
 
-// Loops over tokens must be unrolled whole, else the sums don't stay in registers.
-#define MIXLLM_UNROLL _Pragma("GCC unroll 24")
+// f(0), f(1) .. f(N - 1), unrolled whole in every compiler: only so do an array's elements stay in registers.
+template <int N, class Function>
+__attribute__((always_inline)) inline void repeat(const Function& f) {
+    if constexpr (N > 0) {
+        repeat<N - 1>(f);
+        f(N - 1);
+    }
+}
+#define MIXLLM_EACH(i) [&](int i) __attribute__((always_inline))
 
 // Bytes of weights asked for ahead of their use: hardware stops at a page's end.
 constexpr int64_t kAhead = 2048;
@@ -21,39 +28,38 @@ struct Sums {
     // The integer sums of inputs [from, to), multiples of 8, are added to sum. Few tokens have a second chain
     // of sums, so that one need not wait for the other.
     template <int T>
-    static inline void add(typename L::V (&sum)[T], const uint8_t* codes, const int8_t* a, int64_t from, int64_t to) {
+    __attribute__((always_inline)) static inline void add(typename L::V (&sum)[T], const uint8_t* codes, const int8_t* a, int64_t from, int64_t to) {
         constexpr int chains = T <= 2 ? 2 : 1;
         constexpr int64_t inputs = Bits == 4 ? 8 : 4; // in 64 bytes of weights
         typename L::V part[chains][T];
-        MIXLLM_UNROLL for (int t = 0; t < T; t++) {
+        repeat<T>(MIXLLM_EACH(t) {
             part[0][t] = sum[t];
             if (chains == 2) part[chains - 1][t] = L::zero();
-        }
+        });
         codes += from / inputs * 64;
         a += from * T;
         int64_t steps = (to - from) / inputs;
         int64_t s = 0;
         for (; s + chains <= steps; s += chains) {
-            MIXLLM_UNROLL for (int c = 0; c < chains; c++) {
+            repeat<chains>(MIXLLM_EACH(c) {
                 step<T>(part[c], codes, a);
                 codes += 64;
                 a += inputs * T;
-            }
+            });
         }
         if (chains == 2 && s < steps) step<T>(part[0], codes, a);
-        MIXLLM_UNROLL for (int t = 0; t < T; t++)
-            sum[t] = chains == 2 ? L::add(part[0][t], part[chains - 1][t]) : part[0][t];
+        repeat<T>(MIXLLM_EACH(t) { sum[t] = chains == 2 ? L::add(part[0][t], part[chains - 1][t]) : part[0][t]; });
     }
 
     template <int T>
-    static inline void step(typename L::V (&sum)[T], const uint8_t* codes, const int8_t* a) {
+    __attribute__((always_inline)) static inline void step(typename L::V (&sum)[T], const uint8_t* codes, const int8_t* a) {
         __builtin_prefetch(codes + kAhead);
         typename L::Bytes w = L::bytes(codes);
         if (Bits == 4) {
             typename L::Bytes low = L::low(w), high = L::high(w);
-            MIXLLM_UNROLL for (int t = 0; t < T; t++) sum[t] = L::dot4(sum[t], low, high, a + 4 * t, a + 4 * (T + t));
+            repeat<T>(MIXLLM_EACH(t) { sum[t] = L::dot4(sum[t], low, high, a + 4 * t, a + 4 * (T + t)); });
         } else {
-            MIXLLM_UNROLL for (int t = 0; t < T; t++) sum[t] = L::dot8(sum[t], w, a + 4 * t);
+            repeat<T>(MIXLLM_EACH(t) { sum[t] = L::dot8(sum[t], w, a + 4 * t); });
         }
     }
 };
@@ -78,13 +84,13 @@ void product_by_row(const MixllmWeight& w, const Block& b, const Tile& tile, flo
         for (int64_t k = a; k < end; k += kGroup) {
             int64_t g = k / kGroup;
             typename L::V sum[T];
-            MIXLLM_UNROLL for (int t = 0; t < T; t++) sum[t] = L::zero();
+            repeat<T>(MIXLLM_EACH(t) { sum[t] = L::zero(); });
             Sums<L, Bits>::template add<T>(sum, b.codes, tile.codes, k, least(k + kGroup, end));
-            MIXLLM_UNROLL for (int t = 0; t < T; t++) {
+            repeat<T>(MIXLLM_EACH(t) {
                 typename L::V part = without_zero<L, Bits>(sum[t], b, g, tile.sums[g * T + t]);
                 if (Bits == 4) part = L::multiply(part, L::widen(b.factors + g * b.zero_step));
                 L::store(total[t], L::add(L::load(total[t]), part));
-            }
+            });
         }
         for (int t = 0; t < T; t++) {
             typename L::F scaled = L::multiply_float(
@@ -106,16 +112,16 @@ void product_by_group(const MixllmWeight& w, const Block& b, const Tile& tile, f
     for (int64_t k = 0; k < padded; k += kGroup) {
         int64_t g = k / kGroup, group = k / w.activation_width;
         typename L::V sum[T];
-        MIXLLM_UNROLL for (int t = 0; t < T; t++) sum[t] = L::zero();
+        repeat<T>(MIXLLM_EACH(t) { sum[t] = L::zero(); });
         Sums<L, Bits>::template add<T>(sum, b.codes, tile.codes, k, least(k + kGroup, padded));
         typename L::F scale = Half ? L::load_half(static_cast<const uint16_t*>(b.scales) + kRows * g)
                                    : L::load_float(static_cast<const float*>(b.scales) + kRows * g);
-        MIXLLM_UNROLL for (int t = 0; t < T; t++) {
+        repeat<T>(MIXLLM_EACH(t) {
             typename L::V part = without_zero<L, Bits>(sum[t], b, g, tile.sums[g * T + t]);
             typename L::F scaled = L::multiply_float(
                 L::multiply_float(L::to_float(part), scale), L::set_float(tile.scales[group * T + t]));
             L::store_float(y + kRows * t, L::add_float(L::load_float(y + kRows * t), scaled));
-        }
+        });
     }
 }
 
