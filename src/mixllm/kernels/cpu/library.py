@@ -69,7 +69,7 @@ def load() -> ctypes.CDLL:
 @cache
 def instruction_sets() -> tuple[str, ...]:
     """Those that this machine has and the library was built for, best first; "portable" is always the last."""
-    names = []
+    names: list[str] = []
     while name := load().mixllm_isa_name(len(names)):
         names.append(name.decode())
     return tuple(names)

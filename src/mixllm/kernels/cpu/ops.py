@@ -16,7 +16,7 @@ BY_ROW, GROUP_HALF, GROUP_FLOAT = 0, 1, 2
 
 def describe(tensors: list[Tensor], numbers: list[int]) -> Weight:
     """What the library is told of a weight; the tensors must outlive it."""
-    codes4, codes8, zeros4, _, scales4, scales8, row_scales, _ = tensors
+    codes4, codes8, zeros4, _, scales4, scales8, _, _ = tensors
     inputs, outputs, activation_width, rotate = numbers[:4]
 
     def kind(scales: Tensor) -> int:
