@@ -1,7 +1,8 @@
 """The shared library of the CPU kernels: finding it, and giving it torch's threads.
 
-Its interface is plain C, so one build serves every version of torch and of Python. torch's own functions
-for threads are C too (torch/csrc/stable/c/shim.h): the kernels run in the pool that torch.set_num_threads sizes.
+Its interface is plain C, so one build serves every version of torch and of Python. torch's functions
+for threads are C too (torch/csrc/stable/c/shim.h): the kernels run in the pool that torch.set_num_threads
+sizes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def load() -> ctypes.CDLL:
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Those that this machine has and the library was built for, best first; "portable" is always the last."""
+    """Those that this machine has and the library was built for, best first; the last is "portable"."""
     names: list[str] = []
     while name := load().mixllm_isa_name(len(names)):
         names.append(name.decode())
