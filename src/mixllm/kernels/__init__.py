@@ -29,8 +29,8 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
 
     "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "cpu": those of
     mixllm.kernels.cpu, for weights on the CPU. "auto" on the CPU is "cpu", or, with one warning, the
-    reference where mixllm was installed without a compiler; on a GPU it is the reference until the CUDA kernels
-    have passed their tests on every GPU that they are built for.
+    reference where mixllm was installed without a compiler; on a GPU it is the reference until the CUDA
+    kernels have passed their tests on every GPU that they are built for.
     Raises MixllmError where the backend cannot run.
     """
     from mixllm.kernels import cpu
