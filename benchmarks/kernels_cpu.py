@@ -3,7 +3,7 @@
     python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5]
 
 Weights rotate past the last-level cache; each figure is the best of its rounds. Writes
-benchmarks/results/kernels-cpu-MODEL.json. onnxruntime and onnx are used where they are installed.
+benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where they are installed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mixllm.files import write_atomically
 from mixllm.format.mixed import MixedWeight
 from mixllm.kernels import cpu
 
-LARGE = [(4096, 4096), (14336, 4096), (4096, 14336)]
+LARGE = [(14336, 4096), (4096, 4096), (4096, 14336)]
 SMALL = [(576, 576), (1536, 576), (576, 1536)]
 TOKENS = [1, 4, 16, 64, 256]
 CACHE = 64 << 20  # more than the last-level caches of the machines this ran on
@@ -177,7 +177,7 @@ def main() -> None:
     with torch.no_grad():
         for n, k in shapes:
             times += measure(n, k, options.threads, options.rounds)
-            path = here / "results" / f"kernels-cpu-{name.lower()}.json"
+            path = here / "results" / f"kernels-cpu-{name.lower()}-{options.threads}-threads.json"
             text = json.dumps(result | {"times": times}, indent=1)
             write_atomically(path, lambda to, text=text: to.write_text(text + "\n"))
 
