@@ -3,7 +3,7 @@
     python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5]
 
 Weights rotate past the last-level cache; each figure is the best of its rounds. Writes
-benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where they are installed.
+benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where installed.
 """
 
 from __future__ import annotations

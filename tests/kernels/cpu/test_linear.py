@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -134,6 +136,17 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
         assert torch.equal(cpu.prepare(weight, format)(x), alone)
     finally:
         torch.set_num_threads(before)
+
+
+def test_copies_and_pickles_have_memory_of_their_own() -> None:
+    format = Format()
+    run, x = cpu.prepare(layer(format, 21, 200, 0.3, 1), format), shapes.inputs(3, 200, 2)
+    expected = run(x)
+    copies = [copy.deepcopy(run), pickle.loads(pickle.dumps(run))]
+    for tensor in run.tensors:
+        tensor.zero_()
+    for each in copies:
+        assert torch.equal(each(x), expected)
 
 
 def test_mistakes_are_told() -> None:

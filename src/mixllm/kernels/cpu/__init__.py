@@ -26,6 +26,15 @@ class CpuLinear:
         self.described = ops.describe(self.tensors, self.numbers)
         self.isa = isa
 
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and pickles: addresses hold for one object, instructions for one machine."""
+        return {"tensors": self.tensors, "numbers": self.numbers}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.described = ops.describe(self.tensors, self.numbers)
+        self.isa = 0
+
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Raises MixllmError for a wrong dtype, shape or device."""
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
