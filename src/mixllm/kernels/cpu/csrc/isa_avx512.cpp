@@ -1,0 +1,16 @@
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+// Everything compiled with this file's flags stays in it: the linker must not give it to other files.
+namespace {
+#include "lanes_avx512.h"
+#include "product.h"
+#include "quantize.h"
+} // namespace
+
+const Isa kAvx512Isa = {"avx512", Avx512::kMostTokens, quantize_token, clear_token, product<Avx512>};

@@ -1,0 +1,14 @@
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "isa.h"
+
+// Everything compiled with this file's flags stays in it: the linker must not give it to other files.
+namespace {
+#include "lanes_portable.h"
+#include "product.h"
+#include "quantize.h"
+} // namespace
+
+const Isa kPortableIsa = {"portable", Portable::kMostTokens, quantize_token, clear_token, product<Portable>};

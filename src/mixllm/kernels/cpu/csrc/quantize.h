@@ -1,0 +1,74 @@
+// Activations to int8, bit for bit as docs/format.md, "Activations", written into a tile.
+#pragma once
+#include "element.h"
+#include "hadamard.h"
+#include "tile.h"
+
+// max |x| as bits: in this order infinities come after every number and NaNs after them.
+inline int32_t peak_bits(const float* x, int64_t count) {
+    int32_t peak = 0;
+    for (int64_t k = 0; k < count; k++) {
+        int32_t bits = int32_t(to_bits(x[k]) & 0x7FFFFFFF);
+        peak = bits > peak ? bits : peak;
+    }
+    return peak;
+}
+
+// One activation group of one token, `count` inputs; codes of four inputs are `step` bytes apart. |x / scale| is
+// at most 127 (1 + 2^-23), which rounds to 127, so nothing has to be clamped.
+inline void quantize_group(const float* x, int64_t count, float scale, int8_t* codes, int64_t step) {
+    constexpr float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds half to even
+    for (int64_t k = 0; k < count; k += 4) {
+        int8_t four[4];
+        for (int j = 0; j < 4; j++) four[j] = int8_t(to_bits(x[k + j] / scale + magic));
+        std::memcpy(codes + k / 4 * step, four, 4);
+    }
+}
+
+// `room` holds padded_inputs(inputs) floats.
+inline void quantize_token(const MixllmWeight& w, const MixllmCall& call, const Tile& tile, int t, float* room) {
+    const int64_t inputs = w.inputs, padded = padded_inputs(inputs), step = 4 * tile.width;
+    const int64_t start = (tile.first + t) * call.pitch;
+    if (call.type == kFloat32) {
+        std::memcpy(room, static_cast<const float*>(call.x) + start, size_t(inputs) * 4);
+    } else {
+        const uint16_t* x = static_cast<const uint16_t*>(call.x) + start;
+        if (call.type == kBFloat16)
+            for (int64_t k = 0; k < inputs; k++) room[k] = from_bfloat16(x[k]);
+        else
+            for (int64_t k = 0; k < inputs; k++) room[k] = from_float16(x[k]);
+    }
+    for (int64_t k = inputs; k < padded; k++) room[k] = 0;
+    if (w.rotate) rotate(room, inputs);
+    int64_t group = 0;
+    for (int64_t k = 0; k < inputs; k += w.activation_width, group++) {
+        // The last group takes the padding too, whose codes come out as 0.
+        int64_t end = k + w.activation_width < inputs ? k + w.activation_width : padded;
+        int32_t peak = peak_bits(room + k, end - k);
+        float ratio = from_bits(uint32_t(peak)) / 127.0f, scale = ratio;
+        bool finite = peak < 0x7F800000;
+        if (!finite || ratio < 0x1p-126f) {
+            for (int64_t i = k; i < end; i++) room[i] = 0;
+            scale = 1;
+        }
+        int8_t* codes = tile.codes + k / 4 * step + 4 * t;
+        quantize_group(room + k, end - k, scale, codes, step);
+        tile.scales[group * tile.width + t] = finite ? scale : __builtin_nanf("");
+    }
+    for (int64_t g = 0; g * kGroup < padded; g++) {
+        int64_t end = least((g + 1) * kGroup, padded);
+        int32_t sum = 0;
+        for (int64_t k = g * kGroup; k < end; k += 4) {
+            const int8_t* four = tile.codes + k / 4 * step + 4 * t;
+            sum += four[0] + four[1] + four[2] + four[3];
+        }
+        tile.sums[g * tile.width + t] = sum;
+    }
+}
+
+// Room that the tile has beyond its tokens: zeros, so that the product needs no other path.
+inline void clear_token(const MixllmWeight& w, const Tile& tile, int t) {
+    for (int64_t k = 0; k < padded_inputs(w.inputs); k += 4) std::memset(tile.codes + (k * tile.width + 4 * t), 0, 4);
+    for (int64_t g = 0; g < ceil_div(w.inputs, kGroup); g++) tile.sums[g * tile.width + t] = 0;
+    for (int64_t a = 0; a * w.activation_width < w.inputs; a++) tile.scales[a * tile.width + t] = 0;
+}
