@@ -48,8 +48,10 @@ class MixllmLinearMethod(LinearMethodBase):
         self._check_cut(input_size, input_size_per_partition)
         channels = sum(output_partition_sizes)
         pieces = Pieces(self.format, self.modules, self.prefix)
-        for name in (*shapes(self.format, 0, 0, 1), GUARD):
-            empty = Parameter(torch.empty(0, dtype=torch.uint8), requires_grad=False)
+        # The widest of a tensor's possible dtypes: vLLM warns where a parameter's is narrower than a file's.
+        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, 0, 0, 1).items()}
+        for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
+            empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             set_weight_attrs(empty, {"weight_loader": partial(pieces.take, name)})
             layer.register_parameter(name, empty)
         self.pieces, self.channels = pieces, channels

@@ -40,25 +40,26 @@ class Pieces:
         """
         numbers = Parameter(torch.full((channels,), -1), requires_grad=False)
         set_weight_attrs(numbers, {"output_dim": 0})
-        weights: list[MixedWeight] = []
-        starts = [0]
+        wholes: dict[int, MixedWeight] = {}  # by the number of its first row
+        first = 0
         for shard, tensors in self.shards.items():
-            weights.append(self._whole(tensors))
-            here = torch.arange(weights[-1].out_features) + starts[-1]
+            weight = wholes[first] = self._whole(tensors)
+            here = torch.arange(first, first + weight.out_features)
             load(numbers, here, *(() if shard is None else (shard,)))
-            starts.append(starts[-1] + len(here))
+            first += weight.out_features
         self.shards = {}
         if bool((numbers < 0).any()):
             row = int((numbers < 0).nonzero()[0])
             raise MixllmError(f"{self.prefix}: the checkpoint has no tensors for its output channel {row}")
-        parts: list[tuple[int, MixedWeight]] = []
-        for weight, start in zip(weights, starts, strict=False):
-            mine = ((numbers >= start) & (numbers < start + weight.out_features)).nonzero().flatten()
-            part = select_channels(weight, numbers[mine] - start)
+        parts: dict[int, MixedWeight] = {}  # by the number of its first channel here
+        for first, weight in wholes.items():
+            last = first + weight.out_features
+            mine = ((numbers >= first) & (numbers < last)).nonzero().flatten()
+            part = select_channels(weight, numbers[mine] - first)
             if inputs != weight.in_features:
                 part = select_inputs(part, self.format, first_input, first_input + inputs)
-            parts.append((int(mine[0]), part))
-        return join([part for _, part in sorted(parts, key=lambda pair: pair[0])])
+            parts[int(mine[0])] = part
+        return join([parts[channel] for channel in sorted(parts)])
 
     def _whole(self, tensors: dict[str, Tensor]) -> MixedWeight:
         """One shard's tensors as a weight; checked here too, since a model on the hub comes unchecked."""
