@@ -50,9 +50,7 @@ def test_layers_one_after_the_other(
     format: Format, layers: list[tuple[int, float]], k: int, seed: int
 ) -> None:
     weights = [pack(rounded_layer(format, n, k, share8, seed), format) for n, share8 in layers]
-    assert torch.equal(
-        dense(join(weights), format), torch.cat([dense(weight, format) for weight in weights])
-    )
+    assert torch.equal(dense(join(weights), format), torch.cat([dense(weight, format) for weight in weights]))
 
 
 def test_scales_of_two_precisions_meet_in_the_wider() -> None:

@@ -22,7 +22,9 @@ def run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     engine = LLM(max_model_len=128, max_num_batched_tokens=128, **job)
-    sampling = SamplingParams(max_tokens=ANSWER, temperature=0, prompt_logprobs=0, logprobs=0, ignore_eos=True)
+    sampling = SamplingParams(
+        max_tokens=ANSWER, temperature=0, prompt_logprobs=0, logprobs=0, ignore_eos=True
+    )
     prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
     answers = []
     for ids, output in zip(PROMPTS, engine.generate(prompts, sampling, use_tqdm=False), strict=True):

@@ -52,12 +52,12 @@ def serving(model: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--served-model-name", "smol", "--max-model-len", "512"),
+        *("--served-model-name", "smol", "--max-model-len", "512", "--enforce-eager"),
         *("--host", "127.0.0.1", "--port", str(port)),
     ]
     log = model.with_name("server.log")
     with log.open("w") as output:
-        env = environment(compile=True)
+        env = environment(compile=False)
         server = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -87,9 +87,8 @@ def test_the_openai_server_gives_the_log_probabilities_of_transformers(checkpoin
     with serving(checkpoint) as address:
 
         def logprobs(ids: list[int]) -> torch.Tensor:
-            reply = ask(
-                f"{address}/v1/completions", model="smol", prompt=ids, max_tokens=1, temperature=0, prompt_logprobs=0
-            )  # fmt: skip
+            sampling = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+            reply = ask(f"{address}/v1/completions", model="smol", prompt=ids, **sampling)
             steps = reply["choices"][0]["prompt_logprobs"][1:]
             return torch.tensor([next(iter(step.values()))["logprob"] for step in steps])
 

@@ -21,6 +21,7 @@ from tests.serving.vllm_process import engines, results
 import mixllm
 from mixllm.config import PROFILES, Format
 from mixllm.format.parts import select_inputs
+from mixllm.integrations.vllm import register
 from mixllm.kernels import prepare
 
 pytestmark = pytest.mark.vllm
@@ -49,7 +50,7 @@ def job(model: Path, **more: Any) -> dict[str, Any]:
 
 
 def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
-    """Every log-probability that vLLM gave, of prompts (prefill) and answers (decoding), against `model`'s."""
+    """vLLM's log-probabilities, of prompts (prefill) and answers (decoding), against `model`'s."""
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([prompt + answer["answer"]])
         with torch.no_grad():
@@ -94,7 +95,9 @@ def in_two_parts(path: Path) -> torch.nn.Module:
         if isinstance(layer, mixllm.MixLinear) and name.endswith(("o_proj", "down_proj")):
             half = layer.in_features // 2
             cuts = ((0, half), (half, layer.in_features))
-            layer._kernel = Sum([select_inputs(layer.stored, layer.format, *cut) for cut in cuts], layer.format)
+            layer._kernel = Sum(
+                [select_inputs(layer.stored, layer.format, *cut) for cut in cuts], layer.format
+            )
     return model
 
 
@@ -136,6 +139,12 @@ def test_a_broken_checkpoint_stops_with_its_reason(tmp_path: Path) -> None:
     reason = "model.layers.1.mlp.up_proj.scales8: holds a NaN; scales are finite and above 0"
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1] == f"mixllm.errors.MixllmError: {file}: tensor {reason}"
+
+
+def test_an_untested_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.99.1")
+    with pytest.warns(RuntimeWarning, match=r"tested with vLLM 0\.32, not with 0\.99\.1"):
+        register()
 
 
 def test_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def environment(compile: bool, **more: str) -> dict[str, str]:
     }
 
 
-def engines(jobs: list[dict[str, Any]], compile: bool = False) -> "subprocess.CompletedProcess[str]":
+def engines(jobs: list[dict[str, Any]], compile: bool = False) -> subprocess.CompletedProcess[str]:
     """Run tests/serving/engine.py, its engines inside the one process where they are of one rank."""
     job = [sys.executable, str(ENGINE), json.dumps(jobs)]
     env = environment(compile, VLLM_ENABLE_V1_MULTIPROCESSING="0")

@@ -18,6 +18,8 @@ def register() -> None:
     version: str = vllm.__version__
     if ".".join(version.split(".")[:2]) not in TESTED:
         warnings.warn(
-            f"mixllm was tested with vLLM {', '.join(TESTED)}, not with {version}", RuntimeWarning, stacklevel=2
+            f"mixllm was tested with vLLM {', '.join(TESTED)}, not with {version}",
+            RuntimeWarning,
+            stacklevel=2,
         )
     import mixllm.integrations.vllm.config  # noqa: F401

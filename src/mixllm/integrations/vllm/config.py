@@ -49,7 +49,9 @@ class MixllmConfig(QuantizationConfig):
     def get_config_filenames() -> list[str]:
         return []
 
-    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
         """Stop for a broken checkpoint before any process starts or any memory is taken.
 
         A name on the hub is not downloaded yet; its tensors are checked layer by layer as they come.

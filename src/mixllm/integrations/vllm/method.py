@@ -46,16 +46,14 @@ class MixllmLinearMethod(LinearMethodBase):
     ) -> None:
         """Raises MixllmError where tensor parallelism would cut the inputs inside a group of 128."""
         self._check_cut(input_size, input_size_per_partition)
-        channels = sum(output_partition_sizes)
-        pieces = Pieces(self.format, self.modules, self.prefix)
+        self.pieces = Pieces(self.format, self.modules, self.prefix)
         # The widest of a tensor's possible dtypes: vLLM warns where a parameter's is narrower than a file's.
         dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, 0, 0, 1).items()}
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-            set_weight_attrs(empty, {"weight_loader": partial(pieces.take, name)})
+            set_weight_attrs(empty, {"weight_loader": partial(self.pieces.take, name)})
             layer.register_parameter(name, empty)
-        self.pieces, self.channels = pieces, channels
-        self.inputs = input_size_per_partition
+        self.channels, self.inputs = sum(output_partition_sizes), input_size_per_partition
         self.parts = input_size // input_size_per_partition
         self.layer_loader = extra_weight_attrs["weight_loader"]
         self.dummy = get_current_vllm_config().load_config.load_format == "dummy"
@@ -83,8 +81,9 @@ class MixllmLinearMethod(LinearMethodBase):
     def _check_cut(self, inputs: int, part: int) -> None:
         if part == inputs or part % GROUP_SIZE == 0:
             return
-        works = max(size for size in range(1, inputs // part) if inputs % (size * GROUP_SIZE) == 0 or size == 1)
+        ranks = inputs // part
+        works = max(size for size in range(1, ranks) if size == 1 or inputs % (size * GROUP_SIZE) == 0)
         raise MixllmError(
-            f"{self.prefix}: {inputs // part} ranks would cut its {inputs} inputs inside a group of {GROUP_SIZE}; "
+            f"{self.prefix}: {ranks} ranks would cut its {inputs} inputs inside a group of {GROUP_SIZE}; "
             f"--tensor-parallel-size {works} works"
         )

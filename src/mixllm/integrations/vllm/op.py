@@ -28,10 +28,10 @@ def _served_linear(x: Tensor, kernel: Tensor, bias: Tensor | None, channels: int
     return _KERNELS[int(kernel)](x, bias)
 
 
-_LIBRARY.impl("served_linear", _served_linear, "CPU")
-_LIBRARY.impl("served_linear", _served_linear, "CUDA")
-
-
-@torch.library.register_fake("mixllm::served_linear", lib=_LIBRARY)
 def _like(x: Tensor, kernel: Tensor, bias: Tensor | None, channels: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], channels))
+
+
+_LIBRARY.impl("served_linear", _served_linear, "CPU")
+_LIBRARY.impl("served_linear", _served_linear, "CUDA")
+torch.library.register_fake("mixllm::served_linear", _like, lib=_LIBRARY)
