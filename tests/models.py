@@ -55,18 +55,18 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(architecture: str, tie: bool = False) -> Any:
-    """The transformers config of a tiny model."""
-    sizes = {**_COMMON, **_OWN[architecture], "tie_word_embeddings": tie}
-    return AutoConfig.for_model(architecture, **sizes)
+def tiny_config(architecture: str, tie: bool = False, **sizes: Any) -> Any:
+    """The transformers config of a tiny model; sizes: fields that replace its own."""
+    fields = {**_COMMON, **_OWN[architecture], "tie_word_embeddings": tie, **sizes}
+    return AutoConfig.for_model(architecture, **fields)
 
 
 def tiny_model(
-    architecture: str, *, tie: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
+    architecture: str, *, tie: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> Any:
     """A random model in eval mode; weights [N, K] are normal / sqrt(K), vectors moved off 0 and 1."""
     auto: Any = AutoModelForCausalLM
-    model = auto.from_config(tiny_config(architecture, tie), attn_implementation="sdpa")
+    model = auto.from_config(tiny_config(architecture, tie, **sizes), attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -107,9 +107,10 @@ def write_tiny(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     shard_size: str = "5GB",
+    **sizes: Any,
 ) -> Any:
     """Write config, weights, generation_config, tokenizer and chat template to `path`; returns the model."""
-    model = tiny_model(architecture, tie=tie, seed=seed, dtype=dtype)
+    model = tiny_model(architecture, tie=tie, seed=seed, dtype=dtype, **sizes)
     model.generation_config.max_new_tokens = 7
     model.save_pretrained(path, max_shard_size=shard_size)
     tiny_tokenizer(bos=architecture == "gemma3_text").save_pretrained(path)

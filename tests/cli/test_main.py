@@ -33,7 +33,7 @@ def test_version_and_help(capsys):
     for arguments in ([], ["--help"]):
         assert main.run(arguments) == 0
         out = capsys.readouterr().out
-        for command in ("quantize", "plan", "inspect", "eval", "generate", "chat", "demo"):
+        for command in ("quantize", "plan", "inspect", "eval", "export", "generate", "chat", "demo"):
             assert f"\n  {command} " in out
 
 

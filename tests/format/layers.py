@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests import shapes
@@ -47,9 +48,10 @@ def write_quantized(
     tie: bool = False,
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
+    **sizes: Any,
 ) -> Path:
     """A tiny model's checkpoint in out / "quantized", made here; the float model is in out / "float"."""
-    write_tiny(out / "float", architecture, tie=tie, dtype=dtype)
+    write_tiny(out / "float", architecture, tie=tie, dtype=dtype, **sizes)
     source = open_source(str(out / "float"))
     checkpoint = out / "quantized"
     checkpoint.mkdir()

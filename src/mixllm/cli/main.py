@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from mixllm import __version__
-from mixllm.cli import demo, evaluate, generate, inspect, plan, quantize
+from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize
 from mixllm.errors import MixllmError
 
 USER, INTERRUPTED = 2, 130
@@ -33,6 +33,7 @@ app.command("quantize")(quantize.quantize)
 app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)
 app.command("demo")(demo.demo)

@@ -75,7 +75,7 @@ def write_checkpoint(
         _write_shards(out, source, stored, shard_bytes)
     finally:
         shutil.rmtree(spool, ignore_errors=True)
-    _copy_companions(source.path, out)
+    copy_companions(source.path, out)
     write_json(out / "config.json", _config(source, format, modules))
 
 
@@ -90,7 +90,7 @@ def _spool(
         tensors = {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in weight.tensors().items()}
         tensors[f"{name}.{GUARD}"] = torch.empty(0, dtype=torch.uint8)
         file = spool / f"{len(modules)}.safetensors"
-        _save(file, tensors)
+        save(file, tensors)
         stored.update({key: _Stored(file, tensor.nbytes) for key, tensor in tensors.items()})
         rows = {4: len(weight.codes4), 8: len(weight.codes8)}
         modules[name] = QuantizedModule(weight.in_features, weight.out_features, rows)
@@ -108,7 +108,7 @@ def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_b
     )
     waiting = Counter(place.file for place in stored.values())
     for shard, names in split.filename_to_tensors.items():
-        _save(out / shard, dict(_read(source, stored, names)))
+        save(out / shard, dict(_read(source, stored, names)))
         for file, taken in Counter(stored[name].file for name in names).items():
             waiting[file] -= taken
             if file and not waiting[file]:
@@ -132,7 +132,8 @@ def _read(source: Source, stored: dict[str, _Stored], names: Iterable[str]) -> I
                 yield name, tensors.get_tensor(name)
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all."""
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
 
 
@@ -145,7 +146,8 @@ def _config(source: Source, format: Format, modules: dict[str, QuantizedModule])
     return {**config, "quantization_config": quantization_config(format, modules)}
 
 
-def _copy_companions(source: Path, out: Path) -> None:
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy what came with a model (tokenizer, chat template, licence ...), but no weights, config or card."""
     for file in sorted((*source.glob("*"), *source.glob(f"{TEMPLATES}/*"))):
         skipped = (
             not file.is_file()

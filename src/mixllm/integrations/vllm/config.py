@@ -1,0 +1,95 @@
+"""What vLLM asks of a quantization method: its limits, and which layer is quantized how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from mixllm.config import Format
+from mixllm.errors import MixllmError
+from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
+from mixllm.format.validate import validate
+from mixllm.integrations.vllm.method import MixllmLinearMethod
+
+# Their load_weights in vLLM reorders the rows of a fused attention weight on the way in, by its shape.
+REORDERED = {"BloomForCausalLM", "FalconForCausalLM", "GPTNeoXForCausalLM", "RWForCausalLM"}
+
+
+@register_quantization_config(QUANT_METHOD)
+class MixllmConfig(QuantizationConfig):
+    """A checkpoint's quantization_config, under the names that vLLM's model gives to the modules."""
+
+    def __init__(self, format: Format, modules: Mapping[str, QuantizedModule]) -> None:
+        super().__init__()
+        self.format, self.modules = format, dict(modules)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(*parse_config(config, "config.json"))
+
+    @classmethod
+    def get_name(cls) -> str:
+        return QUANT_METHOD
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
+        """Stop for a broken checkpoint before any process starts or any memory is taken.
+
+        A name on the hub is not downloaded yet; its tensors are checked layer by layer as they come.
+        """
+        for architecture in getattr(hf_config, "architectures", None) or ():
+            if architecture in REORDERED:
+                raise MixllmError(
+                    f"{model_name}: {architecture} can't be served by vLLM from this format; use transformers"
+                )
+        directory = Path(model_name)
+        if directory.is_dir() and any(directory.glob("*.safetensors*")):
+            validate(directory)
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        self.modules = hf_to_vllm_mapper.apply_dict(self.modules)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
+        if not isinstance(layer, LinearBase):
+            self._refuse_other(layer, prefix)
+            return None
+        names = self._checkpoint_names(prefix)
+        quantized = {name: self.modules[name] for name in names if name in self.modules}
+        if not quantized:
+            return UnquantizedLinearMethod()
+        if missing := [name for name in names if name not in quantized]:
+            raise MixllmError(
+                f"{prefix}: vLLM joins {', '.join(names)} into one layer, but {missing[0]} is not quantized"
+            )
+        return MixllmLinearMethod(self.format, quantized, prefix)
+
+    def _checkpoint_names(self, prefix: str) -> list[str]:
+        """The checkpoint's modules that make up a layer of vLLM: q, k and v for qkv."""
+        parent, dot, name = prefix.rpartition(".")
+        if prefix in self.modules:
+            return [prefix]
+        return [f"{parent}{dot}{part}" for part in self.packed_modules_mapping.get(name, [name])]
+
+    def _refuse_other(self, layer: torch.nn.Module, prefix: str) -> None:
+        for name in self.modules:
+            if name == prefix or name.startswith(f"{prefix}."):
+                raise MixllmError(f"{name}: is quantized, but vLLM makes it part of a {type(layer).__name__}")

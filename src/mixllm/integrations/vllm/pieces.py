@@ -1,0 +1,103 @@
+"""A layer's tensors as vLLM hands them out, and the weight that a rank makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from vllm.model_executor.utils import set_weight_attrs
+
+from mixllm.config import Format
+from mixllm.errors import MixllmError
+from mixllm.format.config import QuantizedModule
+from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import pack_nibbles, shapes
+from mixllm.format.parts import join, select_channels, select_inputs
+from mixllm.format.validate import GUARD
+from mixllm.format.values import check_values
+
+LayerLoader = Callable[..., None]
+
+
+class Pieces:
+    """The checkpoint's tensors of one layer of vLLM, by the shard ("q", 0, None ...) that they belong to."""
+
+    def __init__(self, format: Format, modules: Mapping[str, QuantizedModule], prefix: str) -> None:
+        self.format, self.modules, self.prefix = format, modules, prefix
+        self.shards: dict[Hashable, dict[str, Tensor]] = {}
+
+    def take(self, name: str, parameter: Parameter, tensor: Tensor, shard: Hashable = None) -> None:
+        """A parameter's weight_loader: keep the whole tensor, as it lies in the mapped file."""
+        self.shards.setdefault(shard, {})[name] = tensor
+
+    def assemble(self, load: LayerLoader, channels: int, first_input: int, inputs: int) -> MixedWeight:
+        """This rank's weight [channels, inputs], once; then the pieces are forgotten.
+
+        load: the layer's own weight_loader. It knows which rows of which shard this rank holds, and
+        where; so it is asked, by being given row numbers to load where others give it rows.
+        """
+        numbers = Parameter(torch.full((channels,), -1), requires_grad=False)
+        set_weight_attrs(numbers, {"output_dim": 0})
+        wholes: dict[int, MixedWeight] = {}  # by the number of its first row
+        first = 0
+        for shard, tensors in self.shards.items():
+            weight = wholes[first] = self._whole(tensors)
+            here = torch.arange(first, first + weight.out_features)
+            load(numbers, here, *(() if shard is None else (shard,)))
+            first += weight.out_features
+        self.shards = {}
+        if bool((numbers < 0).any()):
+            row = int((numbers < 0).nonzero()[0])
+            raise MixllmError(f"{self.prefix}: the checkpoint has no tensors for its output channel {row}")
+        parts: dict[int, MixedWeight] = {}  # by the number of its first channel here
+        for first, weight in wholes.items():
+            last = first + weight.out_features
+            mine = ((numbers >= first) & (numbers < last)).nonzero().flatten()
+            part = select_channels(weight, numbers[mine] - first)
+            if inputs != weight.in_features:
+                part = select_inputs(part, self.format, first_input, first_input + inputs)
+            parts[int(mine[0])] = part
+        return join([parts[channel] for channel in sorted(parts)])
+
+    def _whole(self, tensors: dict[str, Tensor]) -> MixedWeight:
+        """One shard's tensors as a weight; checked here too, since a model on the hub comes unchecked."""
+        sizes = {name: tensor.shape for name, tensor in tensors.items()}
+        for module in self.modules.values():
+            k, rows = module.in_features, module.rows
+            expected = shapes(self.format, rows[4], rows[8], k)
+            if sizes == {name: shape for name, (shape, _) in expected.items()} | {GUARD: (0,)}:
+                held = {name: tensors[name] for name in expected}
+                if fault := check_values(held, self.format, k):
+                    raise MixllmError(f"{self.prefix}: {fault[0]}: {fault[1]}")
+                return MixedWeight(k, **held)
+        raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
+
+
+def placeholder_weight(format: Format, channels: int, inputs: int, share: float) -> MixedWeight:
+    """Random codes with plausible scales, `share` of the channels 8-bit: what load_format "dummy" serves."""
+    n8 = round(share * channels)
+    n4 = channels - n8
+    generator = torch.Generator().manual_seed(0)
+
+    def integers(low: int, high: int, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.randint(low, high, shape, dtype=dtype, generator=generator)
+
+    order = torch.randperm(channels, generator=generator).to(torch.int32)
+    sizes = {name: shape for name, (shape, _) in shapes(format, n4, n8, inputs).items()}
+    groups = format.groups(inputs)
+    zeros = 1 if format.weight_scale == "row" else groups
+    scale = inputs**-0.5
+    # multiplier x (code - zero) stays within int8 for zero 7 or 8 and multipliers up to 16.
+    multipliers = integers(4, 12, n4, groups) if format.weight_scale == "group_int" else None
+    return MixedWeight(
+        in_features=inputs,
+        rows=torch.cat((order[:n4].sort().values, order[n4:].sort().values)),
+        codes4=pack_nibbles(integers(0, 16, n4, inputs)),
+        zeros4=pack_nibbles(integers(7, 9, n4, zeros)),
+        scales4=torch.full(sizes["scales4"], scale / (32 if multipliers is not None else 4)),
+        codes8=integers(-127, 128, n8, inputs, dtype=torch.int8),
+        scales8=torch.full(sizes["scales8"], scale / 64),
+        multipliers4=None if multipliers is None else pack_nibbles(multipliers),
+    )

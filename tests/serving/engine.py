@@ -1,0 +1,49 @@
+"""Runs vLLM on the jobs of a JSON list, one engine after the other in this process.
+
+    python engine.py '[{"model": DIR, "dtype": "float32", ...}]'
+
+A job is what vllm.LLM takes. The last line printed is a JSON list with, for each job, the token ids of
+each answer and the log-probability of every token but the first, of prompt and answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+PROMPTS = [[1, *range(5, 45)], [1, *range(250, 90, -7)]]
+ANSWER = 6
+
+
+def run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    from vllm import LLM, SamplingParams
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    engine = LLM(max_model_len=128, max_num_batched_tokens=128, **job)
+    sampling = SamplingParams(
+        max_tokens=ANSWER, temperature=0, prompt_logprobs=0, logprobs=0, ignore_eos=True
+    )
+    prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
+    answers = []
+    for ids, output in zip(PROMPTS, engine.generate(prompts, sampling, use_tqdm=False), strict=True):
+        answer = list(output.outputs[0].token_ids)
+        steps = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+        tokens = [*ids[1:], *answer]
+        found = [step[token].logprob for step, token in zip(steps, tokens, strict=True)]
+        answers.append({"answer": answer, "logprobs": found})
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return answers
+
+
+def main() -> None:
+    results = [run(job) for job in json.loads(sys.argv[1])]
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":  # vLLM's workers import this file again
+    main()

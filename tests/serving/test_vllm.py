@@ -1,0 +1,157 @@
+"""vLLM against transformers, on tiny models in float32.
+
+Both must agree to float32's rounding, but where that moves an activation over a border between two int8
+codes, and all that follows from it: a few thousandths of a nat in models so small. One activation scale
+that is wrong (a rank's in place of the token's) moves the mean by .02, so MEAN tells the two apart.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.format.layers import write_quantized
+from tests.serving.engine import PROMPTS
+from tests.serving.vllm_process import engines, results
+
+import mixllm
+from mixllm.config import PROFILES, Format
+from mixllm.format.parts import select_inputs
+from mixllm.integrations.vllm import register
+from mixllm.kernels import prepare
+
+pytestmark = pytest.mark.vllm
+
+MEAN, MOST = 5e-3, 5e-2
+# Head sizes that vLLM's CPU attention has; inputs that are no whole number of groups.
+SIZES: dict[str, Any] = {
+    "hidden_size": 200, "intermediate_size": 328, "head_dim": 32, "num_attention_heads": 4
+}  # fmt: skip
+NARROW: dict[str, Any] = {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1}
+# Fused q, k, v and gate, up; a bias; norms of q and k and windows; layers that are fused in the checkpoint.
+MODELS: dict[str, tuple[dict[str, Any], Format]] = {
+    "llama": (SIZES, PROFILES["fast"]),
+    "qwen2": (NARROW, PROFILES["paper"]),
+    "gemma3_text": (SIZES, Format(weight_scale="row", activation_group=256)),
+    "phi3": (NARROW, PROFILES["fast"]),
+}
+# Two ranks have two whole groups each of every row-parallel layer's inputs.
+SPLIT: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_attention_heads": 4
+}  # fmt: skip
+
+
+def job(model: Path, **more: Any) -> dict[str, Any]:
+    return {"model": str(model), "dtype": "float32", "enforce_eager": True, **more}
+
+
+def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
+    """vLLM's log-probabilities, of prompts (prefill) and answers (decoding), against `model`'s."""
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = torch.tensor([prompt + answer["answer"]])
+        with torch.no_grad():
+            expected = model(ids).logits[0, :-1].float().log_softmax(-1)
+        found = torch.tensor(answer["logprobs"])
+        error = (found - expected.gather(1, ids[0, 1:, None])[:, 0]).abs()
+        assert error.mean() < MEAN and error.max() < MOST, error
+
+
+def make(path: Path, architecture: str, format: Format, sizes: dict[str, Any]) -> Path:
+    path.mkdir()
+    return write_quantized(path, architecture, format, **sizes)
+
+
+def test_models_give_the_log_probabilities_of_transformers(tmp_path: Path) -> None:
+    paths = {name: make(tmp_path / name, name, format, sizes) for name, (sizes, format) in MODELS.items()}
+    found = results([job(path) for path in paths.values()])
+    for path, answers in zip(paths.values(), found, strict=True):
+        check(answers, mixllm.load(path))
+
+
+def test_compiled_graphs_give_the_same(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    (answers,) = results([job(path, enforce_eager=False)], compile=True)
+    check(answers, mixllm.load(path))
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    formats = {"paper": PROFILES["paper"], "fast": PROFILES["fast"]}
+    paths = {name: make(tmp_path / name, "llama", format, SPLIT) for name, format in formats.items()}
+    paper, fast = results([job(path, tensor_parallel_size=2) for path in paths.values()])
+    # Scales of activations are a group's: the ranks together compute what one computes.
+    check(paper, mixllm.load(paths["paper"]))
+    # One scale a token is one for each rank's part of the inputs.
+    check(fast, in_two_parts(paths["fast"]))
+
+
+def in_two_parts(path: Path) -> torch.nn.Module:
+    """The model whose row-parallel layers are sums of two layers, of half the inputs each."""
+    model = mixllm.load(path)
+    for name, layer in model.named_modules():
+        if isinstance(layer, mixllm.MixLinear) and name.endswith(("o_proj", "down_proj")):
+            half = layer.in_features // 2
+            cuts = ((0, half), (half, layer.in_features))
+            layer._kernel = Sum(
+                [select_inputs(layer.stored, layer.format, *cut) for cut in cuts], layer.format
+            )
+    return model
+
+
+class Sum:
+    def __init__(self, parts: list[Any], format: Format) -> None:
+        self.parts = [(prepare(part, format), part.in_features) for part in parts]
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        assert bias is None
+        pieces = x.split([inputs for _, inputs in self.parts], dim=-1)
+        return sum(kernel(piece) for (kernel, _), piece in zip(self.parts, pieces, strict=True))
+
+
+def test_dummy_weights_need_no_tensors(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    (path / "model.safetensors").unlink()
+    ((first, _),) = results([job(path, load_format="dummy")])
+    assert all(-50 < value < 0 for value in first["logprobs"])
+
+
+def test_ranks_that_would_cut_a_group_are_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], {**SPLIT, "intermediate_size": 384})
+    done = engines([job(path, tensor_parallel_size=2)])
+    assert done.returncode != 0
+    reason = (
+        "model.layers.0.mlp.down_proj: 2 ranks would cut its 384 inputs inside a group of 128; "
+        "--tensor-parallel-size 1 works"
+    )
+    assert f"MixllmError: {reason}" in done.stderr + done.stdout
+
+
+def test_a_broken_checkpoint_stops_with_its_reason(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.scales8"][0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    done = engines([job(path)])
+    reason = "model.layers.1.mlp.up_proj.scales8: holds a NaN; scales are finite and above 0"
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1] == f"mixllm.errors.MixllmError: {file}: tensor {reason}"
+
+
+def test_an_untested_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", "0.99.1")
+    with pytest.warns(RuntimeWarning, match=r"tested with vLLM 0\.32, not with 0\.99\.1"):
+        register()
+
+
+def test_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"]["version"] = 9
+    (path / "config.json").write_text(json.dumps(config))
+    done = engines([job(path)])
+    assert done.returncode != 0
+    assert "version 9 is a newer mixllm's" in done.stderr.strip().splitlines()[-1]
