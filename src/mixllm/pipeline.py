@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from mixllm.blocks import Decoder
+from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
@@ -173,6 +174,7 @@ def quantize(
             seconds=clock.seconds,
         )
         write_json(stage / SUMMARY, asdict(summary))
+        new_card(stage, job.source.path, model)
     return summary
 
 

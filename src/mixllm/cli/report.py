@@ -51,6 +51,7 @@ def report(
         require()
     gather(checkpoint)  # what is wrong with OUT is said before anything takes time
     if model is not None and text is not None:
+        from mixllm.card import renew_card
         from mixllm.report.models import Bench, measure_all
         from mixllm.report.samples import PROMPTS, Writer
         from mixllm.report.store import save_measured
@@ -59,6 +60,7 @@ def report(
         writer = Writer(tuple(prompt or PROMPTS))
         measured = measure_all(bench, [str(checkpoint), *(also or ())], progress(quiet), writer)
         save_measured(checkpoint, measured, writer.samples)
+        renew_card(checkpoint)
     findings = gather(checkpoint)
     if json:
         print_json(findings.to_json())

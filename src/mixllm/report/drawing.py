@@ -54,7 +54,8 @@ class Drawing:
         from matplotlib.figure import Figure
 
         self.name = name
-        self._context = matplotlib.rc_context({**_STYLE, "svg.hashsalt": name})
+        style: Any = {**_STYLE, "svg.hashsalt": name}
+        self._context = matplotlib.rc_context(style)
         self._context.__enter__()
         # 72 units an inch: SVG units are CSS pixels.
         self.figure: Figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")

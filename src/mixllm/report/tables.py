@@ -70,8 +70,8 @@ def human_size(count: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, no exponent unless it must be."""
-    return f"{value:.3g}"
+    """Three significant digits; large numbers whole, an exponent only for very small ones."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def pair(mean: float, error: float | None, digits: int = 4) -> str:

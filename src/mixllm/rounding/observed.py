@@ -64,7 +64,7 @@ def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
 
 
 def observed(weight: Tensor, rounded: Tensor, hessian: Tensor, inputs: Inputs, *, rotated: bool) -> Observed:
-    """weight, rounded: [N, K], the latter in the rotated basis if `rotated`; hessian: X'X [K, K] of plain X."""
+    """weight, rounded: [N, K], the latter in the rotated basis if `rotated`; hessian: X'X [K, K], X plain."""
     w = weight.detach().float()
     difference = (rotate(rounded) if rotated else rounded) - w
     size = _energy(w, hessian)
