@@ -36,7 +36,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write data as indented JSON, atomically; keys keep their order."""
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
     write_atomically(path, lambda temporary: _write_text(temporary, text))
 
 

@@ -14,16 +14,18 @@ from typing import Any
 from torch import Tensor
 
 from mixllm.blocks import Decoder
+from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.files import write_json
 from mixllm.format.checkpoint import write_checkpoint
 from mixllm.format.pack import pack
-from mixllm.placement import pick_device, pick_dtype
+from mixllm.placement import device_name, pick_device, pick_dtype, versions
 from mixllm.plan import ModulePlan, Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
-from mixllm.records import LOG, PLAN, RECORDS, SALIENCE, SUMMARY
+from mixllm.records import LAYERS, LOG, PLAN, RECORDS, SALIENCE, SUMMARY
+from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import ModuleSalience, Salience
@@ -35,9 +37,14 @@ TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made: `out`, sizes (see mixllm.plan.Report) and seconds by stage."""
+    """What a run made, and how: `out`, sizes (see mixllm.plan.Report), seconds by stage, the day (UTC) and
+    versions. model: as it was given; device: where it was computed."""
 
     out: str
+    model: str
+    device: str
+    date: str
+    versions: dict[str, str]
     config: dict[str, Any]
     report: dict[str, Any]
     seconds: dict[str, float]
@@ -106,12 +113,17 @@ def is_uniform(config: QuantConfig) -> bool:
 
 
 def write_quantized(
-    job: Job, plan: Plan, config: QuantConfig, out: Path, progress: Progress | None = None
+    job: Job,
+    plan: Plan,
+    config: QuantConfig,
+    out: Path,
+    progress: Progress | None = None,
+    seen: dict[str, Observed] | None = None,
 ) -> None:
-    """Round by the plan and fill the existing directory `out` with the checkpoint."""
+    """Round by the plan and fill the existing directory `out` with the checkpoint; seen: see round_model."""
     widths = {name: module.widths for name, module in plan.modules.items()}
     rounded = round_model(
-        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent()
+        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent(), seen=seen
     )
     packed = ((name, pack(layer, config.format)) for name, layer in rounded)
     write_checkpoint(out, job.source, config.format, packed)
@@ -148,14 +160,21 @@ def quantize(
                 scores.save(stage / SALIENCE)
             chosen.save(stage / PLAN)
             with clock("round"):
-                write_quantized(job, chosen, config, stage, told)
+                seen: dict[str, Observed] = {}
+                write_quantized(job, chosen, config, stage, told, seen)
+            write_json(stage / LAYERS, {name: asdict(layer) for name, layer in seen.items()})
         summary = Summary(
             out=str(out),
+            model=model,
+            device=device_name(job.decoder.device),
+            date=time.strftime("%Y-%m-%d", time.gmtime()),
+            versions=versions(),
             config=config.model_dump(),
             report=asdict(sizes(chosen, config)),
             seconds=clock.seconds,
         )
         write_json(stage / SUMMARY, asdict(summary))
+        new_card(stage, job.source.path, model)
     return summary
 
 

@@ -1,7 +1,9 @@
-"""Where to compute and in what, from what a user typed, and the float model there."""
+"""Where to compute and in what, from what a user typed, the float model there, and how results state it."""
 
 from __future__ import annotations
 
+import platform
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -43,3 +45,15 @@ def load_float(source: Source, device: torch.device, dtype: torch.dtype) -> PreT
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_pretrained(source.path, dtype=dtype).to(device)
     return model
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's own name, or the processor's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on, by package."""
+    from mixllm import __version__
+
+    return {"mixllm": __version__, **{name: version(name) for name in ("torch", "transformers")}}

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from mixllm import __version__
-from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize
+from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize, report
 from mixllm.errors import MixllmError
 
 USER, INTERRUPTED = 2, 130
@@ -34,6 +34,8 @@ app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("report")(report.report)
+app.command("compare")(report.compare)
 app.command("generate")(generate.generate)
 app.command("chat")(generate.chat)
 app.command("demo")(demo.demo)

@@ -11,6 +11,8 @@ from rich.table import Table
 from mixllm.cli.console import size
 from mixllm.demo import Demo
 from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
+from mixllm.report.measured import Measured
+from mixllm.report.tables import difference_table, measured_table
 
 _FIGURES = ("perplexity", "KL", "top-1 %")
 _ERRORS = "±: standard error over windows; a perplexity's is that of its distance from the float model's."
@@ -23,6 +25,17 @@ def show_measurements(console: Console, found: Mapping[str, Measurement]) -> Non
         table.add_row(name, *_figures(measured, found[REFERENCE]))
     console.print(table)
     console.print(fill(f"{len(found[REFERENCE].nll)} windows. {_ERRORS}", width=console.width))
+
+
+def show_comparison(console: Console, measured: Measured) -> None:
+    """A line a model, then each quantized model's difference from the first."""
+    for found in (measured_table(measured), difference_table(measured)):
+        if found is not None:
+            table = _table(*found.columns)
+            for row in found.rows:
+                table.add_row(*row)
+            console.print(table)
+            console.print(fill(f"{found.caption}. {_ERRORS}", width=console.width) + "\n", markup=False)
 
 
 def show_demo(console: Console, demo: Demo) -> None:

@@ -77,12 +77,17 @@ def report(modules: Mapping[str, QuantizedModule], format: Format, other_bytes: 
         other_bytes=other_bytes,
         checkpoint_bytes=stored + header + other_bytes,
         total=_share(modules.values()),
-        by_kind=_shares({name: name.rpartition(".")[2] for name in modules}, modules),
-        by_depth=_shares({name: _depth(name) for name in modules}, modules),
+        by_kind=_shares({name: kind_of(name) for name in modules}, modules),
+        by_depth=_shares({name: depth_of(name) for name in modules}, modules),
     )
 
 
-def _depth(name: str) -> int:
+def kind_of(name: str) -> str:
+    """The last part of a module's name: q_proj, down_proj."""
+    return name.rpartition(".")[2]
+
+
+def depth_of(name: str) -> int:
     """The block's number: the first whole number among a module name's parts."""
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 

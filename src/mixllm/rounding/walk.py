@@ -13,6 +13,7 @@ from mixllm.nn import MixLinear
 from mixllm.progress import Progress
 from mixllm.rounding import factor_of, needs_hessian, round_rows
 from mixllm.rounding.hessian import Factor, collect
+from mixllm.rounding.observed import Inputs, Observed, observed, watch
 
 
 def round_model(
@@ -23,21 +24,28 @@ def round_model(
     *,
     batch: int,
     progress: Progress,
+    seen: dict[str, Observed] | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
     """Round every linear of the decoder; yields (full name, Rounded) in model order.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
+    seen: filled, where given and there is a Hessian, with what was observed of each linear.
     """
     calibrated = needs_hessian(config)
     states = [decoder.embed(part) for part in ids.split(batch)] if calibrated else []
     with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
         for i in range(len(decoder)):
             with decoder.block(i) as block:
-                factors = _factors(block, states, config)
+                factors, hessians, inputs = _factors(block, states, config)
                 for name, linear in block.linears.items():
                     bits = widths[name].to(linear.weight.device)
                     rounded = round_rows(linear.weight, bits, config, factors.get(name))
+                    if seen is not None and name in factors:
+                        seen[name] = observed(
+                            linear.weight, rounded.dequantize(), hessians[name], inputs[name],
+                            rotated=config.format.rotation == "hadamard",
+                        )  # fmt: skip
                     block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
                     yield name, rounded
                 if not states:
@@ -47,12 +55,17 @@ def round_model(
                     bar.advance()
 
 
-def _factors(block: Block, states: list[Tensor], config: QuantConfig) -> dict[str, Factor]:
-    with collect(block.linears if states else {}) as found:
+def _factors(
+    block: Block, states: list[Tensor], config: QuantConfig
+) -> tuple[dict[str, Factor], dict[str, Tensor], dict[str, Inputs]]:
+    """By linear: the factor, the Hessian X'X of its plain inputs and their size."""
+    linears = block.linears if states else {}
+    with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
-    factors = {}
+    factors, hessians = {}, {}
     for shared in found:
-        inputs = factor_of(shared.hessian, config, shared.names[0])
-        factors.update(dict.fromkeys(shared.names, inputs))
-    return factors
+        made = factor_of(shared.hessian, config, shared.names[0])
+        factors.update(dict.fromkeys(shared.names, made))
+        hessians.update(dict.fromkeys(shared.names, shared.hessian))
+    return factors, hessians, inputs

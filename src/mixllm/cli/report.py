@@ -1,0 +1,108 @@
+"""mixllm report and mixllm compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
+from mixllm.cli.options import Checkpoint, Device, Dtype, Json, Quiet
+from mixllm.errors import MixllmError
+
+Float = typer.Option("--model", help="The float model: a directory, a hub name or a GGUF file.")
+TextFile = typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')
+Window = Annotated[int, typer.Option(min=2, help="Tokens a window.")]
+Windows = Annotated[int | None, typer.Option(min=1, help="Only so many windows, spread over the text.")]
+Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file to write.")]
+
+
+def report(
+    checkpoint: Checkpoint,
+    out: Page = None,
+    model: Annotated[str | None, Float] = None,
+    text: Annotated[str | None, TextFile] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="Another checkpoint to measure beside it; may be repeated.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="Let the models go on from it; may be repeated."),
+    ] = None,
+    window: Window = 2048,
+    windows: Windows = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write one HTML page about OUT, OUT/mixllm/report.html; --model and --text have it measured first."""
+    if (model is None) != (text is None):
+        raise MixllmError("--model and --text: measuring needs both; give the other one too")
+    if model is None and (also or prompt):
+        raise MixllmError("--also and --prompt: need --model and --text, to measure and write with")
+    quiet_libraries(bars=not quiet)
+    from mixllm.records import REPORT
+    from mixllm.report.drawing import require
+    from mixllm.report.findings import gather
+
+    if not json:
+        require()
+    gather(checkpoint)  # what is wrong with OUT is said before anything takes time
+    if model is not None and text is not None:
+        from mixllm.card import renew_card
+        from mixllm.report.models import Bench, measure_all
+        from mixllm.report.samples import PROMPTS, Writer
+        from mixllm.report.store import save_measured
+
+        bench = Bench.open(model, text, window, windows, device, dtype)
+        writer = Writer(tuple(prompt or PROMPTS))
+        measured = measure_all(bench, [str(checkpoint), *(also or ())], progress(quiet), writer)
+        save_measured(checkpoint, measured, writer.samples)
+        renew_card(checkpoint)
+    findings = gather(checkpoint)
+    if json:
+        print_json(findings.to_json())
+        return
+    from mixllm.report.page import write_report
+
+    path = out or checkpoint / REPORT
+    write_report(findings, path)
+    print(path)
+
+
+def compare(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(metavar="A B ...", help="mixllm's checkpoints, or others that transformers loads."),
+    ],
+    model: Annotated[str, Float],
+    text: Annotated[str, TextFile],
+    out: Page = None,
+    window: Window = 2048,
+    windows: Windows = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure several checkpoints on the same windows: one table, differences from the first, one page."""
+    quiet_libraries(bars=not quiet)
+    from mixllm.cli.show_measured import show_comparison
+    from mixllm.report.drawing import require
+    from mixllm.report.models import Bench, measure_all
+
+    if out is not None:
+        require()
+    measured = measure_all(
+        Bench.open(model, text, window, windows, device, dtype), checkpoints, progress(quiet)
+    )
+    if out is not None:
+        from mixllm.report.page import write_comparison
+
+        write_comparison(measured, out)
+    if json:
+        print_json(measured.model_dump())
+    else:
+        show_comparison(stdout(), measured)

@@ -1,0 +1,84 @@
+"""From findings to one self-contained HTML file: no network, no script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mixllm.files import write_text
+from mixllm.report.charts import Chart, heat, models, pareto, scatter
+from mixllm.report.drawing import require
+from mixllm.report.findings import Findings, Layer
+from mixllm.report.measured import Measured
+from mixllm.report.tables import difference_table, human_size, measured_table, number, worst_table
+
+
+def write_report(findings: Findings, path: Path) -> None:
+    """Draw the report of one checkpoint into the HTML file `path`; needs mixllm[report]."""
+    _write(
+        path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings),
+        measured=None if findings.measured is None else measured_table(findings.measured),
+        worst=worst_table(findings.layers),
+    )  # fmt: skip
+
+
+def write_comparison(measured: Measured, path: Path) -> None:
+    """Draw several models' measurements into the HTML file `path`; needs mixllm[report]."""
+    _write(
+        path, "compare.html.j2", title=f"{measured.model}: comparison", m=measured,
+        table=measured_table(measured), differences=difference_table(measured), chart=models(measured.rows),
+    )  # fmt: skip
+
+
+def charts(f: Findings) -> dict[str, Chart]:
+    """The figures that there is data for, by name."""
+    found = []
+    if f.measured is not None:
+        found.append(models(f.measured.rows))
+    if f.curve is not None and f.chosen is not None:
+        found.append(pareto(f.curve, f.chosen, f.measured.rows if f.measured else ()))
+    maps: list[tuple[str, str, Callable[[Layer], float | None], str, Callable[[float], str], bool]] = [
+        (
+            "salience",
+            "What 4 bits would cost",
+            lambda x: x.narrow_loss,
+            "predicted loss, nats a token",
+            number,
+            True,
+        ),
+        ("wide", "Share of 8-bit rows", lambda x: x.wide_percent, "percent", lambda v: f"{v:.1f}", False),
+        ("error", "Rounding error", lambda x: x.error, "relative error of the output", number, False),
+        (
+            "outliers",
+            "Outlier activations",
+            lambda x: x.peak_over_mean,
+            "largest over mean |x|",
+            number,
+            True,
+        ),
+    ]
+    for name, title, value, unit, show, log in maps:
+        values = {(x.depth, x.kind): v for x in f.layers if (v := value(x)) is not None}
+        if values:
+            found.append(heat(name, title, values, unit, show, log=log))
+    if f.predicted is not None:
+        pairs = [(p["predicted"], p["kl"], p["kl_error"]) for p in f.predicted["plans"]]
+        found.append(scatter(pairs, f.predicted["rank_correlation"]))
+    return {chart.name: chart for chart in found}
+
+
+def _write(path: Path, template: str, **values: Any) -> None:
+    require()
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("mixllm.report"),
+        autoescape=select_autoescape(("j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"svg": Markup, "size": human_size, "number": number}
+    write_text(path, environment.get_template(template).render(**values))

@@ -1,0 +1,86 @@
+"""The report's tables, as text, and how its numbers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixllm.evaluate import REFERENCE
+from mixllm.report.findings import Layer
+from mixllm.report.measured import Measured, Row
+
+WORST = 10
+GIGABYTE, MEGABYTE = 10**9, 10**6
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first column names the row."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def measured_table(measured: Measured) -> Table:
+    columns = ("model", "payload bits", "with scales", "size", "perplexity", "KL", "top-1 %")
+    caption = f"{measured.windows} windows of {measured.window} tokens of {measured.text}; KL in nats a token"
+    return Table(caption, columns, [measured_cells(row) for row in measured.rows])
+
+
+def measured_cells(row: Row) -> tuple[str, ...]:
+    size = "" if row.bytes is None else human_size(row.bytes)
+    known = (row.name, bits(row.payload_bits), bits(row.bits), size)
+    perplexity = pair(row.perplexity, row.perplexity_error, 2)
+    if row.name == REFERENCE:
+        return (*known, perplexity, "", "")
+    error = None if row.top1_error is None else 100 * row.top1_error
+    return (*known, perplexity, pair(row.kl, row.kl_error), pair(100 * row.top1, error, 1))
+
+
+def difference_table(measured: Measured) -> Table | None:
+    if not measured.differences:
+        return None
+    against = measured.differences[0].against
+    return Table(
+        f"Difference from {against}, paired over windows, nats a token",
+        ("model", "NLL", "KL"),
+        [(d.model, pair(d.nll, d.nll_error), pair(d.kl, d.kl_error)) for d in measured.differences],
+    )
+
+
+def worst_table(layers: list[Layer]) -> Table | None:
+    """The layers that cost the most, as they are stored."""
+    known = [layer for layer in layers if layer.loss is not None]
+    if not known:
+        return None
+    worst = sorted(known, key=lambda layer: -(layer.loss or 0.0))[:WORST]
+    return Table(
+        "Layers with the largest predicted loss, nats a token, as they are stored",
+        ("layer", "loss", "8-bit rows %", "rounding error", "outliers"),
+        [
+            (x.name, _known(x.loss), f"{x.wide_percent:.1f}", _known(x.error), _known(x.peak_over_mean))
+            for x in worst
+        ],
+    )
+
+
+def human_size(count: float) -> str:
+    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
+
+
+def number(value: float) -> str:
+    """Three significant digits; large numbers whole, an exponent only for very small ones."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def pair(mean: float, error: float | None, digits: int = 4) -> str:
+    return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def bits(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _known(value: float | None) -> str:
+    return "" if value is None else number(value)
