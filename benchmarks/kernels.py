@@ -1,12 +1,12 @@
 """Time the CUDA backend's linear layer beside the libraries' on the layers of Llama-3.1 8B and 70B.
 
     python benchmarks/kernels.py --device cuda --json benchmarks/results/kernels-h100.json
-    python benchmarks/kernels.py --report benchmarks/results/kernels-h100.json      (tables, no GPU)
+    python benchmarks/kernels.py --report benchmarks/results/kernels-h100.json    (tables; no GPU)
 
 A time is the median of the replays of one CUDA graph divided by its launches (timing.py). The launches of a
-graph go round copies of the weight that fill at least 300 MB, so that no weight is still in the cache when its
-turn comes. Weights and activations are random. `mixllm` has its activations quantized before; `mixllm+quant`
-does it.
+graph go round copies of the weight that fill at least 300 MB, so that no weight is still in the cache when
+its turn comes. Weights and activations are random. `mixllm` has its activations quantized before;
+`mixllm+quant` does it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels_report import SHAPES, report
+from kernels_report import SHAPES, plot, report
 from peers import HUMMING, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
@@ -176,12 +176,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda"])
     parser.add_argument("--json", type=Path, help="write all times here")
     parser.add_argument("--report", type=Path, help="print the tables of such a file and stop")
+    parser.add_argument("--plot", type=Path, help="with --report: draw this SVG too (needs matplotlib)")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing new after so long")
     parser.add_argument("--commit", default="", help="recorded where git is not at hand")
     arguments = parser.parse_args()
     if arguments.report:
-        print(report(json.loads(arguments.report.read_text())))
+        data = json.loads(arguments.report.read_text())
+        print(report(data))
+        if arguments.plot:
+            plot(data, arguments.plot)
         return
     print(report(measure(arguments)))
 

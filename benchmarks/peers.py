@@ -1,4 +1,4 @@
-"""The same layers by cuBLAS, by torch's int8 and fp8 products, and by humming-kernels where it is installed."""
+"""The same layers by cuBLAS, by torch's int8 and fp8 products, and by humming-kernels where that is there."""
 
 from __future__ import annotations
 

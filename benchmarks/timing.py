@@ -1,4 +1,4 @@
-"""How benchmarks time a GPU: replays of a graph of launches over copies of the weight; the memory's bandwidth."""
+"""How benchmarks time a GPU: a graph of launches over copies of a weight; the memory's bandwidth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Launch = Callable[[], Any]
 def timed(launches: list[Launch]) -> float:
     """Microseconds a launch: the median of up to 25 replays of a graph of all launches.
 
-    They are repeated until they fill 0.4 ms. Replays are fewer, but at least 7, where they would take over 60 ms.
+    They are repeated until they fill 0.4 ms. Where 25 would take over 60 ms there are fewer, at least 7.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
