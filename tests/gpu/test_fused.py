@@ -17,13 +17,13 @@ SHAPES = [(1, 128), (3, 576), (70, 1100), (5, 4096), (2, 40000)]
 
 
 def assert_alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tokens: int) -> None:
-    """Sums of another order may move a value's last bit, so a code may be its neighbour; not more, and seldom."""
+    """Sums of another order may move a value's last bit, so a code may be its neighbour, seldom."""
     scales, expected_scales = found[1][:, :tokens], expected[1][:, :tokens]
     assert torch.equal(scales.isnan(), expected_scales.isnan())
     torch.testing.assert_close(scales.nan_to_num(1), expected_scales.nan_to_num(1), rtol=2e-2, atol=0)
     apart = (found[0].int() - expected[0].int()).abs()
     assert apart.max() <= 2
-    assert (apart > 0).float().mean() < 0.1
+    assert (apart > 0).float().mean() < 0.05
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

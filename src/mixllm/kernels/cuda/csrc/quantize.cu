@@ -43,13 +43,14 @@ __device__ __forceinline__ float element(const void* row, int i) {
   return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
 }
 
-// The values of one round. All of a thread's loads are on their way before the first is looked at.
-__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
+// The values of COUNT vectors. All of a thread's loads are on their way before the first is looked at.
+template <int COUNT>
+__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[COUNT][8]) {
   constexpr int PIECES = INPUT == 2 ? 2 : 1, WIDTH_OF_PIECE = 8 / PIECES, SIZE = INPUT == 2 ? 4 : 2;
   if (p.aligned) {
-    Words4 raw[VECTORS][PIECES];
+    Words4 raw[COUNT][PIECES];
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
+    for (int k = 0; k < COUNT; ++k) {
       const int at = start + (k * blockDim.x + threadIdx.x) * 8;
 #pragma unroll
       for (int piece = 0; piece < PIECES; ++piece) {
@@ -58,7 +59,7 @@ __device__ __forceinline__ void load(const Arguments& p, const void* row, int st
       }
     }
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
+    for (int k = 0; k < COUNT; ++k)
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const Words4& piece = raw[k][e / WIDTH_OF_PIECE];
@@ -72,7 +73,7 @@ __device__ __forceinline__ void load(const Arguments& p, const void* row, int st
       }
   } else {
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
+    for (int k = 0; k < COUNT; ++k) {
       const int at = start + (k * blockDim.x + threadIdx.x) * 8;
 #pragma unroll
       for (int e = 0; e < 8; ++e) v[k][e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
@@ -191,16 +192,18 @@ __device__ __forceinline__ void fetch(const Arguments& p, const void* row, const
                                       float (&v)[VECTORS][8]) {
   load(p, row, start, v);
   if constexpr (FUSED != 0) {
-    float w[VECTORS][8];
-    load(p, other, start, w);
+    // One vector after the other: there are no registers for all.
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
+    for (int k = 0; k < VECTORS; ++k) {
+      float w[1][8];
+      load(p, other, start + k * blockDim.x * 8, w);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const float x = v[k][e];
         const float first = FUSED == 1 ? __fmul_rn(x, norm) : __fdiv_rn(x, 1.0f + expf(-x));
-        v[k][e] = as_input(__fmul_rn(as_input(first), w[k][e]));
+        v[k][e] = as_input(__fmul_rn(as_input(first), w[0][e]));
       }
+    }
   }
   if constexpr (ROTATE) {
 #pragma unroll
