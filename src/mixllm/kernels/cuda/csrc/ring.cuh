@@ -4,7 +4,7 @@
 // mbarrier; before, every lane copies 16 bytes at a time and stages finish in order. Both ways a stage is filled again
 // as soon as the warp has read it, so that STAGES are on their way at any time.
 #pragma once
-#include "ptx.cuh"
+#include "bulk.cuh"
 
 #if __CUDA_ARCH__ >= 900
 constexpr int BARRIER_BYTES = 8;
@@ -21,10 +21,8 @@ struct Ring {
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) {
 #pragma unroll
-      for (int stage = 0; stage < STAGES_THERE; ++stage)
-        asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barriers + stage * 8) : "memory");
-      // The copy engine must see them too.
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+      for (int stage = 0; stage < STAGES_THERE; ++stage) barrier_init(barriers + stage * 8, 1);
+      barriers_made();
     }
     __syncwarp();
 #endif
@@ -33,8 +31,7 @@ struct Ring {
   // Says how many bytes a filling has in all, before the first copy.
   __device__ __forceinline__ void expect(int stage, int bytes) const {
 #if __CUDA_ARCH__ >= 900
-    if (lane == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barriers + stage * 8), "r"(bytes) : "memory");
+    if (lane == 0) barrier_expect(barriers + stage * 8, bytes);
 #endif
   }
 
@@ -43,10 +40,7 @@ struct Ring {
   __device__ __forceinline__ void copy(int stage, int at, const u8* from, int bytes) const {
     const u32 to = data + stage * STAGE_SIZE + at;
 #if __CUDA_ARCH__ >= 900
-    if (lane == 0)
-      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                   "l"(from), "r"(bytes), "r"(barriers + stage * 8)
-                   : "memory");
+    if (lane == 0) copy_bulk(to, from, bytes, barriers + stage * 8);
 #else
 #pragma unroll
     for (int first = 0; first < MOST; first += 512)
@@ -64,17 +58,7 @@ struct Ring {
   // The oldest filling is there; parity is that of the number of earlier fillings of the stage.
   __device__ __forceinline__ void wait(int stage, u32 parity) const {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n"
-        ".reg .pred there;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
-        "@there bra done;\n"
-        "bra again;\n"
-        "done:\n"
-        "}" ::"r"(barriers + stage * 8),
-        "r"(parity)
-        : "memory");
+    barrier_wait(barriers + stage * 8, parity);
 #else
     copy_wait<STAGES_THERE - 1>();
     __syncwarp();
