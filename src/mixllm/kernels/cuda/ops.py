@@ -106,11 +106,17 @@ def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0
 ) -> Kernel:
-    macros = {
+    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused)
+    return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
+
+
+def quantizer_macros(
+    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int
+) -> dict[str, int]:
+    return {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
         "FUSED": fused,
     }  # fmt: skip
-    return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
 
 def gemm_into(
