@@ -47,9 +47,9 @@ def decoding(bn: int) -> list[Tile]:
         Tile(64, bn, 4, 1, 4, 4, 1),
         stream(64, bn, 2, 4, 1, 6, 1),
         stream(64, bn, 2, 8, 1, 3, 1),
-        stream(64, bn, 2, 8, 1, 6, 1),
+        stream(64, bn, 2, 8, 1, 4, 1),
         stream(128, bn, 2, 4, 1, 3, 1),
-        stream(128, bn, 4, 4, 1, 6, 1),
+        stream(128, bn, 4, 4, 1, 4, 1),
     ]
 
 
