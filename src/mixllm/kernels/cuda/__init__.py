@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import hopper, ops
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
 from mixllm.kernels.cuda.tiles import Scales, choose, table
@@ -35,7 +35,12 @@ class CudaLinear:
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if bias is not None:
             bias = bias.to(x.dtype)
-        quantized = ops.quantize(flat, self.format.rotation == "hadamard", self.group)
+        rotate = self.format.rotation == "hadamard"
+        many = hopper.takes(x.device.index, self.scales, len(flat))
+        quantized = ops.quantize(flat, rotate, self.group, many)
+        if many:
+            y = hopper.gemm_many(*quantized[:3], self.tensors, bias, channels, x.dtype)
+            return cast(Tensor, y.reshape(*x.shape[:-1], channels))
         y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
@@ -63,6 +68,9 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
         ops.product(index, linear.scales, choose(linear.scales, most, limit))
+    if hopper.takes(index, linear.scales, hopper.LEAST_TOKENS):
+        for tile in hopper.TILES:
+            hopper.product(index, tile)
     padded = linear.weight.codes4.shape[1] * 128
     shapes = {ops.launch_shape(tokens, padded)[0] for tokens in (1, 65)}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0

@@ -31,6 +31,7 @@ class _Quantize(ctypes.Structure):
         ("inputs", c_int), ("padded", c_int), ("tokens", c_int),
         ("scale_pitch", c_int), ("flag_count", c_int),
         ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int), ("rounds", c_int),
+        ("tiled", c_int),
     ]  # fmt: skip
 
 
@@ -58,9 +59,9 @@ class _Gemm(ctypes.Structure):
 def quantize_into(
     x: Tensor, rotate: bool, group: int, codes: Tensor, scales: Tensor, sums: Tensor, flags: Tensor
 ) -> None:
-    """The kernel behind `quantize`; group 0 is the whole token."""
+    """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
-    padded = codes.shape[1]
+    padded = codes.numel() // tokens
     vectors, threads, rounds = launch_shape(tokens, padded)
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
@@ -73,7 +74,7 @@ def quantize_into(
         _Quantize(
             x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
             x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
-            block, block**-0.5, int(whole), rounds,
+            block, block**-0.5, int(whole), rounds, int(codes.dim() == 3),
         ),
     )  # fmt: skip
 
@@ -136,12 +137,15 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
 
 
 @torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
-def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quantize(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [T, K] -> codes int8 [T, 128 G], scales float32 [A, T'] (T' = T rounded up to 4), sums of a token's
-    codes int32 [T], and cleared flags for the product. group 0: one scale a token."""
+    codes int32 [T], and cleared flags for the product. group 0: one scale a token. tiled: codes are
+    [G, T, 128] in the order that mixllm.kernels.cuda.hopper wants."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    out = _outputs(x, group)
+    out = _outputs(x, group, tiled)
     if len(x):
         with torch.cuda.device(x.device):
             quantize_into(x, rotate, group, *out)
@@ -149,16 +153,18 @@ def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tenso
 
 
 @quantize.register_fake
-def _quantized_like(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(x, group)
+def _quantized_like(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(x, group, tiled)
 
 
-def _outputs(x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _outputs(x: Tensor, group: int, tiled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens, inputs = x.shape
     padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
     activation_groups = 1 if group == 0 else (inputs + group - 1) // group
     return (
-        x.new_empty((tokens, padded), dtype=torch.int8),
+        x.new_empty((padded // 128, tokens, 128) if tiled else (tokens, padded), dtype=torch.int8),
         x.new_empty((activation_groups, (tokens + 3) // 4 * 4), dtype=torch.float32),
         x.new_empty((tokens,), dtype=torch.int32),
         x.new_empty((FLAGS,), dtype=torch.int32),

@@ -12,7 +12,7 @@
 
 struct Arguments {
   const void* x;      // [tokens][x_pitch], the first `inputs` of each row
-  i8* codes;          // [tokens][padded], zeros from `inputs` on
+  i8* codes;          // [tokens][padded], zeros from `inputs` on; or tiled
   float* scales;      // [groups of activations][scale_pitch]
   int* sums;          // [tokens], of a token's codes
   int* flags;         // set to zero for the product that follows
@@ -22,6 +22,7 @@ struct Arguments {
   float tail_norm;    // fl32(tail_block ** -0.5)
   int aligned;        // rows begin on 16 bytes and are whole vectors
   int rounds;
+  int tiled;          // codes as hopper.cu's copies want them; see place()
 };
 
 constexpr float NORM_128 = 0.08838834764831845f;  // 128 ** -0.5
@@ -154,6 +155,24 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
   }
 }
 
+// Writes the codes of inputs at .. at + 7. In rows, or for hopper.cu as [groups][tokens][128] in lines that its copies
+// take as they are: wgmma has its own order of inputs, in which the lane that unpack.cuh gives 16 c .. 16 c + 15 of
+// 64 has 16 (2 j + r) + 4 c + i; and the 16-byte pieces of a line are swizzled. Lanes trade a word so as to write eight
+// bytes; sixteen neighbours are here together.
+__device__ __forceinline__ void place(const Arguments& p, int token, int at, const u32 (&packed)[2]) {
+  if (!p.tiled) {
+    *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
+        packed[0] | static_cast<u64>(packed[1]) << 32;
+    return;
+  }
+  const int lane = threadIdx.x % 32, c = at / 16 % 4, r = c % 2, piece = at / 64 % 2 * 4 + at / 8 % 2 * 2 + r;
+  const u32 other = __shfl_xor_sync(0xFFFFu << (lane & 16), packed[1 - r], 2);
+  const u32 low = r == 0 ? packed[0] : other, high = r == 0 ? other : packed[1];
+  const i64 line = static_cast<i64>(at / 128) * p.tokens + token;
+  *reinterpret_cast<u64*>(p.codes + line * 128 + (piece ^ token % 8) * 16 + c / 2 * 8) =
+      low | static_cast<u64>(high) << 32;
+}
+
 // The values of one round, rotated.
 __device__ __forceinline__ void fetch(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
   load(p, row, start, v);
@@ -235,8 +254,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
       const Scale s = GROUP == 0 ? token_scale : scale_of(top[k]);
       u32 packed[2];
       round_to_codes(v[k], s, packed);
-      *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
-          packed[0] | static_cast<u64>(packed[1]) << 32;
+      place(p, token, at, packed);
       if constexpr (GROUP == 0) {
         sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
         sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
