@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mixllm.kernels.cuda import hopper
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -39,6 +40,14 @@ def jobs(arch: str) -> dict[str, Job]:
             macros = {**tile.macros(), **scales.macros()}
             name = " ".join([tile.source, *map(str, macros.values())])
             found[name] = (tile.source, macros, shared_bytes(tile, scales))
+    if arch == "sm_90a":
+        for many in hopper.TILES:
+            macros = {**many.macros(), **Scales(0, True).macros()}
+            found[" ".join(["hopper.cu", *map(str, macros.values())])] = (
+                "hopper.cu",
+                macros,
+                many.shared_bytes,
+            )
     for kind in range(3):
         for vectors, rotate, tail, group in QUANTIZERS:
             macros = {"INPUT": kind, "VECTORS": vectors, "ROTATE": rotate, "TAIL": tail, "GROUP": group}
@@ -57,6 +66,8 @@ def compile_one(job: Job, arch: str) -> Entry:
     if done.returncode:
         raise AssertionError(f"{source} {macros} for {arch}:\n{done.stderr}")
     log = done.stdout + done.stderr
+    if "serialized" in log:  # ptxas only remarks that it waits after each wgmma
+        raise AssertionError(f"{source} {macros} for {arch}:\n{log}")
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
     static = sum(int(n) for n in re.findall(r"(\d+) bytes smem", log))
     registers = int(re.findall(r"Used (\d+) registers", log)[-1])
