@@ -41,13 +41,11 @@ def jobs(arch: str) -> dict[str, Job]:
             name = " ".join([tile.source, *map(str, macros.values())])
             found[name] = (tile.source, macros, shared_bytes(tile, scales))
     if arch == "sm_90a":
-        for many in hopper.TILES:
-            macros = {**many.macros(), **Scales(0, True).macros()}
-            found[" ".join(["hopper.cu", *map(str, macros.values())])] = (
-                "hopper.cu",
-                macros,
-                many.shared_bytes,
-            )
+        for scales in KINDS:
+            for many in hopper.TILES[scales.key]:
+                macros = {**many.macros(), **scales.macros()}
+                name = " ".join(["hopper.cu", *map(str, macros.values())])
+                found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
     for kind in range(3):
         for vectors, rotate, tail, group in QUANTIZERS:
             macros = {"INPUT": kind, "VECTORS": vectors, "ROTATE": rotate, "TAIL": tail, "GROUP": group}

@@ -10,6 +10,7 @@ from torch import Tensor
 from mixllm.config import PROFILES
 from mixllm.format.pack import unpack_nibbles
 from mixllm.kernels.cuda import hopper, layout
+from mixllm.kernels.cuda.tiles import Scales
 from tests.kernels.cuda.weights import random_weight
 
 
@@ -79,21 +80,24 @@ def test_operands_of_both_sides_meet(eight: bool, seed: int) -> None:
                 ]
             )
             total += (a.to(torch.uint8).view(torch.int8).int() if eight else a) @ b.T
-    if eight:
-        rows = weight.codes8[:16].int()
-    else:
-        rows = unpack_nibbles(weight.codes4[:16], 256).int()
+    rows = weight.codes8[:16].int() if eight else unpack_nibbles(weight.codes4[:16], 256).int()
     assert torch.equal(total, rows @ x.int().T)
 
 
-@given(st.integers(128, 9000), st.integers(0, 500), st.integers(1, 4000), st.integers(1, 224))
-def test_a_tile_for_every_layer(tokens: int, rows8: int, rows4: int, groups: int) -> None:
-    tile = hopper.choose(tokens, rows8, rows4, groups, 132)
-    assert tile in hopper.TILES
+@given(
+    st.sampled_from([Scales(0, True), Scales(1, True), Scales(2, False)]),
+    st.integers(128, 9000),
+    st.integers(0, 500),
+    st.integers(1, 4000),
+    st.integers(1, 224),
+)
+def test_a_tile_for_every_layer(scales: Scales, tokens: int, rows8: int, rows4: int, groups: int) -> None:
+    tile = hopper.choose(scales, tokens, rows8, rows4, groups, 132)
+    assert tile in hopper.TILES[scales.key]
     assert hopper.row_groups(tile, rows8, rows4) * tile.cluster * hopper.ROWS >= (rows8 + rows4) * 16
 
 
 def test_full_waves_are_preferred() -> None:
     # 33 row tiles x 4 token blocks are one wave of 132 blocks, but not of 66 clusters.
-    assert hopper.choose(1024, 26, 231, 32, 132) == hopper.HopperTile(256, 4, 1)
-    assert hopper.choose(8192, 180, 1613, 32, 132).bn == 256
+    assert hopper.choose(Scales(0, True), 1024, 26, 231, 32, 132) == hopper.HopperTile(256, 4, 1)
+    assert hopper.choose(Scales(0, True), 8192, 180, 1613, 32, 132).bn == 256

@@ -36,10 +36,11 @@ class CudaLinear:
         if bias is not None:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"
-        many = hopper.takes(x.device.index, self.scales, len(flat))
+        many = hopper.takes(x.device.index, len(flat))
         quantized = ops.quantize(flat, rotate, self.group, many)
         if many:
-            y = hopper.gemm_many(*quantized[:3], self.tensors, bias, channels, x.dtype)
+            kinds = (x.dtype, self.scales.weight, self.group)
+            y = hopper.gemm_many(*quantized[:3], self.tensors, bias, channels, *kinds)
             return cast(Tensor, y.reshape(*x.shape[:-1], channels))
         y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
@@ -68,9 +69,9 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
         ops.product(index, linear.scales, choose(linear.scales, most, limit))
-    if hopper.takes(index, linear.scales, hopper.LEAST_TOKENS):
-        for tile in hopper.TILES:
-            hopper.product(index, tile)
+    if hopper.takes(index, hopper.LEAST_TOKENS):
+        for many in hopper.TILES[linear.scales.key]:
+            hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
     shapes = {ops.launch_shape(tokens, padded)[0] for tokens in (1, 65)}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixllm.config import GROUP_SIZE
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
@@ -20,6 +21,8 @@ from mixllm.kernels.cuda.tiles import Scales
 ROWS = 128
 # From so many tokens on.
 LEAST_TOKENS = 128
+# Tokens whose tiles run at one time, so that they stay in L2.
+BAND = 2048
 
 
 @dataclass(frozen=True)
@@ -37,24 +40,30 @@ class HopperTile:
     def macros(self) -> dict[str, int]:
         return {"BN": self.bn, "STAGES": self.stages, "CLUSTER": self.cluster}
 
-    @property
-    def shared_bytes(self) -> int:
-        """As csrc/hopper.cu lays it out, and what aligning it may take."""
-        stage = (self.bn + ROWS) * 128 + ROWS // 16 * 16
-        return 1024 + self.stages * (stage + 16) + 2 * (64 * 144 + self.bn * 8)
+    def shared_bytes(self, scales: Scales) -> int:
+        """As csrc/hopper_ring.cuh lays it out, and what aligning it may take."""
+        meta = ROWS // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
+        stage = (self.bn + ROWS) * 128 + meta + 16
+        return 1024 + self.stages * stage + 2 * (64 * 144 + self.bn * 8)
 
 
-TILES = [HopperTile(256, 4, 1), HopperTile(256, 4, 2), HopperTile(128, 6, 1), HopperTile(128, 6, 2)]
+# Float sums beside the int32 ones leave registers for half the tokens.
+TILES = {
+    "whole": [HopperTile(256, 4, 1), HopperTile(256, 4, 2), HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
+    "grouped": [HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
+}
 # What a tile costs beside its products, in products of 128 inputs with 256 tokens.
 OVERHEAD = 4.0
 
 
-def takes(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether so many tokens with these scales go this way on a GPU."""
-    return tokens >= LEAST_TOKENS and scales.key == "whole" and device(index).capability == (9, 0)
+def takes(index: int, tokens: int) -> bool:
+    """Whether so many tokens go this way on a GPU."""
+    return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
 
 
-def choose(tokens: int, rows8: int, rows4: int, groups: int, multiprocessors: int) -> HopperTile:
+def choose(
+    scales: Scales, tokens: int, rows8: int, rows4: int, groups: int, multiprocessors: int
+) -> HopperTile:
     """The tile that should be done first: whole waves, each as long as its products and an overhead.
 
     rows8, rows4: 16-row tiles of each width; groups: of 128 inputs. The last of equals is taken.
@@ -65,7 +74,7 @@ def choose(tokens: int, rows8: int, rows4: int, groups: int, multiprocessors: in
         work = row_groups(tile, rows8, rows4) * -(-tokens // tile.bn)
         return -(-work // per_wave) * (groups * tile.bn / 256 + OVERHEAD)
 
-    return min(reversed(TILES), key=cost)
+    return min(reversed(TILES[scales.key]), key=cost)
 
 
 def row_groups(tile: HopperTile, rows8: int, rows4: int) -> int:
@@ -73,32 +82,31 @@ def row_groups(tile: HopperTile, rows8: int, rows4: int) -> int:
     return -(-(-(-rows8 * 16 // ROWS) + -(-rows4 * 16 // ROWS)) // tile.cluster)
 
 
-def product(index: int, tile: HopperTile) -> Kernel:
-    macros = {**tile.macros(), **Scales(0, True).macros()}
-    return kernel("hopper.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes)
+def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
+    macros = {**tile.macros(), **scales.macros()}
+    return kernel("hopper.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None,
-    tile: HopperTile,
+    scales: Scales, group: int, tile: HopperTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
     work = row_groups(tile, len(codes8), len(codes4)) * -(-tokens // tile.bn)
-    blocks = min(work * tile.cluster, target.multiprocessors // tile.cluster * tile.cluster)
-    band = 2048 // tile.bn
-    product(target.index, tile).launch(
-        blocks,
+    clusters = min(work, target.multiprocessors // tile.cluster)
+    product(target.index, scales, tile).launch(
+        clusters * tile.cluster,
         tile.threads,
         _Gemm(
             codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
             codes.data_ptr(), x_scales.data_ptr(), None, None,
             _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, 0, 1, 1, band),
-            x_scales.shape[1], 0,
+            _Shape(tokens, len(codes8), len(codes4), groups, 0, 1, 1, BAND // tile.bn),
+            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip
 
@@ -106,21 +114,22 @@ def gemm_into(
 @torch.library.custom_op("mixllm::gemm_many", mutates_args=(), device_types="cuda")
 def gemm_many(
     codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    """Quantized activations, tiled, times a mixed weight with integer scales -> y [T, channels]."""
+    """Quantized activations, tiled, times a mixed weight -> y [T, channels]."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    scales = Scales(weight_scales, group == 0)
     multiprocessors = device(y.device.index).multiprocessors
-    tile = choose(len(y), len(weight[0]), len(weight[1]), len(codes), multiprocessors)
+    tile = choose(scales, len(y), len(weight[0]), len(weight[1]), len(codes), multiprocessors)
     with torch.cuda.device(y.device):
-        gemm_into(y, codes, x_scales, sums, weight, bias, tile)
+        gemm_into(y, codes, x_scales, sums, weight, bias, scales, group, tile)
     return y
 
 
 @gemm_many.register_fake
 def _gemm_many_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
     return codes.new_empty((codes.shape[1], channels), dtype=dtype)
 

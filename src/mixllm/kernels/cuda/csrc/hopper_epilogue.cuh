@@ -4,10 +4,17 @@
 // other width fills. stmatrix turns 8 x 8 values on their way, so a token's 64 rows lie in one line, and a lane
 // writes two of them for each token.
 #pragma once
-#include "hopper_schedule.cuh"
+#include "hopper_ring.cuh"
 
-constexpr int CHUNK = 64, LINE = 64 * 2 + 16;  // tokens staged at a time; bytes a token, spread over all banks
-constexpr int STAGING_BYTES = CHUNK * LINE;
+template <bool INTEGERS>
+struct SumOf {
+  using Type = u32;
+};
+template <>
+struct SumOf<false> {
+  using Type = float;
+};
+using Sum = SumOf<WHOLE_SUM>::Type;
 
 // Scale and excess (see Token) of a tile's tokens, for one warpgroup.
 __device__ __forceinline__ void keep_tokens(u32 table, const Arguments& p, int first, int thread) {
@@ -31,7 +38,7 @@ struct Pair {
     for (int h = 0; h < 2; ++h) {
       const bool inside = tile < place.rows;
       channel[h] = inside ? p.out.rows[row + 8 * h] : -1;
-      scale[h] = inside ? p.out.row_scales[row + 8 * h] : 0.0f;
+      scale[h] = inside && WEIGHT_SCALES == 0 ? p.out.row_scales[row + 8 * h] : 1.0f;
     }
 #pragma unroll
     for (int h = 0; h < 2; ++h) bias[h] = channel[h] >= 0 ? bias_of(p.out, channel[h]) : 0.0f;
@@ -49,19 +56,19 @@ __device__ __forceinline__ u32 two_words(float low, float high) {
 }
 
 // Values of rows g + 8 h and tokens 8 j + 2 c + e, at [2 h + e].
-__device__ __forceinline__ void finished(float (&y)[4], const u32* sums, const Pair& pair, Words4 tokens) {
+__device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const Pair& pair, Words4 tokens) {
   const float scale[2] = {__uint_as_float(tokens.x), __uint_as_float(tokens.z)};
   const int excess[2] = {static_cast<int>(tokens.y), static_cast<int>(tokens.w)};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float sum = static_cast<float>(static_cast<int>(sums[i]) - excess[i % 2]);
+    const float sum = WHOLE_SUM ? static_cast<float>(static_cast<int>(sums[i]) - excess[i % 2]) : sums[i];
     y[i] = __fadd_rn(__fmul_rn(__fmul_rn(sum, scale[i % 2]), pair.scale[i / 2]), pair.bias[i / 2]);
   }
 }
 
 // thread: of the warpgroup's 128; staging, table: its own; group: which of the block's warpgroups.
 template <Type TYPE>
-__device__ __forceinline__ void write_narrow(const u32 (&d)[BN / 2], const Arguments& p, const Place& place,
+__device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Place& place,
                                              const Pair& pair, u32 staging, u32 table, int group, int thread) {
   const int warp = thread / 32, lane = thread % 32;
   const int row = (place.row16 + group * 4 + (place.eight ? 0 : p.shape.rows8)) * 16 + lane;
@@ -106,7 +113,7 @@ __device__ __forceinline__ void write_narrow(const u32 (&d)[BN / 2], const Argum
 }
 
 // float32 goes out as it lies in the registers: it is no one's fast path.
-__device__ __forceinline__ void write_wide(const u32 (&d)[BN / 2], const Arguments& p, const Place& place,
+__device__ __forceinline__ void write_wide(const Sum (&d)[BN / 2], const Arguments& p, const Place& place,
                                            const Pair& pair, u32 table, int thread) {
   const int c = thread % 4;
 #pragma unroll
@@ -122,7 +129,7 @@ __device__ __forceinline__ void write_wide(const u32 (&d)[BN / 2], const Argumen
   }
 }
 
-__device__ __forceinline__ void write(const u32 (&d)[BN / 2], const Arguments& p, const Place& place, const Pair& pair,
+__device__ __forceinline__ void write(const Sum (&d)[BN / 2], const Arguments& p, const Place& place, const Pair& pair,
                                       u32 staging, u32 table, int group, int thread) {
   named_barrier<128>(1 + group);  // all of the warpgroup have put their tokens into the table
   if (p.out.type == Type::bf16)

@@ -33,11 +33,13 @@ template <bool UNSIGNED_A, int N>
 __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate);
 
 // Names of the operands, and the operands.
-#define NAMES_0_63 \
+#define NAMES_0_31 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
-  "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
-  "%62, %63"
+  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_0_63 \
+  NAMES_0_31 ", " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
+  "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES_64_127 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, " \
@@ -45,9 +47,8 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
   "%119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PLACES_8(i) \
   "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
-#define PLACES_64(i) \
-  PLACES_8(i), PLACES_8(i + 8), PLACES_8(i + 16), PLACES_8(i + 24), PLACES_8(i + 32), PLACES_8(i + 40), PLACES_8(i + 48), \
-      PLACES_8(i + 56)
+#define PLACES_32(i) PLACES_8(i), PLACES_8(i + 8), PLACES_8(i + 16), PLACES_8(i + 24)
+#define PLACES_64(i) PLACES_32(i), PLACES_32(i + 32)
 
 #define WGMMA(UNSIGNED, TYPE, N, NAMES, A0, A1, A2, A3, B, P, ...)                                                      \
   template <>                                                                                                          \
@@ -59,13 +60,15 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                               \
   }
 
+WGMMA(false, "s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32(0))
 WGMMA(true, "u8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
 WGMMA(false, "s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
 WGMMA(true, "u8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131", "132", "133", PLACES_64(0), PLACES_64(64))
-WGMMA(false, "s8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131", "132", "133", PLACES_64(0), PLACES_64(64))
 
 #undef WGMMA
 #undef PLACES_64
+#undef PLACES_32
 #undef PLACES_8
 #undef NAMES_64_127
 #undef NAMES_0_63
+#undef NAMES_0_31
