@@ -49,7 +49,13 @@ def jobs(arch: str) -> dict[str, Job]:
     for kind in range(3):
         for vectors, rotate, tail, group in QUANTIZERS:
             macros = {"INPUT": kind, "VECTORS": vectors, "ROTATE": rotate, "TAIL": tail, "GROUP": group}
-            found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
+            for tiled in range(2 if arch == "sm_90a" else 1):
+                all_macros = {**macros, "TILED": tiled}
+                found[" ".join(["quantize.cu", *map(str, all_macros.values())])] = (
+                    "quantize.cu",
+                    all_macros,
+                    0,
+                )
     return found
 
 

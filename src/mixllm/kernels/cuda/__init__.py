@@ -73,8 +73,8 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    shapes = {ops.launch_shape(tokens, padded)[0] for tokens in (1, 65)}
+    shapes = {(ops.launch_shape(n, padded)[0], hopper.takes(index, n)) for n in (1, 65, hopper.LEAST_TOKENS)}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
-        for vectors in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group)
+        for vectors, tiled in shapes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled)

@@ -31,7 +31,6 @@ class _Quantize(ctypes.Structure):
         ("inputs", c_int), ("padded", c_int), ("tokens", c_int),
         ("scale_pitch", c_int), ("flag_count", c_int),
         ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int), ("rounds", c_int),
-        ("tiled", c_int),
     ]  # fmt: skip
 
 
@@ -67,14 +66,15 @@ def quantize_into(
     block = max(tail & -tail, 1)
     width = 16 // x.element_size()
     whole = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) % width == 0
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group)
+    tiled = codes.dim() == 3
+    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, tiled)
     run.launch(
         tokens,
         threads,
         _Quantize(
             x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
             x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
-            block, block**-0.5, int(whole), rounds, int(codes.dim() == 3),
+            block, block**-0.5, int(whole), rounds,
         ),
     )  # fmt: skip
 
@@ -89,9 +89,12 @@ def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS))
 
 
-def quantizer(index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int) -> Kernel:
+def quantizer(
+    index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, tiled: bool = False
+) -> Kernel:
     macros = {
-        "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group
+        "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
+        "TILED": int(tiled),
     }  # fmt: skip
     return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 

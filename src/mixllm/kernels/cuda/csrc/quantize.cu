@@ -7,6 +7,7 @@
 //   ROTATE  1: Hadamard blocks of 128 (a shorter last block in equal powers of two), method of rotation.py
 //   TAIL    1: inputs % 128 is not 0, so the last block is shorter
 //   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
+//   TILED   1: codes in the order that hopper.cu's copies want; see place()
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
 #include "ptx.cuh"
 
@@ -22,7 +23,6 @@ struct Arguments {
   float tail_norm;    // fl32(tail_block ** -0.5)
   int aligned;        // rows begin on 16 bytes and are whole vectors
   int rounds;
-  int tiled;          // codes as hopper.cu's copies want them; see place()
 };
 
 constexpr float NORM_128 = 0.08838834764831845f;  // 128 ** -0.5
@@ -160,17 +160,17 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
 // 64 has 16 (2 j + r) + 4 c + i; and the 16-byte pieces of a line are swizzled. Lanes trade a word so as to write eight
 // bytes; sixteen neighbours are here together.
 __device__ __forceinline__ void place(const Arguments& p, int token, int at, const u32 (&packed)[2]) {
-  if (!p.tiled) {
+  if constexpr (!TILED) {
     *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
         packed[0] | static_cast<u64>(packed[1]) << 32;
     return;
   }
-  const int lane = threadIdx.x % 32, c = at / 16 % 4, r = c % 2, piece = at / 64 % 2 * 4 + at / 8 % 2 * 2 + r;
+  // Sixteen threads have a line, whatever the round.
+  const int lane = threadIdx.x % 32, c = lane / 2 % 4, r = c % 2, piece = lane / 8 % 2 * 4 + lane % 2 * 2 + r;
   const u32 other = __shfl_xor_sync(0xFFFFu << (lane & 16), packed[1 - r], 2);
   const u32 low = r == 0 ? packed[0] : other, high = r == 0 ? other : packed[1];
-  const i64 line = static_cast<i64>(at / 128) * p.tokens + token;
-  *reinterpret_cast<u64*>(p.codes + line * 128 + (piece ^ token % 8) * 16 + c / 2 * 8) =
-      low | static_cast<u64>(high) << 32;
+  i8* line = p.codes + (static_cast<i64>(at / 128) * p.tokens + token) * 128;
+  *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
 }
 
 // The values of one round, rotated.
