@@ -36,6 +36,7 @@ __device__ __forceinline__ void await_stage(u32 ring, const Turn& turn) {
 
 // A warp has read all that it wants of a stage: its block's producer and the others' may fill it again.
 __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
+  __syncwarp();
   if (lane < CLUSTER) barrier_arrive(ring + EMPTY_AT + stage * 8, lane);
 }
 
