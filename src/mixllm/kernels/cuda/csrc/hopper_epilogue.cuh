@@ -96,17 +96,24 @@ __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Argum
                    : "memory");
     }
     named_barrier<128>(1 + group);
-    const int first = place.token + chunk + warp * (CHUNK / 4), count = min(CHUNK / 4, p.shape.tokens - first);
-    u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(first) * p.out.channels;
-    const u32 from = staging + warp * (CHUNK / 4) * LINE + lane * 2;
-#pragma unroll 8
-    for (int t = 0; t < count; ++t) {
+    constexpr int LINES = CHUNK / 4;
+    const int first = place.token + chunk + warp * LINES, count = p.shape.tokens - first;
+    const u32 from = staging + warp * LINES * LINE + lane * 2;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const u32 bits = load_shared_u16(from + t * LINE + h * 64);
-        if (channel[h] >= 0) to[channel[h]] = static_cast<u16>(bits);
+    for (int h = 0; h < 2; ++h) {
+      if (channel[h] < 0) continue;
+      const i64 pitch = p.out.channels;
+      u16* to = static_cast<u16*>(p.out.y) + first * pitch + channel[h];
+      if (count >= LINES) {
+        u32 bits[LINES];
+#pragma unroll
+        for (int t = 0; t < LINES; ++t) bits[t] = load_shared_u16(from + t * LINE + h * 64);
+#pragma unroll
+        for (int t = 0; t < LINES; ++t, to += pitch) *to = static_cast<u16>(bits[t]);
+      } else {
+#pragma unroll 1
+        for (int t = 0; t < count; ++t, to += pitch) *to = static_cast<u16>(load_shared_u16(from + t * LINE + h * 64));
       }
-      to += p.out.channels;
     }
     named_barrier<128>(1 + group);
   }
