@@ -1,6 +1,6 @@
 // The ring that the copy engine fills and the warpgroups read: what a stage holds, and the warp that asks for it.
 #pragma once
-#include "bulk.cuh"
+#include "cluster.cuh"
 #include "hopper_schedule.cuh"
 
 constexpr int CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
@@ -27,7 +27,7 @@ __device__ __forceinline__ void ring_init(u32 ring) {
     barrier_init(ring + FULL_AT + stage * 8, 1);
     barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS * 4 * CLUSTER);
   }
-  barriers_ready();
+  barriers_made();
 }
 
 __device__ __forceinline__ void await_stage(u32 ring, const Turn& turn) {
@@ -40,8 +40,9 @@ __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
   if (lane < CLUSTER) barrier_arrive(ring + EMPTY_AT + stage * 8, lane);
 }
 
-// One warp: lanes 0..7 fetch a 16-row tile of weights each, lane 8 this block's part of the tokens.
+// One warp: lanes 0..7 fetch a 16-row tile of weights each, lane 8 this block's part of the tokens, lane 9 their scales.
 __device__ __forceinline__ void produce(const Arguments& p, u32 ring, u32 rank) {
+  constexpr int PART = BN / CLUSTER;
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
   wait_for_earlier_kernels();
@@ -49,34 +50,35 @@ __device__ __forceinline__ void produce(const Arguments& p, u32 ring, u32 rank) 
   Place place;
   for (int index = 0; tiles.at(index, rank, place); ++index) {
     const int slot = place.eight ? 2048 : 1024, meta = place.eight ? META8 : META4;
-    const int left = p.shape.tokens - place.token;
-    const i64 row = place.row16 + lane;
-    const u8* codes = (place.eight ? p.codes8 : p.codes4) + row * groups * slot;
-    const u8* scales = (place.eight ? p.scales8 : p.scales4) + row * groups * meta;
-    constexpr int PART = BN / CLUSTER;
-    const int first = static_cast<int>(rank) * PART, count = max(min(left - first, PART), 0);
-    const u8* x = reinterpret_cast<const u8*>(p.x) + static_cast<i64>(place.token + first) * 128;
-    const u32 x_scale_bytes = TOKEN_SCALES ? 0 : min((left + 3) / 4 * 4, BN) * 4;
-    const u32 bytes = min(left, BN) * 128 + place.rows * (slot + meta) + x_scale_bytes;
+    const int left = p.shape.tokens - place.token, first = static_cast<int>(rank) * PART;
+    const int x_scale_bytes = TOKEN_SCALES ? 0 : min((left + 3) / 4 * 4, BN) * 4;
+    const int all = min(left, BN) * 128 + place.rows * (slot + meta) + x_scale_bytes;
+    // This lane's piece of each stage: from where, how far on the next one is, to where, how much.
+    const bool weights = lane < BM / 16;
+    const i64 row = static_cast<i64>(place.row16 + lane) * groups;
+    const u8* from = weights ? (place.eight ? p.codes8 : p.codes4) + row * slot
+                             : reinterpret_cast<const u8*>(p.x) + static_cast<i64>(place.token + first) * 128;
+    const u8* scales = (place.eight ? p.scales8 : p.scales4) + row * meta;
+    const i64 step = weights ? slot : static_cast<i64>(p.shape.tokens) * 128;
+    const int to = weights ? X_BYTES + lane * slot : first * 128;
+    const int bytes = weights ? (lane < place.rows ? slot : 0) : lane == BM / 16 ? max(min(left - first, PART), 0) * 128 : 0;
     for (int group = 0; group < groups; ++group, turn.next()) {
-      const u32 full = ring + FULL_AT + turn.stage * 8, to = ring + turn.stage * STAGE_BYTES;
-      const u32 scales_to = ring + SCALES_AT + turn.stage * SCALE_STAGE;
+      const u32 full = ring + FULL_AT + turn.stage * 8, stage = ring + turn.stage * STAGE_BYTES;
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
-      if (lane == 0) barrier_expect(full, bytes);
+      if (lane == 0) barrier_expect(full, all);
       __syncwarp();
-      if (lane < place.rows) {
-        bulk_copy(to + X_BYTES + lane * slot, codes, slot, full);
-        if (meta > 0) bulk_copy(scales_to + lane * META4, scales, meta, full);
-      } else if (lane == BM / 16 && count > 0) {
-        if (CLUSTER == 1)
-          bulk_copy(to, x, count * 128, full);
+      if (bytes > 0) {
+        if (CLUSTER > 1 && !weights)
+          copy_bulk_to_all(stage + to, from, bytes, full, (1 << CLUSTER) - 1);
         else
-          bulk_copy_multicast(to + first * 128, x, count * 128, full, (1 << CLUSTER) - 1);
+          copy_bulk(stage + to, from, bytes, full);
+        if (weights && meta > 0) copy_bulk(ring + SCALES_AT + turn.stage * SCALE_STAGE + lane * META4, scales, meta, full);
       } else if (!TOKEN_SCALES && lane == BM / 16 + 1) {
-        const float* own = p.x_scales + static_cast<i64>(group >> p.x_group_shift) * p.x_stride + place.token;
-        bulk_copy(scales_to + W_SCALE_BYTES, own, x_scale_bytes, full);
+        const i64 line = static_cast<i64>(group >> p.x_group_shift) * p.x_stride;
+        copy_bulk(ring + SCALES_AT + turn.stage * SCALE_STAGE + W_SCALE_BYTES, p.x_scales + place.token + line,
+                  x_scale_bytes, full);
       }
-      codes += slot, scales += meta, x += static_cast<i64>(p.shape.tokens) * 128;
+      from += step, scales += meta;
     }
   }
 }
