@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from kernels import RAW, copies, random_tensors, timed
+from kernels import RAW, copies, random_tensors
+from timing import timed
 
 from mixllm.config import PROFILES
 from mixllm.kernels.cuda import ops
@@ -97,7 +98,7 @@ def tune(profile: str, candidates: dict[int, list[Tile]], scales: Scales) -> lis
     group = 0 if format.activation_group == "token" else format.activation_group
     times: dict[int, dict[Tile, list[float]]] = {b: {t: [] for t in ts} for b, ts in candidates.items()}
     for n, k in SHAPES:
-        weights, _ = copies(random_tensors(format, n, k, 0.1))
+        weights = copies(random_tensors(format, n, k, 0.1))
         for bucket, tokens in BUCKETS.items():
             for t in tokens:
                 x = torch.randn(t, k, dtype=torch.bfloat16, device="cuda")

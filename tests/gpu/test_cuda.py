@@ -132,6 +132,30 @@ def test_prepare_bad_input_graph_and_no_tokens() -> None:
     assert torch.equal(linear(x.transpose(0, 1)), eager.transpose(0, 1))
 
 
+@pytest.mark.parametrize("t", [1, 4, 16, 40])
+def test_back_to_back_in_a_graph(t: int) -> None:
+    """Each product starts while the one before runs, on the same buffers: what it reads must be its own."""
+    format = Format()
+    weight = random_weight(1500, 200, 4096, format, t, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    inputs = [torch.randn(t, 4096, device="cuda", dtype=torch.half) for _ in range(12)]
+    alone = []
+    for x in inputs:
+        alone.append(linear(x))
+        torch.cuda.synchronize()
+    buffers = ops.quantize(inputs[0], True, 0)
+    outputs = [torch.full_like(alone[0], 7777.0) for _ in inputs]
+    tile = ops.choose(linear.scales, t, ops.device(0).shared_limit)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for x, y in zip(inputs, outputs, strict=True):
+            ops.quantize_into(x, True, 0, *buffers)
+            ops.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
+    for _ in range(20):
+        graph.replay()
+        assert all(torch.equal(y, expected) for y, expected in zip(outputs, alone, strict=True))
+
+
 def test_operators_pass_opcheck() -> None:
     format = Format()
     weight = random_weight(40, 9, 200, format, 1, device="cuda")

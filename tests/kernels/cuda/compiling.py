@@ -23,8 +23,11 @@ LIMITS = {
     "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90a": 232448, "sm_100": 232448, "sm_120": 101376
 }  # fmt: skip
 KINDS = [Scales(0, True), Scales(1, False), Scales(1, True), Scales(0, False), Scales(2, False)]
-# VECTORS, ROTATE, TAIL, GROUP
-QUANTIZERS = [(1, 1, 0, 0), (2, 0, 0, 128), (4, 1, 1, 0), (4, 1, 0, 512), (4, 1, 1, 256)]
+# VECTORS, ROTATE, TAIL, GROUP, FUSED
+QUANTIZERS = [
+    (1, 1, 0, 0, 0), (2, 0, 0, 128, 0), (4, 1, 1, 0, 0), (4, 1, 0, 512, 0), (4, 1, 1, 256, 0),
+    (4, 1, 0, 0, 1), (4, 1, 0, 0, 2),
+]  # fmt: skip
 REPORT = Path(__file__).with_name("ptxas.json")
 
 Job = tuple[str, dict[str, int], int]  # source, macros, dynamic shared memory
@@ -47,15 +50,11 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["hopper.cu", *map(str, macros.values())])
                 found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
     for kind in range(3):
-        for vectors, rotate, tail, group in QUANTIZERS:
-            macros = {"INPUT": kind, "VECTORS": vectors, "ROTATE": rotate, "TAIL": tail, "GROUP": group}
+        for quantizer in QUANTIZERS:
+            names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED")
             for tiled in range(2 if arch == "sm_90a" else 1):
-                all_macros = {**macros, "TILED": tiled}
-                found[" ".join(["quantize.cu", *map(str, all_macros.values())])] = (
-                    "quantize.cu",
-                    all_macros,
-                    0,
-                )
+                macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True)), "TILED": tiled}
+                found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
     return found
 
 

@@ -77,4 +77,4 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
         for vectors, tiled in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled)
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int, c_longlong, c_void_p
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class _Quantize(ctypes.Structure):
         ("inputs", c_int), ("padded", c_int), ("tokens", c_int),
         ("scale_pitch", c_int), ("flag_count", c_int),
         ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int), ("rounds", c_int),
+        ("other", c_void_p), ("epsilon", c_float),
     ]  # fmt: skip
 
 
@@ -55,9 +57,19 @@ class _Gemm(ctypes.Structure):
     ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What the quantizer does first; kind 1: RMSNorm with the weight `other`, 2: SiLU(x) times `other`."""
+
+    kind: int
+    other: Tensor
+    epsilon: float = 0.0
+
+
 def quantize_into(
-    x: Tensor, rotate: bool, group: int, codes: Tensor, scales: Tensor, sums: Tensor, flags: Tensor
-) -> None:
+    x: Tensor, rotate: bool, group: int, codes: Tensor, scales: Tensor, sums: Tensor, flags: Tensor,
+    fused: Fused | None = None,
+) -> None:  # fmt: skip
     """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
     padded = codes.numel() // tokens
@@ -65,16 +77,18 @@ def quantize_into(
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     width = 16 // x.element_size()
-    whole = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) % width == 0
-    tiled = codes.dim() == 3
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, tiled)
+    other = None if fused is None else fused.other.data_ptr()
+    aligned = x.data_ptr() % 16 == 0 and (other or 0) % 16 == 0 and x.stride(0) % width == 0
+    kind = 0 if fused is None else fused.kind
+    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3)
     run.launch(
         tokens,
         threads,
         _Quantize(
             x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
             x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
-            block, block**-0.5, int(whole), rounds,
+            block, block**-0.5, int(inputs % 8 == 0 and aligned), rounds,
+            other, 0.0 if fused is None else fused.epsilon,
         ),
     )  # fmt: skip
 
@@ -90,11 +104,12 @@ def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
 
 
 def quantizer(
-    index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, tiled: bool = False
-) -> Kernel:
+    index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
+    tiled: bool = False,
+) -> Kernel:  # fmt: skip
     macros = {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
-        "TILED": int(tiled),
+        "FUSED": fused, "TILED": int(tiled),
     }  # fmt: skip
     return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
@@ -148,7 +163,7 @@ def quantize(
     [G, T, 128] in the order that mixllm.kernels.cuda.hopper wants."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    out = _outputs(x, group, tiled)
+    out = outputs(x, group, tiled)
     if len(x):
         with torch.cuda.device(x.device):
             quantize_into(x, rotate, group, *out)
@@ -159,10 +174,11 @@ def quantize(
 def _quantized_like(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(x, group, tiled)
+    return outputs(x, group, tiled)
 
 
-def _outputs(x: Tensor, group: int, tiled: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `quantize` returns for x [T, K], not filled."""
     tokens, inputs = x.shape
     padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
     activation_groups = 1 if group == 0 else (inputs + group - 1) // group

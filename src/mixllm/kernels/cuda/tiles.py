@@ -35,9 +35,9 @@ class Tile:
 
     def macros(self) -> dict[str, int]:
         macros = {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
-        if self.stream and self.threads <= 256:
+        if self.stream and self.bn <= 32:
             # Registers for two blocks: the next kernel's get in beside this one's and fetch their weights.
-            macros["BLOCKS"] = max(self.blocks, 2)
+            macros["BLOCKS"] = 2
         return macros
 
 
@@ -68,8 +68,9 @@ def shared_bytes(tile: Tile, scales: Scales) -> int:
     if tile.stream:
         rows = tile.bm // tile.wm // 16
         ring = tile.stages * tile.wk * rows * (1024 + meta)
-        sums = (tile.wn - 1) * tile.bm * tile.bn * 4
-        return tile.wm * tile.wn * ring + tile.wm * 8 * (tile.bm // tile.wm + 4) * 4 + sums
+        sums = 2 * (tile.wn - 1) * tile.bm * tile.bn * 4
+        barriers = tile.wm * tile.wn * tile.stages * 8
+        return tile.wm * tile.wn * ring + tile.wm * 8 * (tile.bm // tile.wm + 4) * 4 + sums + barriers
     slot = tile.bm * 64 + tile.bn * 128 + tile.bm // 16 * meta + (0 if scales.token else tile.bn * 4)
     sums = (tile.wk - 1) * tile.bm * tile.bn * 4
     return tile.stages * tile.wk * slot + max(sums, corners)

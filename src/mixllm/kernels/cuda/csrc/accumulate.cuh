@@ -78,12 +78,13 @@ __device__ __forceinline__ void multiply(Accumulators<MI, NJ>& tile, int i, cons
   for (int j = 0; j < NJ; ++j) mma<UNSIGNED_A>(tile.v[i][j], a[1], b[j].z, b[j].w);
 }
 
-// w and w_scales: shared addresses of the lane's codes and of the tile's scales, scale_pitch bytes from one 16-row tile to the next. x(panel, j): the lane's sixteen
-// activations of 64 inputs and 8 tokens. x_scale(j, e): the scale of token 8 j + 2 (lane % 4) + e.
+// w and w_scales: shared addresses of the lane's codes and of the tile's scales, w_pitch and scale_pitch bytes from one
+// 16-row tile to the next. x(panel, j): the lane's sixteen activations of 64 inputs and 8 tokens. x_scale(j, e): the
+// scale of token 8 j + 2 (lane % 4) + e.
 // between(): what else the warp has to do, in the shade of the tensor cores' work.
 template <bool EIGHT, int MI, int NJ, typename X, typename XScale, typename Between>
-__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u32 w_scales, int scale_pitch, X x,
-                                           XScale x_scale, Between between, int lane) {
+__device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, int w_pitch, u32 w_scales,
+                                           int scale_pitch, X x, XScale x_scale, Between between, int lane) {
   constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
   const int g = lane / 4;
 
@@ -98,10 +99,10 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
       for (int i = 0; i < MI; ++i) {
         u32 a[2][4];
         if constexpr (EIGHT) {
-          unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a);
+          unpack8(load_shared(w + i * w_pitch), load_shared(w + i * w_pitch + 512), a);
         } else {
           const u32 both = load_shared_u16(w_scales + i * scale_pitch + g * 2);
-          unpack4<false>(load_shared(w + i * 1024 + panel * 512), integer_scale(both & 255u), integer_scale(both >> 8), a);
+          unpack4<false>(load_shared(w + i * w_pitch + panel * 512), integer_scale(both & 255u), integer_scale(both >> 8), a);
         }
         multiply<!EIGHT>(tile, i, a, b);
         if (panel == 0 && i == 0) between();
@@ -115,14 +116,14 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, u3
       const u32 meta = w_scales + i * scale_pitch;
       scales[i] = row_scales(meta, g);
       if constexpr (EIGHT) {
-        unpack8(load_shared(w + i * 1024), load_shared(w + i * 1024 + 512), a[i][0]);
+        unpack8(load_shared(w + i * w_pitch), load_shared(w + i * w_pitch + 512), a[i][0]);
       } else {
         const u32 both = load_shared_u16(meta + SCALE_BYTES + g * 2);
         const Affine low = WEIGHT_SCALES == 0 ? integer_scale(both & 255u) : zero_only(both & 255u);
         const Affine high = WEIGHT_SCALES == 0 ? integer_scale(both >> 8) : zero_only(both >> 8);
 #pragma unroll
         for (int panel = 0; panel < PANELS; ++panel)
-          unpack4<true>(load_shared(w + i * 1024 + panel * 512), low, high, a[i][panel]);
+          unpack4<true>(load_shared(w + i * w_pitch + panel * 512), low, high, a[i][panel]);
       }
     }
 #pragma unroll

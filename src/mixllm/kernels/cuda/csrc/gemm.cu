@@ -177,9 +177,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
         const auto tokens = [&](int panel, int j) { return load_shared(x + panel * (BN * 64) + j * 512); };
         const auto scales = [&](int j, int e) { return __uint_as_float(load_shared_u32(x_scales + j * 32 + e * 4)); };
         if (eight)
-          accumulate<true>(tile, w, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
+          accumulate<true>(tile, w, 1024, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
         else
-          accumulate<false>(tile, w, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
+          accumulate<false>(tile, w, 1024, w_scales, W_SCALE_BYTES / (BM / 16), tokens, scales, load, lane);
       }
       if (ahead.more) ahead.step(p, schedule);
       stage = stage + 1 == STAGES ? 0 : stage + 1;

@@ -8,6 +8,8 @@
 //   TAIL    1: inputs % 128 is not 0, so the last block is shorter
 //   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
 //   TILED   1: codes in the order that hopper.cu's copies want; see place()
+//   FUSED   what comes first: 0 nothing, 1 RMSNorm, 2 SiLU(x) * other; both round to the input's type where a model's
+//           own layers do, after the norm (the SiLU) and after the product
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
 #include "ptx.cuh"
 
@@ -23,6 +25,8 @@ struct Arguments {
   float tail_norm;    // fl32(tail_block ** -0.5)
   int aligned;        // rows begin on 16 bytes and are whole vectors
   int rounds;
+  const void* other;  // FUSED 1: the norm's weight [inputs]; 2: what SiLU(x) is multiplied by, rows as x's
+  float epsilon;      // FUSED 1
 };
 
 constexpr float NORM_128 = 0.08838834764831845f;  // 128 ** -0.5
@@ -40,13 +44,14 @@ __device__ __forceinline__ float element(const void* row, int i) {
   return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
 }
 
-// The values of one round. All of a thread's loads are on their way before the first is looked at.
-__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
+// The values of COUNT vectors. All of a thread's loads are on their way before the first is looked at.
+template <int COUNT>
+__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[COUNT][8]) {
   constexpr int PIECES = INPUT == 2 ? 2 : 1, WIDTH_OF_PIECE = 8 / PIECES, SIZE = INPUT == 2 ? 4 : 2;
   if (p.aligned) {
-    Words4 raw[VECTORS][PIECES];
+    Words4 raw[COUNT][PIECES];
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
+    for (int k = 0; k < COUNT; ++k) {
       const int at = start + (k * blockDim.x + threadIdx.x) * 8;
 #pragma unroll
       for (int piece = 0; piece < PIECES; ++piece) {
@@ -55,7 +60,7 @@ __device__ __forceinline__ void load(const Arguments& p, const void* row, int st
       }
     }
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
+    for (int k = 0; k < COUNT; ++k)
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const Words4& piece = raw[k][e / WIDTH_OF_PIECE];
@@ -69,7 +74,7 @@ __device__ __forceinline__ void load(const Arguments& p, const void* row, int st
       }
   } else {
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
+    for (int k = 0; k < COUNT; ++k) {
       const int at = start + (k * blockDim.x + threadIdx.x) * 8;
 #pragma unroll
       for (int e = 0; e < 8; ++e) v[k][e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
@@ -173,9 +178,52 @@ __device__ __forceinline__ void place(const Arguments& p, int token, int at, con
   *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
 }
 
-// The values of one round, rotated.
-__device__ __forceinline__ void fetch(const Arguments& p, const void* row, int start, float (&v)[VECTORS][8]) {
+__device__ __forceinline__ float as_input(float v) {
+  if constexpr (INPUT == 0) return from_half_bits(to_half_bits(v));
+  if constexpr (INPUT == 1) return from_bfloat_bits(to_bfloat_bits(v));
+  return v;
+}
+
+// 1 / sqrt(mean of x^2 + epsilon) of the whole token.
+__device__ __forceinline__ float inverse_norm(const Arguments& p, const void* row, float* sums) {
+  float sum = 0.0f;
+  for (int round = 0; round < p.rounds; ++round) {
+    float v[VECTORS][8];
+    load(p, row, round * VECTORS * 8 * blockDim.x, v);
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) sum = __fmaf_rn(v[k][e], v[k][e], sum);
+  }
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, other);
+  if (lane == 0) sums[warp] = sum;
+  __syncthreads();
+  sum = lane < warps ? sums[lane] : 0.0f;
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, other);
+  return rsqrtf(sum / p.inputs + p.epsilon);
+}
+
+// The values of one round, after what is fused, rotated. other: the norm's weight or the other factor's row.
+__device__ __forceinline__ void fetch(const Arguments& p, const void* row, const void* other, float norm, int start,
+                                      float (&v)[VECTORS][8]) {
   load(p, row, start, v);
+  if constexpr (FUSED != 0) {
+    // One vector after the other: there are no registers for all.
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      float w[1][8];
+      load(p, other, start + k * blockDim.x * 8, w);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const float x = v[k][e];
+        const float first = FUSED == 1 ? __fmul_rn(x, norm) : __fdiv_rn(x, 1.0f + expf(-x));
+        v[k][e] = as_input(__fmul_rn(as_input(first), w[0][e]));
+      }
+    }
+  }
   if constexpr (ROTATE) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
@@ -225,12 +273,20 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
     for (int i = threadIdx.x; i < p.flag_count; i += blockDim.x) p.flags[i] = 0;
   if (threadIdx.x == 0) total = 0;
 
-  const u8* row = static_cast<const u8*>(p.x) + token * p.x_pitch * (INPUT == 2 ? 4 : 2);
+  const i64 offset = token * p.x_pitch * (INPUT == 2 ? 4 : 2);
+  const u8 *row = static_cast<const u8*>(p.x) + offset, *other = static_cast<const u8*>(p.other);
+  float norm = 1.0f;
+  if constexpr (FUSED == 1) {
+    __shared__ float sums[MAX_WARPS];
+    norm = inverse_norm(p, row, sums);
+  } else {
+    other += offset;
+  }
   float v[VECTORS][8];
   u32 token_top = 0;
   if constexpr (GROUP == 0) {
     for (int round = 0; round < p.rounds; ++round) {
-      fetch(p, row, round * round_inputs, v);
+      fetch(p, row, other, norm, round * round_inputs, v);
 #pragma unroll
       for (int k = 0; k < VECTORS; ++k) token_top = max(token_top, top_bits(v[k]));
     }
@@ -244,7 +300,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
   const Scale token_scale = scale_of(token_top);
   // Backwards, since the last round is still in registers.
   for (int round = p.rounds - 1; round >= 0; --round) {
-    if (GROUP != 0 || round < p.rounds - 1) fetch(p, row, round * round_inputs, v);
+    if (GROUP != 0 || round < p.rounds - 1) fetch(p, row, other, norm, round * round_inputs, v);
     u32 top[VECTORS];
     if constexpr (GROUP != 0) group_tops(v, top, tops);
 #pragma unroll

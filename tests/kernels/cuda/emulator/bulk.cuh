@@ -1,0 +1,55 @@
+// csrc/bulk.cuh for a CPU. A copy lands only when somebody waits for it: what is read too early is rubbish or old.
+#pragma once
+#include "ptx.cuh"
+
+struct Barrier {
+  int arrivals = 0, pending = 0, bytes = 0;
+  u32 phase = 0;
+  struct Copy {
+    u32 to;
+    const void* from;
+    int bytes;
+  };
+  std::vector<Copy> copies;
+
+  void count(int arrived, int bytes_more) {
+    pending -= arrived, bytes += bytes_more;
+    if (pending == 0 && bytes == 0) pending = arrivals, ++phase;
+  }
+};
+inline Barrier barriers_there[sizeof shared_memory / 8];
+inline std::atomic_flag engine_busy;
+
+struct Engine {
+  Engine() {
+    while (engine_busy.test_and_set()) std::this_thread::yield();
+  }
+  ~Engine() { engine_busy.clear(); }
+};
+
+inline void barrier_init(u32 barrier, int arrivals) {
+  barriers_there[barrier / 8] = {};
+  barriers_there[barrier / 8].arrivals = barriers_there[barrier / 8].pending = arrivals;
+}
+inline void barriers_made() {}
+inline void barrier_expect(u32 barrier, int bytes) {
+  const Engine engine;
+  barriers_there[barrier / 8].count(1, bytes);
+}
+inline void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
+  if (to % 16 || reinterpret_cast<u64>(from) % 16 || bytes % 16 || bytes <= 0) std::abort();
+  const Engine engine;
+  barriers_there[barrier / 8].copies.push_back({to, from, bytes});
+}
+inline void barrier_wait(u32 barrier, u32 parity) {
+  Barrier& there = barriers_there[barrier / 8];
+  for (;; std::this_thread::yield()) {
+    const Engine engine;
+    for (const auto& copy : there.copies) {
+      std::memcpy(shared_memory + copy.to, copy.from, copy.bytes);
+      there.count(0, -copy.bytes);
+    }
+    there.copies.clear();
+    if (there.phase % 2 != parity) return;
+  }
+}
