@@ -42,10 +42,10 @@ mixed_gemm(const __grid_constant__ Arguments p) {
   let_next_kernel_start();
   const int role = threadIdx.x / 128;
   if (role == CONSUMERS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+    shrink_registers<PRODUCER_REGISTERS>();
     if (threadIdx.x < CONSUMERS * 128 + 32) produce(p, ring, rank);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    grow_registers<CONSUMER_REGISTERS>();
     consume(p, ring, rank, role);
   }
   // No block goes while another of its cluster may still write to it.

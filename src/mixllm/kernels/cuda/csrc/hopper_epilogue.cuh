@@ -21,9 +21,7 @@ __device__ __forceinline__ void keep_tokens(u32 table, const Arguments& p, int f
 #pragma unroll
   for (int t = 0; t < BN; t += 128) {
     const Token token(p, first + t + thread);
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(table + (t + thread) * 8), "r"(__float_as_uint(token.scale)),
-                 "r"(token.excess)
-                 : "memory");
+    store_shared_pair(table + (t + thread) * 8, __float_as_uint(token.scale), token.excess);
   }
 }
 
@@ -44,16 +42,6 @@ struct Pair {
     for (int h = 0; h < 2; ++h) bias[h] = channel[h] >= 0 ? bias_of(p.out, channel[h]) : 0.0f;
   }
 };
-
-template <Type TYPE>
-__device__ __forceinline__ u32 two_words(float low, float high) {
-  u32 packed;
-  if constexpr (TYPE == Type::f16)
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
 
 // Values of rows g + 8 h and tokens 8 j + 2 c + e, at [2 h + e].
 __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const Pair& pair, Words4 tokens) {
@@ -89,11 +77,9 @@ __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Argum
         const int j = (chunk + t) / 8 + half;
         float y[4];
         finished(y, d + j * 4, pair, load_shared(table + (j * 8 + lane % 4 * 2) * 8));
-        packed[half * 2] = two_words<TYPE>(y[0], y[1]), packed[half * 2 + 1] = two_words<TYPE>(y[2], y[3]);
+        packed[half * 2] = to_pair<TYPE>(y[0], y[1]), packed[half * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
       }
-      asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(corner + t * LINE),
-                   "r"(packed[0]), "r"(packed[1]), "r"(packed[2]), "r"(packed[3])
-                   : "memory");
+      store_transposed(corner + t * LINE, packed);
     }
     named_barrier<128>(1 + group);
     constexpr int LINES = CHUNK / 4;

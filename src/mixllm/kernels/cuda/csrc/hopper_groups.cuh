@@ -24,7 +24,9 @@ __device__ __forceinline__ void scale_half(float (&f)[BN / 2], const u32 (&d)[HA
   for (int j = 0; j < HALF / 8; ++j) {
     float s_a[2] = {1.0f, 1.0f};
     if constexpr (!TOKEN_SCALES) {
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(s_a[0]), "=f"(s_a[1]) : "r"(x_scales + j * 32));
+      u32 low, high;
+      load_shared_pair(x_scales + j * 32, low, high);
+      s_a[0] = __uint_as_float(low), s_a[1] = __uint_as_float(high);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

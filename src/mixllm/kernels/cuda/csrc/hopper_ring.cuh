@@ -1,6 +1,6 @@
 // The ring that the copy engine fills and the warpgroups read: what a stage holds, and the warp that asks for it.
 #pragma once
-#include "cluster.cuh"
+#include "sm90.cuh"
 #include "hopper_schedule.cuh"
 
 constexpr int CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
