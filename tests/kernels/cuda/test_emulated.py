@@ -7,6 +7,7 @@ timing and of the order of memory.
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from mixllm.kernels import activations, reference
 from mixllm.kernels.cuda import CudaLinear, layout, ops
 from mixllm.kernels.cuda.build import SOURCES
 from mixllm.kernels.cuda.launch import Device
-from mixllm.kernels.cuda.tiles import Scales, Tile
+from mixllm.kernels.cuda.tiles import Tile
 from tests import shapes
 from tests.kernels.cuda.weights import random_weight
 
@@ -50,16 +51,19 @@ CASES = [
 ]
 
 
-def build(tile: Tile, scales: Scales, arch: int, directory: Path) -> ctypes.CDLL:
-    """The kernel's library; sources that say the same as the emulator's give way to those."""
+def build(source: str, macros: dict[str, int], directory: Path) -> ctypes.CDLL:
+    """The kernel's library; sources that say the same as the emulator's give way to those.
+
+    macros: the kernel's, __CUDA_ARCH__, and NAMED_BARRIER, the threads that meet at one."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:
-        text = file.read_text().replace(
-            "extern __shared__ __align__(128) u8 shared[];", "u8* shared = shared_memory;"
+        text = re.sub(
+            r"extern __shared__ __align__\(\d+\) u8 shared\[\];",
+            "u8* shared = shared_memory;",
+            file.read_text(),
         )
         (directory / file.name).write_text(text)
-    macros = {**tile.macros(), **scales.macros(), "__CUDA_ARCH__": arch, "KERNEL": f'"{tile.source}"'}
     command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
-    command += [f"-D{name}={value}" for name, value in macros.items()]
+    command += [f"-D{name}={value}" for name, value in macros.items()] + [f'-DKERNEL="{source}"']
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)
     return ctypes.CDLL(str(directory / "kernel.so"))
 
@@ -82,7 +86,8 @@ def test_as_the_reference(
     format = PROFILES[profile]
     weight = random_weight(n4, n8, k, format, k)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    library = build(tile, linear.scales, arch, tmp_path)
+    there = {"__CUDA_ARCH__": arch, "NAMED_BARRIER": 32 * tile.wn}
+    library = build(tile.source, {**tile.macros(), **linear.scales.macros(), **there}, tmp_path)
 
     def launch(blocks: int, threads: int, arguments: ctypes.Structure) -> None:
         library.emulate(blocks, threads, ctypes.byref(arguments))
