@@ -46,12 +46,10 @@ def decoding(bn: int) -> list[Tile]:
     return [
         Tile(64, bn, 4, 1, 4, 4, 1),
         stream(64, bn, 2, 4, 1, 6, 1),
-        stream(64, bn, 2, 4, 1, 4, 2),
-        stream(64, bn, 4, 4, 1, 6, 1),
         stream(64, bn, 2, 8, 1, 3, 1),
-        stream(128, bn, 4, 4, 1, 3, 1),
-        stream(64, bn, 4, 2, 1, 5, 2),
-        stream(128, bn, 8, 1, 2, 3, 2),
+        stream(64, bn, 2, 8, 1, 4, 1),
+        stream(128, bn, 2, 4, 1, 3, 1),
+        stream(128, bn, 4, 4, 1, 4, 1),
     ]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,13 +42,9 @@ def test_as_the_reference(
     format = PROFILES["fast"].model_copy(update=change)
     weight = random_weight(n4, n8, k, format, k)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    there = {"__CUDA_ARCH__": 900, "NAMED_BARRIER": 128}
-    library = build("hopper.cu", {**tile.macros(), **linear.scales.macros(), **there}, tmp_path)
-
-    def launch(blocks: int, threads: int, arguments: ctypes.Structure) -> None:
-        library.emulate(blocks, threads, ctypes.byref(arguments))
-
-    monkeypatch.setattr(hopper, "product", lambda *_: SimpleNamespace(launch=launch))
+    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": 128}
+    kernel = build("hopper.cu", "mixed_gemm", macros, tmp_path, 900)
+    monkeypatch.setattr(hopper, "product", lambda *_: kernel)
     monkeypatch.setattr(hopper, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, scales, sums, _ = quantized(x, format)

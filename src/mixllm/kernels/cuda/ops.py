@@ -107,11 +107,17 @@ def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
     tiled: bool = False,
 ) -> Kernel:  # fmt: skip
-    macros = {
+    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused, tiled)
+    return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
+
+
+def quantizer_macros(
+    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: bool = False
+) -> dict[str, int]:
+    return {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
         "FUSED": fused, "TILED": int(tiled),
     }  # fmt: skip
-    return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
 
 def gemm_into(

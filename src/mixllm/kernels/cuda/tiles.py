@@ -35,7 +35,7 @@ class Tile:
 
     def macros(self) -> dict[str, int]:
         macros = {name.upper(): value for name, value in asdict(self).items() if name != "stream"}
-        if self.stream and self.bn <= 32:
+        if self.stream and self.threads <= 256 and self.bn <= 32:
             # Registers for two blocks: the next kernel's get in beside this one's and fetch their weights.
             macros["BLOCKS"] = 2
         return macros

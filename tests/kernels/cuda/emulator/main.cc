@@ -1,4 +1,4 @@
-// Runs the kernel in KERNEL, a file of csrc.
+// Runs the kernel ENTRY of KERNEL, a file of csrc.
 #include KERNEL
 
 extern "C" void emulate(int blocks, int threads, const Arguments* arguments) {
@@ -13,7 +13,7 @@ extern "C" void emulate(int blocks, int threads, const Arguments* arguments) {
     for (int thread = 0; thread < threads; ++thread)
       there.emplace_back([=] {
         threadIdx.x = thread, blockIdx.x = block;
-        mixed_gemm(*arguments);
+        ENTRY(*arguments);
       });
   }
 }

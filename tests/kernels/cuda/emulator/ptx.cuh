@@ -16,6 +16,7 @@
 #define __align__(n) alignas(n)
 #define __launch_bounds__(a, b)
 #define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 
 using i8 = signed char;
 using u8 = unsigned char;
@@ -103,6 +104,43 @@ inline void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
   __syncwarp();
 }
 
+// A warp's values, seen by all its lanes.
+template <typename T>
+inline std::vector<T> of_warp(T mine) {
+  Warp& warp = *warps[threadIdx.x / 32];
+  static_assert(sizeof(T) == 4);
+  warp.a[threadIdx.x % 32][0] = bits_as<u32>(mine);
+  __syncwarp();
+  std::vector<T> all(32);
+  for (int lane = 0; lane < 32; ++lane) all[lane] = bits_as<T>(warp.a[lane][0]);
+  __syncwarp();
+  return all;
+}
+template <typename T>
+inline T __shfl_xor_sync(u32, T v, int other) {
+  return of_warp(v)[threadIdx.x % 32 ^ other];
+}
+inline u32 __reduce_max_sync(u32, u32 v) {
+  const auto all = of_warp(v);
+  return *std::max_element(all.begin(), all.end());
+}
+inline int __reduce_add_sync(u32, int v) {
+  int sum = 0;
+  for (const int lane : of_warp(v)) sum += lane;
+  return sum;
+}
+inline int atomicAdd(int* to, int v) { return std::atomic_ref(*to).fetch_add(v); }
+inline int __dp4a(int a, int b, int sum) {
+  for (int shift = 0; shift < 32; shift += 8) sum += static_cast<i8>(a >> shift) * static_cast<i8>(b >> shift);
+  return sum;
+}
+inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
+  const u64 both = a | static_cast<u64>(b) << 32;
+  u32 v = 0;
+  for (int i = 0; i < 4; ++i) v |= static_cast<u32>(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+  return v;
+}
+
 enum class Type : int { f16 = 0, bf16 = 1, f32 = 2 };
 inline u32 __float_as_uint(float v) { return bits_as<u32>(v); }
 inline int __float_as_int(float v) { return bits_as<int>(v); }
@@ -111,6 +149,11 @@ inline float __uint_as_float(u32 v) { return bits_as<float>(v); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __frcp_rn(float v) { return 1 / v; }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
+inline float max_or_nan(float a, float b) { return a != a || b != b ? NAN : std::max(a, b); }
 inline u16 to_half_bits(float v) { return bits_as<u16>(static_cast<_Float16>(v)); }
 inline float from_half_bits(u16 h) { return bits_as<_Float16>(h); }
 inline u16 to_bfloat_bits(float v) { return (bits_as<u32>(v) + 0x7FFF + (bits_as<u32>(v) >> 16 & 1)) >> 16; }

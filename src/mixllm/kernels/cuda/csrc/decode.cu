@@ -22,9 +22,7 @@ constexpr int CORNERS_AT = WM * WN * RING_BYTES, SUMS_AT = CORNERS_AT + WM * WAR
 constexpr int SUM_BYTES = (WN - 1) * BM * BN * 4;
 constexpr int BARRIERS_AT = SUMS_AT + 2 * SUM_BYTES;
 static_assert(MI * WM * 16 == BM, "warps divide the rows");
-// Where activations are many, registers hold those of 64 inputs only.
-constexpr bool AHEAD = NJ <= 2;
-static_assert(AHEAD || WHOLE_SUM, "scales of activation groups are loaded ahead");
+static_assert(NJ <= 2, "a slot's activations live in registers twice");
 
 using Tile = Accumulators<MI, NJ>;
 using Plan = Schedule<BM, BN, true>;
@@ -91,24 +89,20 @@ struct Stream {
   }
 };
 
-// A lane's activations of 64 inputs from `input` on; tokens that are not there keep what x has.
-__device__ __forceinline__ void load_panel(const Arguments& p, int input, int lane, Words4 (&x)[NJ]) {
-#pragma unroll
-  for (int j = 0; j < NJ; ++j) {
-    const int token = j * 8 + lane / 4;
-    const i8* from = p.x + (static_cast<i64>(token) * p.shape.groups * 128 + input + lane % 4 * 16);
-    if (token < p.shape.tokens) x[j] = load_cached(from);
-  }
-}
-
 // One slot's activations of a lane.
 struct Activations {
   Words4 x[2][NJ];
   float scale[NJ][2];
 
   __device__ __forceinline__ void load(const Arguments& p, int slot, bool eight, int lane) {
-    load_panel(p, slot * (eight ? 64 : 128), lane, x[0]);
-    if (!eight) load_panel(p, slot * 128 + 64, lane, x[1]);
+    const int from = slot * (eight ? 64 : 128) + lane % 4 * 16;
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) {
+      const int token = j * 8 + lane / 4;
+      const i8* row = p.x + (static_cast<i64>(token) * p.shape.groups * 128 + from);
+      if (token < p.shape.tokens) x[0][j] = load_cached(row);
+      if (token < p.shape.tokens && !eight) x[1][j] = load_cached(row + 64);
+    }
     if constexpr (!TOKEN_SCALES) {
       const int group = (eight ? slot / 2 : slot) >> p.x_group_shift;
 #pragma unroll
@@ -122,52 +116,31 @@ struct Activations {
   }
 };
 
-// As accumulate(), but each row's scale is taken apart once. fetch(panel, x) gives the activations of 64 inputs.
-template <bool EIGHT, typename Fetch>
-__device__ __forceinline__ void compute_whole(Tile& tile, Fetch fetch, u32 w, u32 scales, int lane) {
-  Affine low[MI], high[MI];
-  if constexpr (!EIGHT) {
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      const u32 both = load_shared_u16(scales + i * SCALE_PITCH + lane / 4 * 2);
-      low[i] = integer_scale(both & 255u), high[i] = integer_scale(both >> 8);
-    }
-  }
-#pragma unroll
-  for (int panel = 0; panel < (EIGHT ? 1 : 2); ++panel) {
-    Words4 x[NJ] = {};
-    fetch(panel, x);
-#pragma unroll
-    for (int i = 0; i < MI; ++i) {
-      const u32 codes = w + i * WK * 1024 + panel * 512;
-      u32 a[2][4];
-      if constexpr (EIGHT)
-        unpack8(load_shared(codes), load_shared(codes + 512), a);
-      else
-        unpack4<false>(load_shared(codes), low[i], high[i], a);
-      multiply<!EIGHT>(tile, i, a, x);
-    }
-  }
-}
-
-// One slot. Few activations are in registers by now; many come from L1 a panel at a time.
 template <bool EIGHT>
-__device__ __forceinline__ void compute(Tile& tile, const Arguments& p, const Activations& now, int slot, u32 w,
-                                        u32 scales, int lane) {
-  if constexpr (!WHOLE_SUM) {
+__device__ __forceinline__ void compute(Tile& tile, const Activations& now, u32 w, u32 scales, int lane) {
+  if constexpr (WHOLE_SUM) {
+    // As accumulate(), but the rows outermost: each row's scale is taken apart once.
+#pragma unroll
+    for (int i = 0; i < MI; ++i) {
+      u32 a[2][4];
+      const u32 codes = w + i * WK * 1024;
+      if constexpr (EIGHT) {
+        unpack8(load_shared(codes), load_shared(codes + 512), a);
+        multiply<false>(tile, i, a, now.x[0]);
+      } else {
+        const u32 both = load_shared_u16(scales + i * SCALE_PITCH + lane / 4 * 2);
+        const Affine low = integer_scale(both & 255u), high = integer_scale(both >> 8);
+#pragma unroll
+        for (int panel = 0; panel < 2; ++panel) {
+          unpack4<false>(load_shared(codes + panel * 512), low, high, a);
+          multiply<true>(tile, i, a, now.x[panel]);
+        }
+      }
+    }
+  } else {
     accumulate<EIGHT>(
         tile, w, WK * 1024, scales, SCALE_PITCH, [&](int panel, int j) { return now.x[panel][j]; },
         [&](int j, int e) { return now.scale[j][e]; }, [] {}, lane);
-  } else if constexpr (AHEAD) {
-    const auto here = [&](int panel, Words4(&x)[NJ]) {
-#pragma unroll
-      for (int j = 0; j < NJ; ++j) x[j] = now.x[panel][j];
-    };
-    compute_whole<EIGHT>(tile, here, w, scales, lane);
-  } else {
-    const int first = slot * (EIGHT ? 64 : 128);
-    compute_whole<EIGHT>(
-        tile, [&](int panel, Words4(&x)[NJ]) { load_panel(p, first + panel * 64, lane, x); }, w, scales, lane);
   }
 }
 
@@ -209,16 +182,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
 
   Walk at(plan, turn);
   Activations next = {};
-  if (AHEAD && at.more) next.load(p, at.slot, at.eight, lane);
-  // Asked for now where there is room to keep them.
+  if (at.more) next.load(p, at.slot, at.eight, lane);
   Token tokens[NJ][2];
-  if (AHEAD && turn == 0) {
+  if (turn == 0) {
 #pragma unroll
     for (int j = 0; j < NJ; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) tokens[j][e] = Token(p, j * 8 + lane % 4 * 2 + e);
   }
-  const auto token = [&](int j, int e) { return AHEAD ? tokens[j][e] : Token(p, j * 8 + lane % 4 * 2 + e); };
 
   int stage = 0;
   u32 parity = 0;
@@ -237,15 +208,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
       for (int u = 0; u < WK; ++u) {
         if (u >= count) break;
         const Activations now = next;
-        if (AHEAD && u + 1 < count)
+        if (u + 1 < count)
           next.load(p, slot + u + 1, here.eight, lane);
-        else if (AHEAD && at.more)
+        else if (at.more)
           next.load(p, at.slot, at.eight, lane);
         if (!there) continue;
         if (here.eight)
-          compute<true>(tile, p, now, slot + u, w + u * 1024, scales + ((slot + u) / 2 - slot / 2) * META8, lane);
+          compute<true>(tile, now, w + u * 1024, scales + ((slot + u) / 2 - slot / 2) * META8, lane);
         else
-          compute<false>(tile, p, now, slot + u, w + u * 1024, scales + u * META4, lane);
+          compute<false>(tile, now, w + u * 1024, scales + u * META4, lane);
       }
       __syncwarp();
       stream.fill(plan, p, ring, stage, wm, turn);
@@ -260,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
       continue;
     }
     if (here.begin > 0) take_partials(tile, p, plan, here.tile, party);
-    write_tile(tile, p, rows, token, 0, here.eight, lane,
+    write_tile(tile, p, rows, [&](int j, int e) { return tokens[j][e]; }, 0, here.eight, lane,
                shared + CORNERS_AT + wm * WARP_STAGING);
   }
 }

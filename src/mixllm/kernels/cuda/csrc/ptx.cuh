@@ -134,6 +134,13 @@ __device__ __forceinline__ void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 
   }
 }
 
+// The larger, and NaN if either is.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+  float v;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(v) : "f"(a), "f"(b));
+  return v;
+}
+
 // Float <-> 16-bit types, spelt in PTX so that no header is needed.
 enum class Type : int { f16 = 0, bf16 = 1, f32 = 2 };
 

@@ -114,7 +114,7 @@ __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
 __device__ __forceinline__ u32 top_bits(const float (&v)[8]) {
   float top = 0.0f;
 #pragma unroll
-  for (int e = 0; e < 8; ++e) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[e])));
+  for (int e = 0; e < 8; ++e) top = max_or_nan(top, fabsf(v[e]));
   return __float_as_uint(top);
 }
 
