@@ -3,11 +3,12 @@
 #pragma once
 #include "bulk.cuh"
 
-// Arrives at the barrier that lies at the same address in block `rank` of the cluster.
+// Arrives at the barrier that lies at the same address in block `rank` of the cluster. Its release reaches no further
+// than the block: it orders reads of shared memory, which are over, and not the stores to y, which a wider one awaits.
 __device__ __forceinline__ void barrier_arrive(u32 barrier, u32 rank) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
