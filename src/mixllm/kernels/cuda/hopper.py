@@ -52,8 +52,8 @@ TILES = {
     "whole": [HopperTile(256, 4, 1), HopperTile(256, 4, 2), HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
     "grouped": [HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
 }
-# What a tile of so many tokens costs beside its stages, in stages of 128 inputs; fitted to times on an H100, where
-# a stage takes as long with 128 tokens as with 256.
+# What a tile of so many tokens costs beside its stages, in stages of 128 inputs; fitted to times on an H100,
+# where a stage takes as long with 128 tokens as with 256.
 OVERHEAD = {256: 21, 128: 8}
 
 
