@@ -29,8 +29,8 @@ from peers import HUMMING, humming_version, time_cublas, time_humming, time_torc
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
-from mixllm.config import PROFILES, Format
-from mixllm.kernels.cuda import ops
+from mixllm.config import GROUP_SIZE, PROFILES, Format
+from mixllm.kernels.cuda import hopper, ops
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose
 
@@ -81,11 +81,17 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
-    quantized = ops.quantize(x, rotate, group)
-    tile = tile or choose(scales, tokens, device(0).shared_limit)
+    many = tile is None and hopper.takes(0, tokens)
+    quantized = ops.quantize(x, rotate, group, many)
+    few_tile = tile or choose(scales, tokens, device(0).shared_limit)
+    sizes = (tokens, len(weights[0][0]), len(weights[0][1]), -(-k // GROUP_SIZE))
+    many_tile = hopper.choose(scales, *sizes, device(0).multiprocessors)
 
     def product(weight: list[Tensor]) -> None:
-        ops.gemm_into(y, *quantized, weight, None, scales, group, tile)
+        if many:
+            hopper.gemm_into(y, *quantized[:3], weight, None, scales, group, many_tile)
+        else:
+            ops.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
 
     def both(weight: list[Tensor]) -> None:
         ops.quantize_into(x, rotate, group, *quantized)

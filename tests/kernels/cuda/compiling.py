@@ -14,6 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mixllm.kernels.cuda import hopper
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -42,11 +43,18 @@ def jobs(arch: str) -> dict[str, Job]:
             macros = {**tile.macros(), **scales.macros()}
             name = " ".join([tile.source, *map(str, macros.values())])
             found[name] = (tile.source, macros, shared_bytes(tile, scales))
+    if arch == "sm_90a":
+        for scales in KINDS:
+            for many in hopper.TILES[scales.key]:
+                macros = {**many.macros(), **scales.macros()}
+                name = " ".join(["hopper.cu", *map(str, macros.values())])
+                found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
     for kind in range(3):
         for quantizer in QUANTIZERS:
             names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED")
-            macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True))}
-            found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
+            for tiled in range(2 if arch == "sm_90a" else 1):
+                macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True)), "TILED": tiled}
+                found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
     return found
 
 
@@ -61,6 +69,8 @@ def compile_one(job: Job, arch: str) -> Entry:
     if done.returncode:
         raise AssertionError(f"{source} {macros} for {arch}:\n{done.stderr}")
     log = done.stdout + done.stderr
+    if "serialized" in log:  # ptxas only remarks that it waits after each wgmma
+        raise AssertionError(f"{source} {macros} for {arch}:\n{log}")
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", log))
     static = sum(int(n) for n in re.findall(r"(\d+) bytes smem", log))
     registers = int(re.findall(r"Used (\d+) registers", log)[-1])

@@ -7,6 +7,7 @@ timing and of the order of memory.
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,10 +56,10 @@ def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch
     """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:
         text = file.read_text()
-        text = text.replace("extern __shared__ __align__(128) u8 shared[];", "u8* shared = shared_memory;")
+        text = re.sub(r"extern __shared__ .* u8 shared\[\];", "u8* shared = shared_memory;", text)
         (directory / file.name).write_text(text)
-    named = 32 * macros.get("WN", 1)
-    given = {**macros, "__CUDA_ARCH__": arch, "KERNEL": f'"{source}"', "ENTRY": entry, "NAMED_BARRIER": named}
+    given = {"NAMED_BARRIER": 32 * macros.get("WN", 1), **macros, "__CUDA_ARCH__": arch, "ENTRY": entry}
+    given["KERNEL"] = f'"{source}"'
     command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
     command += [f"-D{name}={value}" for name, value in given.items()]
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)

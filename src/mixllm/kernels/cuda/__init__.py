@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import hopper, ops
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
 from mixllm.kernels.cuda.tiles import Scales, choose, table
@@ -35,7 +35,13 @@ class CudaLinear:
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if bias is not None:
             bias = bias.to(x.dtype)
-        quantized = ops.quantize(flat, self.format.rotation == "hadamard", self.group)
+        rotate = self.format.rotation == "hadamard"
+        many = hopper.takes(x.device.index, len(flat))
+        quantized = ops.quantize(flat, rotate, self.group, many)
+        if many:
+            kinds = (x.dtype, self.scales.weight, self.group)
+            y = hopper.gemm_many(*quantized[:3], self.tensors, bias, channels, *kinds)
+            return cast(Tensor, y.reshape(*x.shape[:-1], channels))
         y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
@@ -63,9 +69,12 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
         ops.product(index, linear.scales, choose(linear.scales, most, limit))
+    if hopper.takes(index, hopper.LEAST_TOKENS):
+        for many in hopper.TILES[linear.scales.key]:
+            hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    shapes = {ops.launch_shape(tokens, padded)[0] for tokens in (1, 65)}
+    shapes = {(ops.launch_shape(n, padded)[0], hopper.takes(index, n)) for n in (1, 65, hopper.LEAST_TOKENS)}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
-        for vectors in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group)
+        for vectors, tiled in shapes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled)

@@ -70,9 +70,9 @@ def quantize_into(
     x: Tensor, rotate: bool, group: int, codes: Tensor, scales: Tensor, sums: Tensor, flags: Tensor,
     fused: Fused | None = None,
 ) -> None:  # fmt: skip
-    """The kernel behind `quantize`; group 0 is the whole token."""
+    """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
-    padded = codes.shape[1]
+    padded = codes.numel() // tokens
     vectors, threads, rounds = launch_shape(tokens, padded)
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
@@ -80,7 +80,7 @@ def quantize_into(
     other = None if fused is None else fused.other.data_ptr()
     aligned = x.data_ptr() % 16 == 0 and (other or 0) % 16 == 0 and x.stride(0) % width == 0
     kind = 0 if fused is None else fused.kind
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind)
+    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3)
     run.launch(
         tokens,
         threads,
@@ -104,18 +104,19 @@ def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
 
 
 def quantizer(
-    index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0
-) -> Kernel:
-    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused)
+    index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
+    tiled: bool = False,
+) -> Kernel:  # fmt: skip
+    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused, tiled)
     return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
 
 def quantizer_macros(
-    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int
+    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: bool = False
 ) -> dict[str, int]:
     return {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
-        "FUSED": fused,
+        "FUSED": fused, "TILED": int(tiled),
     }  # fmt: skip
 
 
@@ -160,12 +161,15 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
 
 
 @torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
-def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quantize(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [T, K] -> codes int8 [T, 128 G], scales float32 [A, T'] (T' = T rounded up to 4), sums of a token's
-    codes int32 [T], and cleared flags for the product. group 0: one scale a token."""
+    codes int32 [T], and cleared flags for the product. group 0: one scale a token. tiled: codes are
+    [G, T, 128] in the order that mixllm.kernels.cuda.hopper wants."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    out = outputs(x, group)
+    out = outputs(x, group, tiled)
     if len(x):
         with torch.cuda.device(x.device):
             quantize_into(x, rotate, group, *out)
@@ -173,17 +177,19 @@ def quantize(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tenso
 
 
 @quantize.register_fake
-def _quantized_like(x: Tensor, rotate: bool, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return outputs(x, group)
+def _quantized_like(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return outputs(x, group, tiled)
 
 
-def outputs(x: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `quantize` returns for x [T, K], not filled."""
     tokens, inputs = x.shape
     padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
     activation_groups = 1 if group == 0 else (inputs + group - 1) // group
     return (
-        x.new_empty((tokens, padded), dtype=torch.int8),
+        x.new_empty((padded // 128, tokens, 128) if tiled else (tokens, padded), dtype=torch.int8),
         x.new_empty((activation_groups, (tokens + 3) // 4 * 4), dtype=torch.float32),
         x.new_empty((tokens,), dtype=torch.int32),
         x.new_empty((FLAGS,), dtype=torch.int32),

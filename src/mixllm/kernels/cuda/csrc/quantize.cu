@@ -7,6 +7,7 @@
 //   ROTATE  1: Hadamard blocks of 128 (a shorter last block in equal powers of two), method of rotation.py
 //   TAIL    1: inputs % 128 is not 0, so the last block is shorter
 //   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
+//   TILED   1: codes in the order that hopper.cu's copies want; see place()
 //   FUSED   what comes first: 0 nothing, 1 RMSNorm, 2 SiLU(x) * other; both round to the input's type where a model's
 //           own layers do, after the norm (the SiLU) and after the product
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
@@ -14,7 +15,7 @@
 
 struct Arguments {
   const void* x;      // [tokens][x_pitch], the first `inputs` of each row
-  i8* codes;          // [tokens][padded], zeros from `inputs` on
+  i8* codes;          // [tokens][padded], zeros from `inputs` on; or tiled
   float* scales;      // [groups of activations][scale_pitch]
   int* sums;          // [tokens], of a token's codes
   int* flags;         // set to zero for the product that follows
@@ -159,6 +160,24 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
   }
 }
 
+// Writes the codes of inputs at .. at + 7. In rows, or for hopper.cu as [groups][tokens][128] in lines that its copies
+// take as they are: wgmma has its own order of inputs, in which the lane that unpack.cuh gives 16 c .. 16 c + 15 of
+// 64 has 16 (2 j + r) + 4 c + i; and the 16-byte pieces of a line are swizzled. Lanes trade a word so as to write eight
+// bytes; sixteen neighbours are here together.
+__device__ __forceinline__ void place(const Arguments& p, int token, int at, const u32 (&packed)[2]) {
+  if constexpr (!TILED) {
+    *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
+        packed[0] | static_cast<u64>(packed[1]) << 32;
+    return;
+  }
+  // Sixteen threads have a line, whatever the round.
+  const int lane = threadIdx.x % 32, c = lane / 2 % 4, r = c % 2, piece = lane / 8 % 2 * 4 + lane % 2 * 2 + r;
+  const u32 other = __shfl_xor_sync(0xFFFFu << (lane & 16), packed[1 - r], 2);
+  const u32 low = r == 0 ? packed[0] : other, high = r == 0 ? other : packed[1];
+  i8* line = p.codes + (static_cast<i64>(at / 128) * p.tokens + token) * 128;
+  *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
+}
+
 __device__ __forceinline__ float as_input(float v) {
   if constexpr (INPUT == 0) return from_half_bits(to_half_bits(v));
   if constexpr (INPUT == 1) return from_bfloat_bits(to_bfloat_bits(v));
@@ -291,8 +310,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
       const Scale s = GROUP == 0 ? token_scale : scale_of(top[k]);
       u32 packed[2];
       round_to_codes(v[k], s, packed);
-      *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
-          packed[0] | static_cast<u64>(packed[1]) << 32;
+      place(p, token, at, packed);
       if constexpr (GROUP == 0) {
         sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
         sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);

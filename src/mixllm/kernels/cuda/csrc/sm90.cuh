@@ -1,0 +1,70 @@
+// More of sm_90's instructions that C++ has no word for: what reaches into the shared memory of a cluster's other
+// blocks, registers that warpgroups trade, and matrices turned on their way to shared memory.
+#pragma once
+#include "bulk.cuh"
+
+// Arrives at the barrier that lies at the same address in block `rank` of the cluster. Its release reaches no further
+// than the block: it orders reads of shared memory, which are over, and not the stores to y, which a wider one awaits.
+__device__ __forceinline__ void barrier_arrive(u32 barrier, u32 rank) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+// To the same place, and to the same barrier, in every block of the cluster that `mask` names.
+__device__ __forceinline__ void copy_bulk_to_all(u32 to, const void* from, int bytes, u32 barrier, u16 mask) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
+      : "memory");
+}
+
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// A warpgroup gives registers of its threads back to the block, or takes some (a multiple of 8 each).
+template <int EACH>
+__device__ __forceinline__ void shrink_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(EACH));
+}
+template <int EACH>
+__device__ __forceinline__ void grow_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(EACH));
+}
+
+// Four 8 x 8 matrices of 16 bits, transposed: lane 4 g + c has elements 2 c and 2 c + 1 of line g of each; lane 8 m + i
+// says where column i of matrix m goes.
+__device__ __forceinline__ void store_transposed(u32 to, const u32 (&m)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(m[0]), "r"(m[1]),
+               "r"(m[2]), "r"(m[3])
+               : "memory");
+}
+
+// Two words to and from shared memory.
+__device__ __forceinline__ void store_shared_pair(u32 to, u32 x, u32 y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x), "r"(y) : "memory");
+}
+__device__ __forceinline__ void load_shared_pair(u32 from, u32& x, u32& y) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "r"(from));
+}
+
+// Both rounded to TYPE, `low` in the low half.
+template <Type TYPE>
+__device__ __forceinline__ u32 to_pair(float low, float high) {
+  u32 packed;
+  if constexpr (TYPE == Type::f16)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}

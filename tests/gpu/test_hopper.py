@@ -1,0 +1,127 @@
+"""The path for many tokens on Hopper, bit for bit against the reference; needs an sm_90 GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixllm.config import PROFILES, Format
+from mixllm.kernels import activations, reference
+from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops
+from tests import shapes
+from tests.gpu.test_cuda import CANARY, DTYPES, true_division
+from tests.kernels.cuda.weights import random_weight
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs an sm_90 GPU")]
+__all__ = ["true_division"]  # a fixture that is used by being here
+
+FAST = PROFILES["fast"]
+
+
+def run_guarded(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: hopper.HopperTile) -> Tensor:
+    """Into a poisoned output between canaries that must live; twice, with the same bits."""
+    channels = linear.weight.out_features
+    codes, scales, sums, _ = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
+    size = x.shape[0] * channels * x.element_size()
+    guarded = torch.full((512 + size + 512,), CANARY, dtype=torch.uint8, device="cuda")
+    y = guarded[512 : 512 + size].view(x.dtype).view(x.shape[0], channels)
+    results = []
+    for _ in range(2):
+        y.fill_(7777)
+        kinds = (linear.scales, linear.group, tile)
+        hopper.gemm_into(y, codes, scales, sums, linear.tensors, bias, *kinds)
+        results.append(y.clone())
+    assert bool((guarded[:512] == CANARY).all())
+    assert bool((guarded[512 + size :] == CANARY).all())
+    assert torch.equal(results[0].nan_to_num(-5), results[1].nan_to_num(-5))
+    return results[0]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    format=st.sampled_from(shapes.FORMATS),
+    n4=st.integers(0, 700),
+    n8=st.integers(0, 400),
+    k=shapes.in_features,
+    t=st.integers(1, 700),
+    dtype=st.sampled_from(DTYPES),
+    half=st.booleans(),
+    choice=st.integers(0, 3),
+    seed=st.integers(0, 999),
+)
+def test_product(
+    format: Format, n4: int, n8: int, k: int, t: int, dtype: torch.dtype, half: bool, choice: int, seed: int
+) -> None:
+    n8 = max(n8, 1 - n4)
+    weight = random_weight(n4, n8, k, format, seed, half=half, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    tiles = hopper.TILES[linear.scales.key]
+    x = shapes.inputs(t, k, seed).cuda().to(dtype)
+    if t > 2:
+        x[t // 2, k // 2] = torch.nan
+    bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
+    y = run_guarded(linear, x, bias, tiles[choice % len(tiles)])
+    expected = reference.ReferenceLinear(weight, format)(x, bias)
+    assert torch.equal(y.isnan(), expected.isnan())
+    if linear.scales.key == "whole":
+        assert torch.equal(y.nan_to_num(-5), expected.nan_to_num(-5))
+    else:
+        error = (y.float() - expected.float()).nan_to_num(0).norm() / expected.float().nan_to_num(0).norm()
+        assert error < (3e-5 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("rotation", ["none", "hadamard"])
+@pytest.mark.parametrize(("t", "k"), [(1, 1), (5, 200), (130, 1100), (9, 40000)])
+def test_activations_in_their_order(rotation: str, t: int, k: int) -> None:
+    format = FAST.model_copy(update={"rotation": rotation})
+    x = shapes.inputs(t, k, 0).cuda()
+    codes, _, sums, _ = ops.quantize(x, rotation == "hadamard", 0, True)
+    expected, _ = activations.quantize_activations(x.cpu(), format)
+    plain = hopper.untiled(codes).cpu()
+    assert torch.equal(plain[:, :k].float(), expected)
+    assert not plain[:, k:].any()
+    assert torch.equal(sums.cpu(), expected.sum(1).int())
+
+
+@pytest.mark.parametrize("k", [4096, 65536])
+def test_worst_codes_do_not_overflow(k: int) -> None:
+    """Every byte at its largest; on the way, 255 * 127 * K wraps modulo 2^32 and comes back."""
+    weight = random_weight(64, 64, k, FAST, 0, unit_scales=True, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    linear.weight.codes8.fill_(127)
+    linear.weight.codes4.fill_(0xFF)
+    linear.weight.scales4.fill_(0x87)  # m = 8, z = 8: every weight is 8 (15 - 8) = 56
+    codes, scales, sums, _ = ops.quantize(torch.ones(200, k, device="cuda"), False, 0, True)
+    y = hopper.gemm_many(codes, scales.fill_(1), sums, linear.tensors, None, 128, torch.float32, 0, 0)
+    channels = linear.weight.rows.long()
+    assert bool((y[:, channels[:64]] == float(127 * 127 * k)).all())
+    assert bool((y[:, channels[64:]] == float(56 * 127 * k)).all())
+
+
+def test_linear_takes_this_path_and_keeps_its_answers() -> None:
+    weight = random_weight(300, 40, 1100, FAST, 3, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    x = torch.randn(hopper.LEAST_TOKENS, 1100, device="cuda", dtype=torch.bfloat16)
+    assert hopper.takes(0, len(x))
+    few = linear(x[:-1])
+    assert torch.equal(linear(x)[:-1], few)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = linear(x)
+    graph.replay()
+    assert torch.equal(captured[:-1], few)
+
+
+def test_operator_passes_opcheck() -> None:
+    weight = random_weight(40, 9, 200, FAST, 1, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    x = torch.randn(150, 200, device="cuda", dtype=torch.half)
+    codes, scales, sums, _ = ops.quantize(x, True, 0, True)
+    arguments = (codes, scales, sums, linear.tensors, None, 49, torch.half, 0, 0)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.quantize, (x, True, 0, True), test_utils=checks)
+    torch.library.opcheck(hopper.gemm_many, arguments, test_utils=checks)

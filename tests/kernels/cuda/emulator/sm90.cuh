@@ -1,0 +1,38 @@
+// csrc/sm90.cuh for a CPU: a cluster is one block.
+#pragma once
+#include "bulk.cuh"
+
+inline void barrier_arrive(u32 barrier, u32) {
+  const Engine engine;
+  barriers_there[barrier / 8].count(1, 0);
+}
+inline void copy_bulk_to_all(u32 to, const void* from, int bytes, u32 barrier, u16) { copy_bulk(to, from, bytes, barrier); }
+inline void cluster_sync() { __syncthreads(); }
+inline u32 cluster_rank() { return 0; }
+template <int EACH>
+inline void shrink_registers() {}
+template <int EACH>
+inline void grow_registers() {}
+
+inline void store_transposed(u32 to, const u32 (&m)[4]) {
+  Warp& warp = *warps[threadIdx.x / 32];
+  const int lane = threadIdx.x % 32;
+  std::copy(m, m + 4, warp.a[lane]);
+  __syncwarp();
+  for (int line = 0; line < 8; ++line) {
+    const int column = lane % 8;
+    const u16 v = static_cast<u16>(warp.a[line * 4 + column / 2][lane / 8] >> column % 2 * 16);
+    std::memcpy(shared_memory + to + line * 2, &v, 2);
+  }
+  __syncwarp();
+}
+inline void store_shared_pair(u32 to, u32 x, u32 y) {
+  std::memcpy(shared_memory + to, &x, 4), std::memcpy(shared_memory + to + 4, &y, 4);
+}
+inline void load_shared_pair(u32 from, u32& x, u32& y) { x = from_shared<u32>(from), y = from_shared<u32>(from + 4); }
+
+template <Type TYPE>
+inline u32 to_pair(float low, float high) {
+  const auto bits = [](float v) { return TYPE == Type::f16 ? to_half_bits(v) : to_bfloat_bits(v); };
+  return bits(low) | static_cast<u32>(bits(high)) << 16;
+}

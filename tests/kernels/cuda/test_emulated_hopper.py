@@ -1,0 +1,57 @@
+"""csrc/hopper.cu compiled for the CPU (emulator/) against the reference; a cluster is one block there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixllm.config import PROFILES
+from mixllm.kernels import reference
+from mixllm.kernels.cuda import CudaLinear, hopper, layout
+from mixllm.kernels.cuda.hopper import HopperTile
+from mixllm.kernels.cuda.launch import Device
+from tests import shapes
+from tests.kernels.cuda.test_emulated import build, quantized
+from tests.kernels.cuda.test_hopper import tiled
+from tests.kernels.cuda.weights import random_weight
+
+# They need a C++20 compiler, as nvcc does.
+pytestmark = pytest.mark.nvcc
+
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+# What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
+# round and that don't, widths that share no tile, missing rows, tokens and inputs.
+CASES = [
+    ({}, HopperTile(128, 2, 1), 130, 20, 300, 70, 1, BFLOAT),
+    ({}, HopperTile(256, 4, 1), 70, 20, 640, 270, 2, HALF),
+    ({}, HopperTile(128, 2, 1), 70, 0, 200, 20, 2, FLOAT),
+    ({"weight_scale": "row"}, HopperTile(128, 6, 1), 0, 150, 128, 9, 2, BFLOAT),
+    ({"weight_scale": "group"}, HopperTile(128, 6, 1), 130, 20, 700, 70, 3, BFLOAT),
+    ({"weight_scale": "group", "activation_group": 128}, HopperTile(128, 2, 1), 70, 150, 300, 131, 1, HALF),
+    ({"activation_group": 256}, HopperTile(128, 3, 1), 70, 20, 600, 150, 1, BFLOAT),
+]
+
+
+@pytest.mark.parametrize(("change", "tile", "n4", "n8", "k", "tokens", "multiprocessors", "dtype"), CASES)
+def test_as_the_reference(
+    change: dict[str, str | int], tile: HopperTile, n4: int, n8: int, k: int, tokens: int,
+    multiprocessors: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    format = PROFILES["fast"].model_copy(update=change)
+    weight = random_weight(n4, n8, k, format, k)
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": 128}
+    kernel = build("hopper.cu", "mixed_gemm", macros, tmp_path, 900)
+    monkeypatch.setattr(hopper, "product", lambda *_: kernel)
+    monkeypatch.setattr(hopper, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
+    x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
+    codes, scales, sums, _ = quantized(x, format)
+    y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
+    hopper.gemm_into(y, tiled(codes), scales, sums, linear.tensors, bias, linear.scales, linear.group, tile)
+    expected = reference.ReferenceLinear(weight, format)(x, bias)
+    if linear.scales.key == "whole":
+        assert torch.equal(y, expected)
+    else:
+        assert (y.float() - expected.float()).norm() / expected.float().norm() < 1e-4
