@@ -38,6 +38,7 @@ def stream(bm: int, bn: int, wm: int, wn: int, wk: int, stages: int) -> Tile:
 # Profile, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors: rings that go round often and
 # never, tiles cut over many blocks and over none, missing rows and slots.
 CASES = [
+    ("fast", stream(64, 8, 2, 8, 1, 3), 150, 40, 1100, 5, 3),
     ("fast", stream(32, 8, 2, 4, 2, 6), 70, 20, 1100, 3, 3),
     ("fast", stream(32, 8, 2, 4, 2, 2), 150, 40, 4096, 8, 1),
     ("fast", stream(16, 8, 1, 8, 1, 2), 150, 40, 2050, 1, 3),

@@ -27,9 +27,9 @@ def test_few_tokens_take_a_narrow_tile(tokens: int, bn: int) -> None:
 
 def test_stages_are_given_up_where_shared_memory_is_short() -> None:
     scales = Scales(0, True)
-    wide, narrow = (choose(scales, 1, limit) for limit in (232448, 50000))
+    wide, narrow = (choose(scales, 1, limit) for limit in (232448, 101376))
     assert narrow.stages < wide.stages
-    assert shared_bytes(narrow, scales) <= 50000
+    assert shared_bytes(narrow, scales) <= 101376
 
 
 def test_scales_of_a_format() -> None:
