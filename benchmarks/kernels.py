@@ -81,7 +81,7 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
-    many = tile is None and hopper.takes(0, tokens)
+    many = tile is None and hopper.takes(0, scales, tokens)
     quantized = ops.quantize(x, rotate, group, many)
     few_tile = tile or choose(scales, tokens, device(0).shared_limit)
     sizes = (tokens, len(weights[0][0]), len(weights[0][1]), -(-k // GROUP_SIZE))
@@ -141,14 +141,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for tokens in (few + some, many):
         steps += [
             partial(peers, time_cublas, tokens),
-            partial(mixed, "fast", 0.1, tokens),
-            partial(mixed, "paper", 0.1, tokens),
-            partial(humming, tokens),
-            partial(mixed, "fast", 0.0, tokens),
+            *(partial(mixed, name, 0.1, tokens) for name in ("fast", "paper")),
             partial(peers, time_torch, tokens),
-            *(partial(mixed, name, s, tokens) for s in (1.0, 0.2) for name in ("fast", "paper")),
-            partial(mixed, "paper", 0.0, tokens),
         ]
+    for tokens in (few + some, many):
+        steps += [partial(mixed, "fast", 0.0, tokens), partial(mixed, "fast", 1.0, tokens)]
+    steps.append(partial(humming, few + some))
+    for tokens in (few + some, many):
+        steps += [
+            partial(mixed, "fast", 0.2, tokens),
+            *(partial(mixed, "paper", share, tokens) for share in (0.0, 1.0, 0.2)),
+        ]
+    steps.append(partial(humming, many))
     for number, run in enumerate(steps):
         run()
         print(

@@ -106,7 +106,7 @@ def test_linear_takes_this_path_and_keeps_its_answers() -> None:
     weight = random_weight(300, 40, 1100, FAST, 3, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     x = torch.randn(hopper.LEAST_TOKENS, 1100, device="cuda", dtype=torch.bfloat16)
-    assert hopper.takes(0, len(x))
+    assert hopper.takes(0, linear.scales, len(x))
     few = linear(x[:-1])
     assert torch.equal(linear(x)[:-1], few)
     graph = torch.cuda.CUDAGraph()

@@ -28,17 +28,19 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
     """Lay a stored weight out for a backend; runs once, at load time.
 
     "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "cpu": those of
-    mixllm.kernels.cpu, for weights on the CPU. "auto" on the CPU is "cpu", or, with one warning, the
-    reference where mixllm was installed without a compiler; on a GPU it is the reference until the CUDA
-    kernels have passed their tests on every GPU that they are built for.
+    mixllm.kernels.cpu, for weights on the CPU. "auto" is the one of the weight's device: on a GPU "cuda",
+    on the CPU "cpu", or, with one warning, the reference where mixllm was installed without a compiler;
+    elsewhere the reference.
     Raises MixllmError where the backend cannot run.
     """
     from mixllm.kernels import cpu
 
     on_cpu = weight.rows.device.type == "cpu"
+    # torch for AMD calls its devices cuda too.
+    on_nvidia = weight.rows.is_cuda and torch.version.hip is None
     with torch.no_grad():
-        if backend == "cuda":
-            if not weight.rows.is_cuda:
+        if backend == "cuda" or (backend == "auto" and on_nvidia):
+            if not on_nvidia:
                 raise MixllmError(
                     f"backend cuda: the weight is on {weight.rows.device}; move the model to an NVIDIA GPU, "
                     "or choose the reference backend"

@@ -36,7 +36,7 @@ class CudaLinear:
         if bias is not None:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"
-        many = hopper.takes(x.device.index, len(flat))
+        many = hopper.takes(x.device.index, self.scales, len(flat))
         quantized = ops.quantize(flat, rotate, self.group, many)
         if many:
             kinds = (x.dtype, self.scales.weight, self.group)
@@ -69,11 +69,14 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
         ops.product(index, linear.scales, choose(linear.scales, most, limit))
-    if hopper.takes(index, hopper.LEAST_TOKENS):
+    if hopper.takes(index, linear.scales, hopper.LEAST_TOKENS):
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    shapes = {(ops.launch_shape(n, padded)[0], hopper.takes(index, n)) for n in (1, 65, hopper.LEAST_TOKENS)}
+    shapes = {
+        (ops.launch_shape(n, padded)[0], hopper.takes(index, linear.scales, n))
+        for n in (1, 65, hopper.LEAST_TOKENS)
+    }
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
         for vectors, tiled in shapes:

@@ -47,7 +47,9 @@ class Kernel:
         try:
             from cuda.bindings import driver
         except ImportError:
-            raise MixllmError("the CUDA backend needs cuda-core: pip install 'mixllm[cuda]'") from None
+            raise MixllmError(
+                "the CUDA backend needs cuda-core: pip install 'mixllm[cuda]', or choose the reference backend"
+            ) from None
 
         self._driver = driver
         target = device(index)
