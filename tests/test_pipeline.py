@@ -60,14 +60,14 @@ def test_size_is_what_the_plan_predicted(model: Path, tmp_path: Path) -> None:
 
 
 def test_runs_again_to_the_same_bytes_from_its_own_plan_and_salience(model: Path, tmp_path: Path) -> None:
-    quantize(str(model), tmp_path / "first", config(model))
-    records = tmp_path / "first/mixllm"
-    quantize(str(model), tmp_path / "planned", config(model), plan=records / "plan.json")
-    quantize(str(model), tmp_path / "scored", config(model), salience=records / "salience.safetensors")
-    first = contents(tmp_path / "first")
-    assert contents(tmp_path / "scored") == first
+    quantize(str(model), tmp_path / "first/out", config(model))
+    records = tmp_path / "first/out/mixllm"
+    quantize(str(model), tmp_path / "planned/out", config(model), plan=records / "plan.json")
+    quantize(str(model), tmp_path / "scored/out", config(model), salience=records / "salience.safetensors")
+    first = contents(tmp_path / "first/out")
+    assert contents(tmp_path / "scored/out") == first
     del first["mixllm/salience.safetensors"]
-    assert contents(tmp_path / "planned") == first
+    assert contents(tmp_path / "planned/out") == first
 
 
 def test_uniform_widths_need_no_salience(model: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def _made(summary: dict[str, Any], where: str) -> Made:
         return Made(
             model=summary["model"],
             command=command(summary["model"], Path(summary["out"]).name, config),
-            calibration=f"{config.samples} windows of {config.window} tokens of {config.calibration}",
+            calibration=f"{config.samples} windows of {config.window} tokens of {config.calibration.rpartition('/')[2]}",
             device=summary["device"],
             date=summary["date"],
             versions=summary["versions"],
