@@ -48,7 +48,7 @@ class Kernel:
             from cuda.bindings import driver
         except ImportError:
             raise MixllmError(
-                "the CUDA backend needs cuda-core: pip install 'mixllm[cuda]', or choose the reference backend"
+                "the CUDA backend needs cuda-core: pip install 'mixllm[cuda]', or choose backend reference"
             ) from None
 
         self._driver = driver
