@@ -166,10 +166,11 @@ def _layers(out: Path, plan: Plan, salience: Salience | None) -> list[Layer]:
 def _made(summary: dict[str, Any], where: str) -> Made:
     try:
         config = parse(QuantConfig, summary["config"], where)
+        text = config.calibration.rpartition("/")[2]
         return Made(
             model=summary["model"],
             command=command(summary["model"], Path(summary["out"]).name, config),
-            calibration=f"{config.samples} windows of {config.window} tokens of {config.calibration.rpartition('/')[2]}",
+            calibration=f"{config.samples} windows of {config.window} tokens of {text}",
             device=summary["device"],
             date=summary["date"],
             versions=summary["versions"],
