@@ -124,11 +124,8 @@ def test_quantizer(
     format = PROFILES[profile]
     rotate, group = format.rotation == "hadamard", 0 if profile == "fast" else 128
 
-    def kernel(
-        _: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int
-    ) -> Any:
-        macros = ops.quantizer_macros(dtype, vectors, rotate, tail, group, fused)
-        return build("quantize.cu", "quantize", macros, tmp_path)
+    def kernel(_: int, *named: Any) -> Any:
+        return build("quantize.cu", "quantize", ops.quantizer_macros(*named), tmp_path)
 
     monkeypatch.setattr(ops, "quantizer", kernel)
     both = (shapes.inputs(tokens, 2 * k, 1) * 2).to(dtype)
