@@ -97,7 +97,9 @@ def test_a_bug_ends_the_program_with_1_and_a_traceback(tmp_path: Path):
 
 def test_ctrl_c_ends_the_program_with_130_and_one_line(tmp_path: Path):
     code = (
-        "import time, mixllm.cli.main as m; "
+        # Where the tests themselves run in the background, a child is started with Ctrl-C ignored.
+        "import signal, time, mixllm.cli.main as m; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "m.inspect._plan = lambda *a: (print('ready', flush=True), time.sleep(60)); m.main()"
     )
     (tmp_path / "plan.json").write_text("{}")
