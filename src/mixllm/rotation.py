@@ -1,4 +1,4 @@
-"""The block Hadamard rotation of activations and weights (method.md section 8).
+"""The block Hadamard rotation of activations and weights (docs/method.md).
 
 y = x W' = (x H)(W H)' for an orthonormal symmetric H, so a layer's outputs keep their channels
 while the inputs lose their outliers. Blocks are 128 wide; a shorter last block r = K mod 128 is cut
