@@ -22,4 +22,4 @@ def register() -> None:
             RuntimeWarning,
             stacklevel=2,
         )
-    import mixllm.integrations.vllm.config  # noqa: F401
+    import mixllm.integrations.vllm.config  # noqa: F401  # its import registers
