@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -73,6 +72,17 @@ def estimate(
 
 
 @dataclass(frozen=True)
+class _About:
+    """A model of which only the config is known; its files hold whatever a model of this kind may hold."""
+
+    path: Path
+    config: Any
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class _Size:
     """A model's config, the (out, in) shapes of its linear layers by block, its hidden size, the weights of
     its head, and the bytes of what is not quantized."""
@@ -96,7 +106,7 @@ class _Size:
 
 def _size(model: str, out: Path) -> _Size:
     path = _config_directory(model, out)
-    about: Any = SimpleNamespace(path=path, config=read_config(path))
+    about: Any = _About(path, read_config(path))
     whole = skeleton(about, torch.device("meta"), torch.float32)
     prefix, blocks = find_blocks(whole, about)
     layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]

@@ -30,9 +30,11 @@ from torch import Tensor, nn
 
 from mixllm.blocks import Block, Decoder
 from mixllm.config import WIDTHS, QuantConfig
+from mixllm.experts import owners
 from mixllm.progress import Progress
 from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
+from mixllm.rounding.few import saw_enough
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.scratch import Scratch
@@ -96,12 +98,16 @@ def _forward(
             out.append(block(h.to(device)).cpu())
             advance()
     tensors: dict[str, Tensor] = {}
+    total = sum(h[..., 0].numel() for h in hidden)
     for group in shared:
-        inputs = factor_of(group.hessian, config, group.names[0])
+        inputs = factor_of(group.hessian, config, group.names[0]) if saw_enough(group, total) else None
         for name in group.names:
             # bfloat16 keeps an error to 0.2 %, far finer than the scores' own spread over samples.
             tensors[name] = candidate_errors(block.linears[name].weight, config, inputs).bfloat16().cpu()
     if tensors:
+        unseen = [name for name in block.linears if name not in tensors]  # of experts with no tokens
+        for name in unseen:
+            tensors[name] = candidate_errors(block.linears[name].weight, config, None).bfloat16().cpu()
         scratch.put(i, tensors)
     return out
 
@@ -144,6 +150,7 @@ class Scores:
 
     def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
         self.block, self.errors, self.length = block, errors, length
+        self.experts = owners(block.linears, block.module)
         self.taylor = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
         self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
 
@@ -159,11 +166,18 @@ class Scores:
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
             for width, error in enumerate(self.errors[name]):
                 a_t = delta.float() * (x @ error.to(x.dtype).T).float()
-                a_d = a_t.sum(dim=1)
+                a_d = self._by_window(name, a_t, len(hidden))
                 self.taylor[name][width] += (a_d + a_d.square() / 2).abs().sum(dim=0)
                 # delta of the window's summed loss is (length - 1) times that of its mean.
-                self.fisher[name][width] += a_t.mul_(self.length - 1).square().sum(dim=(0, 1))
+                self.fisher[name][width] += a_t.mul_(self.length - 1).square().flatten(0, -2).sum(dim=0)
         return deltas[0]
+
+    def _by_window(self, name: str, a_t: Tensor, windows: int) -> Tensor:
+        """Sums over each window's tokens, [windows, N]. a_t: [windows, L, N] or, of an expert, [T, N]."""
+        if a_t.dim() == 3:
+            return a_t.sum(dim=1)
+        window = self.experts[name].tokens // self.length
+        return a_t.new_zeros(windows, a_t.shape[1]).index_add_(0, window, a_t)
 
     def result(self, config: QuantConfig, samples: int) -> dict[str, ModuleSalience]:
         """The mean scores of all batches added, by linear, in nats a token."""

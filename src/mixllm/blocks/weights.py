@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.errors import MixllmError
+from mixllm.names import in_files
 from mixllm.source import Source
 
 FLOAT_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-# Module name -> the name in the files, where transformers renamed a module after models were published.
-OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
 
 # A module, an attribute of it, and the parameter that stood there.
 Place = tuple[nn.Module, str, nn.Parameter]
@@ -30,8 +28,7 @@ def load(
     lacks is left on meta. Raises MixllmError for a tensor of a wrong shape or dtype, or not finite.
     """
     for owner, leaf, name in _places(module, prefix, skip):
-        if name not in source:
-            name = OLD_NAMES.get(name, name)
+        name = in_files(name, source)
         if name not in source:
             continue
         old = getattr(owner, leaf)

@@ -19,10 +19,11 @@ DAMPING_STEPS = 4
 
 @dataclass
 class Shared:
-    """Linear layers that read the same input, and H = X'X of that input: float32 [K, K]."""
+    """Linear layers that read the same input, H = X'X of that input, float32 [K, K], and X's tokens."""
 
     names: list[str]
     hessian: Tensor
+    tokens: int = 0
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
             if shared.names[0] == name:
                 flat = x.detach().reshape(-1, x.shape[-1]).float()
                 shared.hessian.addmm_(flat.T, flat)
+                shared.tokens += len(flat)
             last["input"], last["shared"] = x, shared
 
         return add

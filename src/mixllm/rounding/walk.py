@@ -12,6 +12,7 @@ from mixllm.format.rounded import Rounded
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress
 from mixllm.rounding import factor_of, needs_hessian, round_rows
+from mixllm.rounding.few import saw_enough, warning
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.rounding.observed import Inputs, Observed, observed, watch
 
@@ -31,17 +32,23 @@ def round_model(
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
+    An expert that saw too few tokens is rounded to nearest; one note to `progress` counts those.
     """
     calibrated = needs_hessian(config)
     states = [decoder.embed(part) for part in ids.split(batch)] if calibrated else []
+    nearest = config.model_copy(update={"rounding": "rtn"})
+    few: list[str] = []
     with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
         for i in range(len(decoder)):
             with decoder.block(i) as block:
                 factors, hessians, inputs = _factors(block, states, config)
                 for name, linear in block.linears.items():
                     bits = widths[name].to(linear.weight.device)
-                    rounded = round_rows(linear.weight, bits, config, factors.get(name))
-                    if seen is not None and name in factors:
+                    how = config if name in factors or not calibrated else nearest
+                    if how is not config:
+                        few.append(name)
+                    rounded = round_rows(linear.weight, bits, how, factors.get(name))
+                    if seen is not None and name in hessians:
                         seen[name] = observed(
                             linear.weight, rounded.dequantize(), hessians[name], inputs[name],
                             rotated=config.format.rotation == "hadamard",
@@ -53,19 +60,24 @@ def round_model(
                 for b, hidden in enumerate(states):
                     states[b] = block(hidden)
                     bar.advance()
+    if few:
+        progress.note(warning(few))
 
 
 def _factors(
     block: Block, states: list[Tensor], config: QuantConfig
 ) -> tuple[dict[str, Factor], dict[str, Tensor], dict[str, Inputs]]:
-    """By linear: the factor, the Hessian X'X of its plain inputs and their size."""
+    """By linear: the factor, the Hessian X'X of its plain inputs and their size; an expert's linear has none
+    of these if it saw no token, and no factor if it saw too few."""
     linears = block.linears if states else {}
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
     factors, hessians = {}, {}
+    total = sum(hidden[..., 0].numel() for hidden in states)
     for shared in found:
-        made = factor_of(shared.hessian, config, shared.names[0])
-        factors.update(dict.fromkeys(shared.names, made))
+        if saw_enough(shared, total):
+            made = factor_of(shared.hessian, config, shared.names[0])
+            factors.update(dict.fromkeys(shared.names, made))
         hessians.update(dict.fromkeys(shared.names, shared.hessian))
     return factors, hessians, inputs

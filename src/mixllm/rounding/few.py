@@ -1,0 +1,28 @@
+"""Experts that calibration hardly reached.
+
+An expert sees the tokens that are routed to it, and a Hessian of a few of them says little of the rest:
+below LEAST tokens an input, GPTQ's feedback makes an expert worse on other text than rounding to nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mixllm.rounding.hessian import Shared
+
+LEAST = 0.25
+
+
+def saw_enough(shared: Shared, total: int) -> bool:
+    """Whether the Hessian is fit for GPTQ. total: tokens of the text; a layer that saw all is no expert."""
+    return shared.tokens >= min(total, LEAST * len(shared.hessian))
+
+
+def warning(layers: Iterable[str]) -> str:
+    """One line about layers, by name, that were rounded to nearest since their expert saw too few tokens."""
+    experts = list(dict.fromkeys(name.rpartition(".")[0] for name in layers))
+    many = f"{len(experts)} experts" if len(experts) > 1 else "1 expert"
+    return (
+        f"{many} saw too few calibration tokens for GPTQ and got rounding to nearest "
+        f"({experts[0]}{' ...' if len(experts) > 1 else ''}); more --samples reach more of them"
+    )
