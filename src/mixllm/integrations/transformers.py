@@ -63,11 +63,19 @@ class MixllmQuantizer(HfQuantizer):
             linear = _linear(model, path, module)
             model.set_submodule(path, self._skeleton(name, module, linear, headers))
         _check_others(model, headers)
+        renamed = {name: in_files(name, headers) for name, _ in model.named_parameters()}
+        self.renamed = {own: model.get_parameter(own).dtype for own, held in renamed.items() if own != held}
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         # transformers joins the guards of all experts under the names of the fused weights.
         fused = (f"{path}.{name}" for path in split for name in FUSED)
         guards = (*(f"{in_model(name, model)}.{GUARD}" for name in self.quantized), *fused)
         model._keys_to_ignore_on_load_unexpected = {*ignored, *(f"^{re.escape(name)}$" for name in guards)}
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        # transformers 5.17 loads a tensor that it renames in the file's dtype, whatever was asked for.
+        for name, dtype in self.renamed.items():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
 
     def _skeleton(
         self, name: str, module: QuantizedModule, linear: nn.Linear, headers: dict[str, Header]

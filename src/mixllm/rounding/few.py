@@ -1,7 +1,11 @@
 """Experts that calibration hardly reached.
 
-An expert sees the tokens that are routed to it, and a Hessian of a few of them says little of the rest:
-below LEAST tokens an input, GPTQ's feedback makes an expert worse on other text than rounding to nearest.
+An expert sees the tokens that are routed to it, and a Hessian of few of them says little of others. GPTQ
+on SmolLM2-135M's layers from n tokens, its output error on 4,096 other tokens over that of rounding to
+nearest (both with clip; the mean of six layers, of 576 and 1,536 inputs, early, middle and late):
+
+    n / inputs     1/16   1/8   1/4   1/2    1     2     4
+    error ratio     .99  1.04  1.10  1.14  1.03   .85   .78
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from collections.abc import Iterable
 
 from mixllm.rounding.hessian import Shared
 
-LEAST = 0.25
+# Tokens an input: below, an early layer loses up to a third by GPTQ.
+LEAST = 1.5
 
 
 def saw_enough(shared: Shared, total: int) -> bool:
