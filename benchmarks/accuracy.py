@@ -56,7 +56,7 @@ class Bench:
         return file_name(config)
 
     def measure(self, lines: list[Variant]) -> tuple[dict[str, Measurement], dict[str, dict[str, Any]]]:
-        """The lines, which share a rounding, and the float model; and what each takes."""
+        """The lines and the float model, side by side; and what each takes."""
         models, facts = {}, {}
         for line in lines:
             models[line.name], facts[line.name] = self.builder.build(line)
@@ -100,7 +100,9 @@ def main() -> None:
     ):
         for done in as_completed([pool.submit(run_score, config) for config in to_score(wanted)]):
             print(f"{time.monotonic() - began:.0f} s: salience {done.result()}", flush=True)
-        for done in as_completed([pool.submit(run_measure, lines) for lines in by_rounding(wanted)]):
+        for done in as_completed(
+            [pool.submit(run_measure, lines) for lines in shares(wanted, args.together)]
+        ):
             found, takes = done.result()
             measured, facts = measured | found, facts | takes
             print(f"{time.monotonic() - began:.0f} s: {', '.join(takes)}", flush=True)
@@ -114,12 +116,14 @@ def to_score(wanted: list[Variant]) -> list[QuantConfig]:
     return list({file_name(config): config for config in mixed}.values())
 
 
-def by_rounding(wanted: list[Variant]) -> list[list[Variant]]:
-    """Lines that share a rounding, or have none, together."""
-    groups: dict[str, list[Variant]] = {}
+def shares(wanted: list[Variant], together: int) -> list[list[Variant]]:
+    """Lines to make and measure at once: those that share a rounding, of `together` roundings."""
+    alike: dict[str, list[Variant]] = {}
     for v in wanted:
-        groups.setdefault(v.name if v.config is None else v.config.model_dump_json(), []).append(v)
-    return list(groups.values())
+        alike.setdefault(v.name if v.config is None else v.config.model_dump_json(), []).append(v)
+    rest = list(alike.values())
+    cut = [rest[start : start + together] for start in range(0, len(rest), together)]
+    return [[v for group in groups for v in group] for groups in cut]
 
 
 def in_order(measured: dict[str, Measurement], wanted: list[Variant]) -> dict[str, Measurement]:
@@ -240,6 +244,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=3,
+        help="roundings that are measured beside one run of the float model",
+    )
     parser.add_argument("--processes", type=int, default=1, help="lines that are made at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")
     parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
