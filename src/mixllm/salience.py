@@ -14,13 +14,14 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
 
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
 
-One forward walk, in which the boundary states between blocks are kept (and, for error "gptq", the
-candidates rounded), and one backward walk give every channel's score at every candidate width.
+One forward walk keeps the boundary states between blocks. A backward walk then takes each block twice: to
+round its candidates (for error "gptq", by the Hessians of its inputs) and to score them. So nothing of a
+weight's size has to be kept between the walks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from torch import Tensor, nn
 
 from mixllm.blocks import Block, Decoder
 from mixllm.config import WIDTHS, QuantConfig
+from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress
 from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.scratch import Scratch
+from mixllm.scores import over_tokens
 
 
 def measure_salience(
@@ -51,23 +53,31 @@ def measure_salience(
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    work: a directory for the candidates of error "gptq" (about two bytes a weight).
+    work: a directory for the boundary states that fit no memory.
     """
     batches = list(ids.split(batch))
-    scratch = Scratch(work)
     states = [[decoder.embed(part).cpu() for part in batches]]
     with progress.stage("salience: forward", len(decoder) * len(batches)) as bar:
         for i in range(len(decoder)):
             with decoder.block(i) as block:
-                states.append(_forward(block, states[-1], config, scratch, i, decoder.device, bar.advance))
-    grads = [_loss_gradient(decoder, h, part) for h, part in zip(states.pop(), batches, strict=True)]
+                out = []
+                for h in states[-1]:
+                    out.append(block(h.to(decoder.device)).cpu())
+                    bar.advance()
+                states.append(out)
+    with progress.stage("salience: loss", len(batches)) as bar:
+        grads = []
+        for h, part in zip(states.pop(), batches, strict=True):
+            grads.append(_loss_gradient(decoder, h, part))
+            bar.advance()
     found: dict[str, ModuleSalience] = {}
     with progress.stage("salience: backward", len(decoder) * len(batches)) as bar:
         for i in reversed(range(len(decoder))):
             with decoder.block(i) as block:
-                scores = Scores(block, _errors(block, config, scratch, i), ids.shape[1])
-                for b, h in enumerate(states.pop()):
-                    grads[b] = scores.add(h.to(decoder.device), grads[b])
+                inputs = [h.to(decoder.device) for h in states.pop()]
+                scores = Scores(block, _errors(block, inputs, config), ids.shape[1])
+                for b, h in enumerate(inputs):
+                    grads[b] = scores.add(h, grads[b])
                     bar.advance()
                 found = {**scores.result(config, len(ids)), **found}
     return Salience(
@@ -80,66 +90,54 @@ def measure_salience(
     )
 
 
-def _forward(
-    block: Block,
-    hidden: list[Tensor],
-    config: QuantConfig,
-    scratch: Scratch,
-    i: int,
-    device: torch.device,
-    advance: Any,
-) -> list[Tensor]:
-    """Run the block; for error "gptq" also round its candidates from the Hessians seen on the way."""
-    out = []
-    with collect(block.linears if config.error == "gptq" else {}) as shared:
-        for h in hidden:
-            out.append(block(h.to(device)).cpu())
-            advance()
-    tensors: dict[str, Tensor] = {}
-    for group in shared:
+def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig) -> dict[str, Tensor]:
+    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give."""
+    if config.error == "rtn":
+        return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+    with collect(block.linears) as shared:
+        for h in states:
+            block(h)
+    errors = {}
+    while shared:
+        group = shared.pop()
         inputs = factor_of(group.hessian, config, group.names[0])
         for name in group.names:
-            # bfloat16 keeps an error to 0.2 %, far finer than the scores' own spread over samples.
-            tensors[name] = candidate_errors(block.linears[name].weight, config, inputs).bfloat16().cpu()
-    if tensors:
-        scratch.put(i, tensors)
-    return out
+            errors[name] = candidate_errors(block.linears[name].weight, config, inputs)
+    return errors
 
 
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
-    """w^q - w of every row at every width: float32 [widths, N, K], in the basis of the layer's own inputs.
+    """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
 
     inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
     nearest without clip, the paper's choice.
     """
-    n = weight.shape[0]
     how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
     config = config.model_copy(update=how)
-    bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=weight.device).repeat_interleave(n)
-    rounded = round_rows(weight.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
-    if config.format.rotation == "hadamard":
-        rounded = rotate(rounded)
-    return rounded.view(len(WIDTHS), n, -1) - weight.float()
-
-
-def _errors(block: Block, config: QuantConfig, scratch: Scratch, i: int) -> dict[str, Tensor]:
-    if config.error == "gptq":
-        kept = scratch.take(i)
-        return {n: kept[n].to(linear.weight.device, torch.float32) for n, linear in block.linears.items()}
-    return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+    errors = weight.new_empty(len(WIDTHS), *weight.shape)
+    size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
+    for start in range(0, len(weight), size):
+        w = weight[start : start + size]
+        bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=w.device).repeat_interleave(len(w))
+        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
+        if config.format.rotation == "hadamard":
+            rounded = rotate(rounded)
+        errors[:, start : start + size] = rounded.view(len(WIDTHS), *w.shape) - w.float()
+    return errors
 
 
 def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
+    """d(summed loss of each window) / d(states after the last block): of a size that any dtype holds."""
     h = hidden.to(decoder.device).requires_grad_()
     with torch.enable_grad():
-        loss = decoder.loss(h, ids).sum()
+        loss = decoder.loss(h, ids).sum() * (ids.shape[1] - 1)
     return torch.autograd.grad(loss, h)[0]
 
 
 class Scores:
     """Sums a block's scores over batches of calibration windows.
 
-    errors: linear's name -> w^q - w [widths, N, K]; length: tokens a window.
+    errors: linear's name -> w^q - w [widths, N, K] in the weight's dtype; length: tokens a window.
     """
 
     def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
@@ -148,21 +146,20 @@ class Scores:
         self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
 
     def add(self, hidden: Tensor, gradient: Tensor) -> Tensor:
-        """Score one batch: its states before the block [B, L, D] and dLoss / d(states after it).
+        """Score one batch: its states before the block [B, L, D] and d(summed loss) / d(states after it).
 
-        Returns dLoss / d(hidden), what the block before needs.
+        Returns d(summed loss) / d(hidden), what the block before needs.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad(), _taps(self.block.linears) as taps:
             out = self.block(hidden)
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            for width, error in enumerate(self.errors[name]):
-                a_t = delta.float() * (x @ error.to(x.dtype).T).float()
-                a_d = a_t.sum(dim=1)
-                self.taylor[name][width] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-                # delta of the window's summed loss is (length - 1) times that of its mean.
-                self.fisher[name][width] += a_t.mul_(self.length - 1).square().sum(dim=(0, 1))
+            sums, squares = over_tokens(delta, x @ self.errors[name].flatten(0, 1).T)
+            # The mean's gradient is the sum's over the number of predicted tokens.
+            a_d = sums.double() / (self.length - 1)
+            self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
+            self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
         return deltas[0]
 
     def result(self, config: QuantConfig, samples: int) -> dict[str, ModuleSalience]:

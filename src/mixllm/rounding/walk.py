@@ -43,7 +43,7 @@ def round_model(
                     rounded = round_rows(linear.weight, bits, config, factors.get(name))
                     if seen is not None and name in factors:
                         seen[name] = observed(
-                            linear.weight, rounded.dequantize(), hessians[name], inputs[name],
+                            linear.weight, rounded, hessians[name], inputs[name],
                             rotated=config.format.rotation == "hadamard",
                         )  # fmt: skip
                     block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
@@ -58,7 +58,7 @@ def round_model(
 def _factors(
     block: Block, states: list[Tensor], config: QuantConfig
 ) -> tuple[dict[str, Factor], dict[str, Tensor], dict[str, Inputs]]:
-    """By linear: the factor, the Hessian X'X of its plain inputs and their size."""
+    """By linear: the factor, the Hessian X'X in the factor's basis, and the inputs' size."""
     linears = block.linears if states else {}
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
