@@ -22,22 +22,27 @@ weight's size has to be kept between the walks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder
+from mixllm.blocks import Block, Decoder, Room, States
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.rounded import rows_at_once
-from mixllm.progress import Progress
+from mixllm.progress import Progress, stepped
 from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.scores import over_tokens
+
+# The number under which gradients are kept, beside those of boundaries.
+GRADIENTS = -1
 
 
 def measure_salience(
@@ -46,6 +51,7 @@ def measure_salience(
     config: QuantConfig,
     *,
     work: Path,
+    room: Room,
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
@@ -53,33 +59,32 @@ def measure_salience(
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    work: a directory for the boundary states that fit no memory.
+    room: what boundary states may take in memory; work: a directory for those that fit none.
     """
-    batches = list(ids.split(batch))
-    states = [[decoder.embed(part).cpu() for part in batches]]
-    with progress.stage("salience: forward", len(decoder) * len(batches)) as bar:
-        for i in range(len(decoder)):
-            with decoder.block(i) as block:
-                out = []
-                for h in states[-1]:
-                    out.append(block(h.to(decoder.device)).cpu())
-                    bar.advance()
-                states.append(out)
-    with progress.stage("salience: loss", len(batches)) as bar:
-        grads = []
-        for h, part in zip(states.pop(), batches, strict=True):
-            grads.append(_loss_gradient(decoder, h, part))
-            bar.advance()
+    batches, n = list(ids.split(batch)), len(decoder)
+    # Of every `stride` boundaries one is kept; those between are made again on the way back.
+    stride = spacing(n, room.boundaries(ids.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
+    back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
     found: dict[str, ModuleSalience] = {}
-    with progress.stage("salience: backward", len(decoder) * len(batches)) as bar:
-        for i in reversed(range(len(decoder))):
-            with decoder.block(i) as block:
-                inputs = [h.to(decoder.device) for h in states.pop()]
-                scores = Scores(block, _errors(block, inputs, config), ids.shape[1])
-                for b, h in enumerate(inputs):
-                    grads[b] = scores.add(h, grads[b])
-                    bar.advance()
-                found = {**scores.result(config, len(ids)), **found}
+    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(n), *back])) as walk:
+        states.put(0, (decoder.embed(part) for part in batches), soon=True)
+        with progress.stage("salience: forward", n * len(batches)) as bar:
+            for i, block in islice(walk, n):
+                hidden = states.take(i) if i % stride else states.read(i)
+                states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
+        with progress.stage("salience: loss", len(batches)) as bar:
+            grads = map(partial(_loss_gradient, decoder), states.take(n), batches)
+            states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        with progress.stage("salience: backward", len(back) * len(batches)) as bar:
+            for segment in segments:
+                for i, block in islice(walk, len(segment) - 1):
+                    states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
+                for i, block in islice(walk, len(segment)):
+                    scores = Scores(block, _errors(block, states.read(i), config), ids.shape[1])
+                    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
+                    states.put(GRADIENTS, stepped(grads, bar), soon=True)
+                    found = {**scores.result(config, len(ids)), **found}
     return Salience(
         modules=found,
         score=config.score,
@@ -88,6 +93,17 @@ def measure_salience(
         format=config.format,
         other_bytes=other_bytes,
     )
+
+
+def spacing(blocks: int, fit: int) -> int:
+    """How many blocks apart boundaries are kept, so that no more than `fit` are there at once: the least,
+    since those between are computed again; where none is enough, the one that keeps the fewest."""
+
+    def at_once(stride: int) -> int:
+        return -(-blocks // stride) + stride - 1
+
+    strides = range(1, blocks + 1)
+    return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
 
 
 def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig) -> dict[str, Tensor]:

@@ -90,7 +90,7 @@ class Grids:
 
     @cached_property
     def by_row(self) -> Tensor:
-        """For a kernel, float32 [2, N]: whether a row has 4 bits; its scale, or whether its scales are halves."""
+        """For a kernel, float32 [2, N]: has the row 4 bits; its scale, or whether its scales are halves."""
         own = self.half if self.row_scale is None else self.row_scale
         return torch.stack((self.four[:, 0].float(), own[:, 0].float()))
 
