@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-# Read when a kernel is declared, at import.
-os.environ["TRITON_INTERPRET"] = "1"
 
 from mixllm.scores import over_tokens
 from mixllm.scores_triton import launch
