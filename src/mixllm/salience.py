@@ -35,9 +35,11 @@ from mixllm.blocks import Block, Decoder, Room, States
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
+from mixllm.ranks import ALONE, Ranks
 from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
-from mixllm.rounding.hessian import Factor, collect
+from mixllm.rounding.divided import divided
+from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.scores import over_tokens
 
@@ -55,15 +57,18 @@ def measure_salience(
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
     room: what boundary states may take in memory; work: a directory for those that fit none.
+    ranks: the processes that call this together, with the same arguments; all get the same salience.
     """
-    batches, n = list(ids.split(batch)), len(decoder)
+    own, n = ranks.share(ids), len(decoder)
+    batches = list(own.split(batch))
     # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(n, room.boundaries(ids.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    stride = spacing(n, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
     segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
     back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
     found: dict[str, ModuleSalience] = {}
@@ -81,10 +86,10 @@ def measure_salience(
                 for i, block in islice(walk, len(segment) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
                 for i, block in islice(walk, len(segment)):
-                    scores = Scores(block, _errors(block, states.read(i), config), ids.shape[1])
+                    scores = Scores(block, _errors(block, states.read(i), config, ranks), ids.shape[1])
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
-                    found = {**scores.result(config, len(ids)), **found}
+                    found = {**scores.result(config, len(ids), ranks), **found}
     return Salience(
         modules=found,
         score=config.score,
@@ -106,20 +111,21 @@ def spacing(blocks: int, fit: int) -> int:
     return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
 
 
-def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig) -> dict[str, Tensor]:
+def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig, ranks: Ranks) -> dict[str, Tensor]:
     """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give."""
     if config.error == "rtn":
         return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
     with collect(block.linears) as shared:
         for h in states:
             block(h)
-    errors = {}
-    while shared:
-        group = shared.pop()
+
+    def make(group: Shared) -> tuple[dict[str, Tensor], None]:
         inputs = factor_of(group.hessian, config, group.names[0])
-        for name in group.names:
-            errors[name] = candidate_errors(block.linears[name].weight, config, inputs)
-    return errors
+        return {
+            name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
+        }, None
+
+    return divided(shared, block.linears, ranks, make)[0]
 
 
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
@@ -178,13 +184,14 @@ class Scores:
             self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
         return deltas[0]
 
-    def result(self, config: QuantConfig, samples: int) -> dict[str, ModuleSalience]:
-        """The mean scores of all batches added, by linear, in nats a token."""
+    def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
+        """The mean scores of all batches that all ranks have added, by linear, in nats a token."""
         sums, share = (
             (self.taylor, 1 / samples)
             if config.score == "taylor"
             else (self.fisher, 0.5 / (samples * self.length))
         )
+        ranks.add(*sums.values())
         return {
             name: ModuleSalience(
                 in_features=self.errors[name].shape[2],

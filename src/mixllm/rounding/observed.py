@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.format.rounded import Rounded, rows_at_once
+from mixllm.ranks import Ranks
 from mixllm.rotation import rotate
 
 
@@ -68,6 +69,22 @@ def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
         last.clear()
         for handle in handles:
             handle.remove()
+
+
+def seen_by_all(linears: Iterable[str], inputs: dict[str, Inputs], ranks: Ranks) -> dict[str, Inputs]:
+    """What all ranks together saw of these linears; one that none saw has a count of 0."""
+    names = list(linears)
+    if ranks.size == 1:
+        return inputs
+    device = next(iter(inputs.values())).peak.device
+    zero = torch.zeros((), device=device)
+    own = [inputs.get(name, Inputs(zero, zero)) for name in names]
+    peaks = torch.stack([part.peak for part in own])
+    sums = torch.tensor([[float(part.total), part.count] for part in own], dtype=torch.float64, device=device)
+    ranks.largest(peaks)
+    ranks.add(sums)
+    pairs = zip(names, peaks, sums, strict=True)
+    return {name: Inputs(peak, total, int(count)) for name, peak, (total, count) in pairs}
 
 
 def observed(weight: Tensor, rounded: Rounded, hessian: Tensor, inputs: Inputs, *, rotated: bool) -> Observed:

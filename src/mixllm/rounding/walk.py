@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from mixllm.config import QuantConfig
 from mixllm.format.rounded import Rounded
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
+from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding import factor_of, needs_hessian, round_rows
-from mixllm.rounding.hessian import collect
-from mixllm.rounding.observed import Observed, observed, watch
+from mixllm.rounding.divided import divided
+from mixllm.rounding.hessian import Shared, collect
+from mixllm.rounding.observed import Observed, observed, seen_by_all, watch
 
 
 def round_model(
@@ -29,6 +32,7 @@ def round_model(
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, Rounded]]:
     """Round every linear of the decoder; yields (full name, Rounded) in model order.
 
@@ -38,7 +42,7 @@ def round_model(
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
     """
     calibrated = needs_hessian(config)
-    batches = list(ids.split(batch)) if calibrated else []
+    batches = list(ranks.share(ids).split(batch)) if calibrated else []
     n = len(decoder)
     with (
         progress.stage("round", n * max(1, len(batches))) as bar,
@@ -47,7 +51,7 @@ def round_model(
     ):
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         for i, block in walk:
-            done = _round_block(block, states.read(i), widths, config, seen)
+            done = _round_block(block, states.read(i), widths, config, seen, ranks)
             yield from done.items()
             if not calibrated:
                 bar.advance()
@@ -64,23 +68,34 @@ def _round_block(
     widths: Mapping[str, Tensor],
     config: QuantConfig,
     seen: dict[str, Observed] | None,
+    ranks: Ranks,
 ) -> dict[str, Rounded]:
     """The block's linears rounded, in model order, by the Hessians that its states give."""
     linears = block.linears
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
-    done: dict[str, Rounded] = {}
-    while found:
-        shared = found.pop()
-        factor = factor_of(shared.hessian, config, shared.names[0])
-        for name in shared.names:
+    inputs = seen_by_all(linears, inputs, ranks)
+
+    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], dict[str, Observed]]:
+        factor = factor_of(group.hessian, config, group.names[0])
+        fields: dict[tuple[str, str], Tensor] = {}
+        notes: dict[str, Observed] = {}
+        for name in group.names:
             weight = linears[name].weight
-            done[name] = round_rows(weight, widths[name].to(weight.device), config, factor)
+            rounded = round_rows(weight, widths[name].to(weight.device), config, factor)
+            fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
             if seen is not None:
                 rotated = config.format.rotation == "hadamard"
-                seen[name] = observed(weight, done[name], shared.hessian, inputs[name], rotated=rotated)
-    for name in linears.keys() - done.keys():
-        weight = linears[name].weight
-        done[name] = round_rows(weight, widths[name].to(weight.device), config, None)
-    return {name: done[name] for name in linears}
+                notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
+        return fields, notes
+
+    fields, notes = divided(found, linears, ranks, make)
+    done: dict[str, Rounded] = {}
+    for name, linear in linears.items():
+        own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
+        bits = widths[name].to(linear.weight.device)
+        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, config, None)
+    if seen is not None:
+        seen.update({name: note for part in notes for name, note in part.items()})
+    return done
