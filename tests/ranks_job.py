@@ -1,10 +1,16 @@
-"""One process of a run on several, started by tests/test_ranks.py: MODEL OUT MODE."""
+"""Runs on several processes, for tests/test_ranks.py: python -m tests.ranks_job MODEL OUT SIZE MODE ...
+
+Each run's processes are forked from this one, which has imported everything once. Process R of a run leaves
+OUT/SIZE-MODE/R.safetensors, R.err (its standard error) and R.code (its exit code).
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import traceback
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,11 +55,43 @@ def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     save_file(result, out / f"{ranks.rank}.safetensors")
 
 
-if __name__ == "__main__":
-    wait = timedelta(seconds=5 if sys.argv[3] == "hangs" else 60)
+def run(model: Path, out: Path, size: int, mode: str) -> None:
+    out.mkdir(parents=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            os.environ |= {
+                "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            os.dup2(os.open(out / f"{rank}.err", os.O_WRONLY | os.O_CREAT), 2)
+            os._exit(one(model, out, mode))
+        children.append(child)
+    for rank, child in enumerate(children):
+        if mode == "hangs" and rank == 1:
+            os.kill(child, signal.SIGKILL)
+        (out / f"{rank}.code").write_text(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+
+
+def one(model: Path, out: Path, mode: str) -> int:
+    wait = timedelta(seconds=5 if mode == "hangs" else 60)
     try:
         with joined(torch.device("cpu"), wait) as ranks:
-            main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], ranks)
+            main(model, out, mode, ranks)
     except MixllmError as error:
-        print(error, file=sys.stderr)
-        os._exit(2)
+        print(error, file=sys.stderr, flush=True)
+        return 2
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    for size, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
+        run(model, out / f"{size}-{mode}", int(size), mode)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,34 +20,25 @@ from tests.models import write_tiny
 ROOT = Path(__file__).parents[1]
 
 
-def start(size: int, model: Path, out: Path, mode: str = "") -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    out.mkdir()
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks_job", str(model), str(out), mode],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            cwd=ROOT, text=True, stderr=subprocess.PIPE,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs, see tests/ranks_job.py."""
+    path = tmp_path_factory.mktemp("ranks")
+    write_tiny(path / "model")
+    wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
+    command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return path
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Tensor]]]:
+def results(runs: Path) -> dict[int, list[dict[str, Tensor]]]:
     """What each process of runs of 1, 2 and 3 made."""
-    path = tmp_path_factory.mktemp("ranks")
-    write_tiny(path / "model")
     found = {}
     for size in (1, 2, 3):
-        out = path / str(size)
-        processes = start(size, path / "model", out)
-        for process in processes:
-            _, text = process.communicate(timeout=120)
-            assert process.returncode == 0, text
+        out = runs / f"{size}-whole"
+        for rank in range(size):
+            assert (out / f"{rank}.code").read_text() == "0", (out / f"{rank}.err").read_text()
         found[size] = [load_file(out / f"{rank}.safetensors") for rank in range(size)]
     return found
 
@@ -77,16 +66,13 @@ def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]
 
 
 @pytest.mark.parametrize("mode", ["lost", "hangs"])
-def test_a_lost_process_ends_the_others(tmp_path: Path, mode: str) -> None:
-    write_tiny(tmp_path / "model")
-    left, lost = start(2, tmp_path / "model", tmp_path / "out", mode)
-    _, text = left.communicate(timeout=100)
-    lost.kill()
-    lost.communicate()
-    assert left.returncode == 2
+def test_a_lost_process_ends_the_others(runs: Path, mode: str) -> None:
+    out = runs / f"2-{mode}"
+    text = (out / "0.err").read_text()
+    assert (out / "0.code").read_text() == "2"
     assert "process 0 of 2: another process is gone or hangs" in text
     assert "Traceback" not in text
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(out.glob("*.safetensors"))
 
 
 def test_too_few_samples_for_the_processes() -> None:
