@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixllm.blocks import Decoder
+from mixllm.blocks import Decoder, Room
 from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
@@ -64,6 +64,11 @@ class Job:
         return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
 
     @property
+    def room(self) -> Room:
+        """What boundary states may take in memory."""
+        return Room(8 * 10**9, 8 * 10**9)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every linear layer to be quantized, in model order."""
         linears = {
@@ -93,7 +98,7 @@ def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Sa
     """The salience of every output channel (see mixllm.salience)."""
     with TemporaryDirectory(prefix="mixllm-") as work:
         return measure_salience(
-            job.decoder, job.ids, config, work=Path(work), batch=job.batch,
+            job.decoder, job.ids, config, work=Path(work), room=job.room, batch=job.batch,
             other_bytes=other_bytes(job), progress=progress or Silent(),
         )  # fmt: skip
 
@@ -122,11 +127,13 @@ def write_quantized(
 ) -> None:
     """Round by the plan and fill the existing directory `out` with the checkpoint; seen: see round_model."""
     widths = {name: module.widths for name, module in plan.modules.items()}
-    rounded = round_model(
-        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent(), seen=seen
-    )
-    packed = ((name, pack(layer, config.format)) for name, layer in rounded)
-    write_checkpoint(out, job.source, config.format, packed)
+    with TemporaryDirectory(prefix="mixllm-") as work:
+        rounded = round_model(
+            job.decoder, job.ids, widths, config, work=Path(work), room=job.room, batch=job.batch,
+            progress=progress or Silent(), seen=seen,
+        )  # fmt: skip
+        packed = ((name, pack(layer, config.format)) for name, layer in rounded)
+        write_checkpoint(out, job.source, config.format, packed)
 
 
 def quantize(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.rotation import rotate
-from mixllm.rounding.hessian import collect, rotated
+from mixllm.rounding.hessian import collect, rotate_both
 from tests import shapes
 
 
@@ -35,4 +35,4 @@ def test_layers_with_one_input_share_one_hessian() -> None:
 
 def test_rotating_a_hessian_is_the_hessian_of_rotated_inputs() -> None:
     x = shapes.inputs(50, 200, 0)
-    torch.testing.assert_close(rotated(x.T @ x), rotate(x).T @ rotate(x), rtol=1e-3, atol=1e-1)
+    torch.testing.assert_close(rotate_both(x.T @ x), rotate(x).T @ rotate(x), rtol=1e-3, atol=1e-1)
