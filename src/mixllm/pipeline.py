@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,28 +19,34 @@ from mixllm.blocks import Decoder
 from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
+from mixllm.disk import parse_size
 from mixllm.errors import MixllmError
-from mixllm.files import write_json
-from mixllm.format.checkpoint import write_checkpoint
+from mixllm.files import read_json, write_json
+from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
 from mixllm.format.pack import pack
+from mixllm.format.spool import Spool
+from mixllm.given import Given, read_given
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
-from mixllm.plan import ModulePlan, Plan, Report, choose, report
+from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
-from mixllm.records import LAYERS, LOG, PLAN, RECORDS, SALIENCE, SUMMARY
+from mixllm.records import LAYERS, LOG, PLAN, RECORDS, RUN, SALIENCE, SUMMARY
+from mixllm.resume import MEASURING, Resume, finished, identify, workspace
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
-from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.salience_file import Salience
 from mixllm.source import Source, open_source
 
+SHARD_SIZE = "5GB"
 # Enough for full matrix products on each; the boundary states of a batch are small beside its block.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made, and how: `out`, sizes (see mixllm.plan.Report), seconds by stage, the day (UTC) and
-    versions. model: as it was given; device: where it was computed."""
+    """What a run made, and how: `out`, sizes (see mixllm.plan.Report), seconds by stage (where it was cut
+    and went on, since then), the day (UTC) and versions. model: as it was given; device: where it was
+    computed."""
 
     out: str
     model: str
@@ -89,11 +97,13 @@ def open_job(
     return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids)
 
 
-def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Salience:
-    """The salience of every output channel (see mixllm.salience)."""
-    with TemporaryDirectory(prefix="mixllm-") as work:
+def score(
+    job: Job, config: QuantConfig, progress: Progress | None = None, work: Path | None = None
+) -> Salience:
+    """The salience of every output channel (see mixllm.salience); work: where a cut one goes on."""
+    with TemporaryDirectory(prefix="mixllm-") as temporary:
         return measure_salience(
-            job.decoder, job.ids, config, work=Path(work), batch=job.batch,
+            job.decoder, job.ids, config, work=work or Path(temporary), batch=job.batch,
             other_bytes=other_bytes(job), progress=progress or Silent(),
         )  # fmt: skip
 
@@ -118,15 +128,37 @@ def write_quantized(
     config: QuantConfig,
     out: Path,
     progress: Progress | None = None,
-    seen: dict[str, Observed] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Round by the plan and fill the existing directory `out` with the checkpoint; seen: see round_model."""
+    """Round by the plan and fill the directory `out` with the checkpoint.
+
+    What a call with the same arguments has finished in `out` before it was cut is not done again.
+    """
+    spool = Spool(out / SPOOL)
+    if not (out / LAYERS).is_file():
+        _round(job, plan, config, spool, progress or Silent())
+        (out / RECORDS).mkdir(exist_ok=True)
+        write_json(out / LAYERS, spool.notes())
+    counts = plan.counts()
+    modules = {
+        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
+        for name in job.shapes
+    }
+    assemble(out, job.source, config.format, modules, spool, shard_bytes)
+
+
+def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill the spool with every block that is not there yet, and what was observed of its layers."""
     widths = {name: module.widths for name, module in plan.modules.items()}
+    blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
+    seen: dict[str, Observed] = {}
     rounded = round_model(
-        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent(), seen=seen
+        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress, seen=seen, finished=spool
     )
-    packed = ((name, pack(layer, config.format)) for name, layer in rounded)
-    write_checkpoint(out, job.source, config.format, packed)
+    for count in blocks[len(spool) :]:
+        layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
+        spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
+    deque(rounded, maxlen=0)  # the walk's own end
 
 
 def quantize(
@@ -139,30 +171,42 @@ def quantize(
     plan: str | Path | None = None,
     salience: str | Path | None = None,
     overwrite: bool = False,
+    resume: Resume = "auto",
+    shard_size: str = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> Summary:
     """Quantize `model` into the directory `out`, which appears only when it is whole.
 
     plan: a plan file to follow instead of choosing; salience: a salience file to choose from instead of
-    measuring. Both, and the summary, are kept in out/mixllm. Raises MixllmError for what the user gave.
+    measuring. Both, and the summary, are kept in out/mixllm. shard_size: of the checkpoint's files.
+    resume: "auto" goes on with what an earlier, cut run with the same arguments has finished, and does
+    nothing where it has finished all; "require" refuses to start from nothing; "never" starts anew.
+    Raises MixllmError for what the user gave.
     """
     config, out = config or QuantConfig(), Path(out)
-    clock = _Clock()
-    with _staging(out, overwrite) as stage:
-        (stage / RECORDS).mkdir()
-        with (stage / LOG).open("w", encoding="utf-8") as log:
-            told = Together(progress or Silent(), JsonLines(log))
-            with clock("open"):
-                job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
+    told, clock, shard_bytes = progress or Silent(), _Clock(), parse_size(shard_size)
+    _check_out(out, overwrite or (resume != "never" and (out / RUN).is_file()))
+    with clock("open"):
+        job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
+        given = read_given(job.shapes, plan, salience)
+        identity = identify(
+            job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype,
+            shard_size=shard_bytes, files={"plan": plan, "salience": salience},
+        )  # fmt: skip
+    if not overwrite and finished(out, identity):
+        told.note(f"{out}: finished before; nothing to do")
+        return Summary(**read_json(out / SUMMARY))
+    _check_out(out, overwrite)
+    with workspace(out, identity, resume, told) as stage:
+        with (stage / LOG).open("a", encoding="utf-8") as log:
+            told = Together(told, JsonLines(log))
             with clock("salience"):
-                chosen, scores = _plan(job, config, plan, salience, told)
-            if scores is not None:
-                scores.save(stage / SALIENCE)
+                chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)
             with clock("round"):
-                seen: dict[str, Observed] = {}
-                write_quantized(job, chosen, config, stage, told, seen)
-            write_json(stage / LAYERS, {name: asdict(layer) for name, layer in seen.items()})
+                write_quantized(job, chosen, config, stage, told, shard_bytes)
+        if scores is not None:
+            scores.save(stage / SALIENCE)
         summary = Summary(
             out=str(out),
             model=model,
@@ -189,55 +233,38 @@ def other_bytes(job: Job) -> int:
     return sum(job.source.bytes(name) for name in job.source.names if name not in quantized)
 
 
-def _plan(
+def _choose(
     job: Job,
     config: QuantConfig,
-    plan: str | Path | None,
-    salience: str | Path | None,
-    progress: Progress | None,
+    given: Given,
+    stage: Path,
+    progress: Progress,
 ) -> tuple[Plan, Salience | None]:
-    if plan is not None:
-        chosen = Plan.load(Path(plan))
-        _check_fit(chosen.modules, job, plan)
-        return chosen, None
-    scores = None
-    if salience is not None:
-        scores = Salience.load(Path(salience))
-        _check_fit(scores.modules, job, salience)
-    elif not is_uniform(config):
-        scores = score(job, config, progress)
-    return make_plan(job, config, scores), scores
+    """The plan, and the salience it comes from; one that is measured here is kept in `stage` at once."""
+    plan, scores = given
+    if plan is None:
+        if scores is None and not is_uniform(config):
+            scores = _measured(job, config, stage, progress)
+        plan = make_plan(job, config, scores)
+    if scores is None:
+        (stage / SALIENCE).unlink(missing_ok=True)  # of a run with another budget
+    return plan, scores
 
 
-def _check_fit(
-    modules: Mapping[str, ModulePlan] | Mapping[str, ModuleSalience], job: Job, where: str | Path
-) -> None:
-    expected = job.shapes
-    shapes = {name: (module.out_features, module.in_features) for name, module in modules.items()}
-    for name in {**expected, **shapes}:
-        if shapes.get(name) != expected.get(name):
-            has, needs = shapes.get(name, "missing"), expected.get(name, "no such layer")
-            raise MixllmError(
-                f"{where}: {name}: {has}, but the model has {needs}; it was made for another model"
-            )
+def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) -> Salience:
+    if not (stage / SALIENCE).is_file():
+        work = stage / MEASURING
+        work.mkdir(exist_ok=True)
+        score(job, config, progress, work).save(stage / SALIENCE)
+        shutil.rmtree(work)
+    return Salience.load(stage / SALIENCE)
 
 
-@contextmanager
-def _staging(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when all went well, and is removed otherwise."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+def _check_out(out: Path, taken_is_fine: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not taken_is_fine:
         raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        yield stage
-        if out.exists():
-            shutil.rmtree(out)
-        stage.rename(out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    if out.is_mount():
+        raise MixllmError(f"{out}: is a mount point, which cannot be replaced; give a directory in it")
 
 
 class _Clock:

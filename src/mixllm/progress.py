@@ -67,7 +67,7 @@ class Bars:
             yield _Steps(lambda steps: bars.advance(task, steps))
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 class JsonLines:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from mixllm.blocks import Block, Decoder
 from mixllm.config import QuantConfig
+from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
+from mixllm.format.spool import Spool
 from mixllm.nn import MixLinear
-from mixllm.progress import Progress
+from mixllm.progress import Progress, Stage
 from mixllm.rounding import factor_of, needs_hessian, round_rows
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.rounding.observed import Inputs, Observed, observed, watch
@@ -25,17 +28,27 @@ def round_model(
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
+    finished: Spool | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
-    """Round every linear of the decoder; yields (full name, Rounded) in model order.
+    """Round every linear of the decoder; yields (full name, Rounded) in model order, block by block.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
+    finished: the first blocks as a walk that was cut has rounded them; they only feed those after them.
     """
-    calibrated = needs_hessian(config)
-    states = [decoder.embed(part) for part in ids.split(batch)] if calibrated else []
-    with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
-        for i in range(len(decoder)):
+    begin = len(finished) if finished else 0
+    if begin == len(decoder):
+        return
+    states = [decoder.embed(part) for part in ids.split(batch)] if needs_hessian(config) else []
+    if finished and states:
+        with progress.stage("round: blocks done", begin * len(states)) as bar:
+            for i in range(begin):
+                with decoder.block(i) as block:
+                    _put_back(block, finished.block(i), config, decoder.device)
+                    _forward(block, states, bar)
+    with progress.stage("round", (len(decoder) - begin) * max(1, len(states))) as bar:
+        for i in range(begin, len(decoder)):
             with decoder.block(i) as block:
                 factors, hessians, inputs = _factors(block, states, config)
                 for name, linear in block.linears.items():
@@ -50,9 +63,21 @@ def round_model(
                     yield name, rounded
                 if not states:
                     bar.advance()
-                for b, hidden in enumerate(states):
-                    states[b] = block(hidden)
-                    bar.advance()
+                _forward(block, states, bar)
+
+
+def _put_back(
+    block: Block, layers: Mapping[str, MixedWeight], config: QuantConfig, device: torch.device
+) -> None:
+    for name, weight in layers.items():
+        layer = MixLinear.from_weight(weight.to(device), config.format, block.linears[name].bias)
+        block.replace(name, layer)
+
+
+def _forward(block: Block, states: list[Tensor], bar: Stage) -> None:
+    for b, hidden in enumerate(states):
+        states[b] = block(hidden)
+        bar.advance()
 
 
 def _factors(

@@ -1,0 +1,103 @@
+"""Runs that are killed: a process that has imported everything forks a child for each.
+
+with Forks() as forks:
+    forks.run(arguments, delay=0.3)   # killed after 0.3 s, unless it ended before
+    forks.run(arguments, event=7)     # kills itself before its 7th change of a name in the file system
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+# What Python tells audit hooks before it changes names in the file system.
+EVENTS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """code: of the exit, negative for a signal's; err: its standard error; seconds: how long it took."""
+
+    code: int
+    err: str
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+
+class Forks:
+    def __enter__(self) -> Self:
+        pipe: Any = subprocess.PIPE
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.resume.forks"], stdin=pipe, stdout=pipe, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate(timeout=30)
+
+    def run(self, arguments: list[object], *, delay: float | None = None, event: int | None = None) -> Ended:
+        """Run the command line `arguments` in a new process."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        asked = {"arguments": [str(a) for a in arguments], "delay": delay, "event": event}
+        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.flush()
+        return Ended(**json.loads(self._server.stdout.readline()))
+
+
+def serve() -> None:
+    import torch
+
+    import mixllm.pipeline
+    from mixllm.cli import main
+
+    assert mixllm.pipeline
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        with tempfile.TemporaryFile("w+") as err:
+            began = time.monotonic()
+            child = os.fork()
+            if child == 0:
+                os.dup2(err.fileno(), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                if asked["event"]:
+                    _die_before(asked["event"])
+                os._exit(main.run(asked["arguments"]))
+            status = _wait(child, asked["delay"])
+            err.seek(0)
+            ended = Ended(os.waitstatus_to_exitcode(status), err.read(), time.monotonic() - began)
+        print(json.dumps(asdict(ended)), flush=True)
+
+
+def _wait(child: int, delay: float | None) -> int:
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)  # no error where it has ended already: it is not yet waited for
+    return os.waitpid(child, 0)[1]
+
+
+def _die_before(count: int) -> None:
+    left = count
+
+    def hook(event: str, _: Any) -> None:
+        nonlocal left
+        if event in EVENTS:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    serve()
