@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -33,8 +32,7 @@ def ids() -> Tensor:
 
 def measured(path: Path, work: Path, config: QuantConfig, batch: int = 2) -> Salience:
     decoder = Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
-    own = Path(mkdtemp(dir=work))
-    return measure_salience(decoder, ids(), config, work=own, batch=batch, progress=Silent())
+    return measure_salience(decoder, ids(), config, work=work, batch=batch, progress=Silent())
 
 
 def tap(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
@@ -97,8 +95,9 @@ def test_does_not_depend_on_the_batch(tiny: tuple[Path, nn.Module], tmp_path: Pa
         torch.testing.assert_close(module.loss[4], all_.modules[name].loss[4], rtol=2e-2, atol=1e-9)
 
 
-def test_eight_bits_cost_far_less_than_four(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
+def test_gptq_candidates_leave_nothing_behind(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
     found = measured(tiny[0], tmp_path, QuantConfig(error="gptq"))
+    assert list(tmp_path.iterdir()) == []
     four = sum(float(m.loss[4].sum()) for m in found.modules.values())
     eight = sum(float(m.loss[8].sum()) for m in found.modules.values())
     assert 0 < eight < 0.02 * four

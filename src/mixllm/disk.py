@@ -48,14 +48,17 @@ def checkpoint_bytes(shapes: Mapping[str, tuple[int, int]], config: QuantConfig,
     return found.checkpoint_bytes + round((bits - WIDTHS[0]) / 8 * found.weights)
 
 
-def run_bytes(checkpoint: int, shard: int, weights: int, states: int, *, candidates: bool) -> int:
-    """The most that a run has on disk at once.
+def measuring_bytes(weights: int, states: int, config: QuantConfig) -> int:
+    """What measuring salience keeps on disk: for error "gptq" the candidates, and gradients to go on from,
+    which are there twice for a moment.
 
-    checkpoint, shard: of the result and of one of its files, which is there twice for a moment; weights:
-    of the layers to be quantized; states: of the hidden states at one boundary, which the gradients that
-    are kept take twice for a moment; candidates: whether GPTQ's errors are kept while salience is measured.
+    weights: of all layers to be quantized; states: bytes of the hidden states at one boundary.
     """
-    measuring = 2 * len(WIDTHS) * weights + 2 * states if candidates else 0
+    return (2 * len(WIDTHS) * weights if config.error == "gptq" else 0) + 2 * states
+
+
+def run_bytes(checkpoint: int, shard: int, measuring: int) -> int:
+    """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice."""
     return max(measuring, checkpoint + min(shard, checkpoint))
 
 

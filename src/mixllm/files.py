@@ -19,13 +19,12 @@ _FULL = {
 }
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], sync: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, then give it that name.
 
     A reader sees the old file, the new one or none, whatever interrupts: the temporary file is fsynced
     before the rename and removed on any error, Ctrl-C included; what a killed process leaves is found by
-    sweep(). sync: False, where a file that a power cut may spoil is no loss. Raises MixllmError when no
-    space is left.
+    sweep(). Raises MixllmError when no space is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
@@ -33,11 +32,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], sync: bool = Tru
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
-        if sync:
-            sync_to_disk(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
-        if sync:
-            sync_to_disk(path.parent)
+        sync_to_disk(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if reason := full(error):

@@ -13,33 +13,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor
-
-from mixllm.blocks import Decoder
 from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
-from mixllm.data import load_text, windows
-from mixllm.disk import parse_size
+from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
 from mixllm.format.pack import pack
 from mixllm.format.spool import Spool
 from mixllm.given import Given, read_given
-from mixllm.placement import device_name, pick_device, pick_dtype, versions
+from mixllm.job import Job, open_job
+from mixllm.placement import device_name, versions
 from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.records import LAYERS, LOG, PLAN, RECORDS, RUN, SALIENCE, SUMMARY
-from mixllm.resume import MEASURING, Resume, finished, identify, workspace
+from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
-from mixllm.source import Source, open_source
+from mixllm.salience_kept import Kept
 
 SHARD_SIZE = "5GB"
-# Enough for full matrix products on each; the boundary states of a batch are small beside its block.
-TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 
 
 @dataclass(frozen=True)
@@ -58,60 +53,25 @@ class Summary:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A model opened for quantization, and its calibration windows int64 [samples, window]."""
-
-    source: Source
-    decoder: Decoder
-    ids: Tensor
-
-    @property
-    def batch(self) -> int:
-        """Windows that go through a block at once."""
-        return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every linear layer to be quantized, in model order."""
-        linears = {
-            name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()
-        }
-        return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
-
-
-def open_job(
-    model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path
-) -> Job:
-    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
-
-    device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
-    """
-    from transformers import AutoTokenizer
-
-    where = pick_device(device)
-    source = open_source(model, work)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    texts = load_text(config.calibration)
-    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
-    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids)
-
-
 def score(
-    job: Job, config: QuantConfig, progress: Progress | None = None, work: Path | None = None
+    job: Job, config: QuantConfig, progress: Progress | None = None, stage: Path | None = None
 ) -> Salience:
-    """The salience of every output channel (see mixllm.salience); work: where a cut one goes on."""
-    with TemporaryDirectory(prefix="mixllm-") as temporary:
+    """The salience of every output channel (see mixllm.salience).
+
+    stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on.
+    """
+    kept = None if stage is None else Kept(stage / MEASURING)
+    with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
-            job.decoder, job.ids, config, work=work or Path(temporary), batch=job.batch,
-            other_bytes=other_bytes(job), progress=progress or Silent(),
+            job.decoder, job.ids, config, work=Path(work), batch=job.batch,
+            other_bytes=job.other_bytes, progress=progress or Silent(), kept=kept,
         )  # fmt: skip
 
 
 def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
     """Spend the config's budget. salience may be None where the budget leaves no choice (see is_uniform)."""
     if is_uniform(config):
-        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, other_bytes(job))
+        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, job.other_bytes)
     assert salience is not None
     plan = choose(salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed)
     return replace(plan, format=config.format)
@@ -200,12 +160,13 @@ def quantize(
     with workspace(out, identity, resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:
             told = Together(told, JsonLines(log))
+            require_space(stage, _disk_bytes(job, config, given, shard_bytes))
             with clock("salience"):
                 chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)
             with clock("round"):
                 write_quantized(job, chosen, config, stage, told, shard_bytes)
-        if scores is not None:
+        if scores is not None and not (stage / SALIENCE).is_file():
             scores.save(stage / SALIENCE)
         summary = Summary(
             out=str(out),
@@ -227,10 +188,19 @@ def sizes(plan: Plan, config: QuantConfig) -> Report:
     return report(plan.counts(), config.format, plan.other_bytes)
 
 
-def other_bytes(job: Job) -> int:
-    """Bytes on disk of the tensors that stay as they are."""
-    quantized = {f"{name}.weight" for name in job.shapes}
-    return sum(job.source.bytes(name) for name in job.source.names if name not in quantized)
+def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -> int:
+    """The most that the run will have on disk at once."""
+    plan, scores = given
+    if plan is None:
+        checkpoint = checkpoint_bytes(job.shapes, config, job.other_bytes)
+    else:
+        checkpoint = sizes(plan, config).checkpoint_bytes
+    measuring = 0
+    if plan is None and scores is None and not is_uniform(config):
+        weights = sum(n * k for n, k in job.shapes.values())
+        hidden = job.source.config.get_text_config().hidden_size
+        measuring = measuring_bytes(weights, job.ids.numel() * hidden * job.decoder.dtype.itemsize, config)
+    return run_bytes(checkpoint, shard_bytes, measuring)
 
 
 def _choose(
@@ -253,10 +223,8 @@ def _choose(
 
 def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) -> Salience:
     if not (stage / SALIENCE).is_file():
-        work = stage / MEASURING
-        work.mkdir(exist_ok=True)
-        score(job, config, progress, work).save(stage / SALIENCE)
-        shutil.rmtree(work)
+        score(job, config, progress, stage).save(stage / SALIENCE)
+        shutil.rmtree(stage / MEASURING)
     return Salience.load(stage / SALIENCE)
 
 

@@ -35,7 +35,8 @@ from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.hessian import Factor, collect
 from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.salience_work import SalienceWork
+from mixllm.salience_kept import Kept
+from mixllm.scratch import Scratch
 
 
 def measure_salience(
@@ -47,42 +48,43 @@ def measure_salience(
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
+    kept: Kept | None = None,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    work: a directory for the candidates of error "gptq" (about four bytes a weight) and for what lets a
-        measurement that was cut, with the same arguments, go on there (see mixllm.salience_work).
+    work: a directory for the candidates of error "gptq" (about four bytes a weight).
+    kept: where a measurement with the same arguments, that was cut, left what it had scored.
     """
-    batches = list(ids.split(batch))
-    kept = SalienceWork(work)
 
     def salience(found: dict[str, ModuleSalience]) -> Salience:
         return Salience(found, config.score, config.error, ids.numel(), config.format, other_bytes)
 
-    todo, found = len(decoder), {}
-    if before := kept.load():
-        todo, scored, gradient = before
-        found = scored.modules
+    before = None if kept is None else kept.load()
+    todo = len(decoder) if before is None else before[0]
+    batches = list(ids.split(batch))
+    scratch = Scratch(work)
     states = [[decoder.embed(part).cpu() for part in batches]]
     with progress.stage("salience: forward", todo * len(batches)) as bar:
         for i in range(todo):
             with decoder.block(i) as block:
-                states.append(_forward(block, states[-1], config, kept, i, decoder.device, bar.advance))
+                states.append(_forward(block, states[-1], config, scratch, i, decoder.device, bar.advance))
     last = states.pop()
-    if before:
-        grads = [part.to(decoder.device) for part in gradient.split(batch)]
-    else:
+    if before is None:
+        found: dict[str, ModuleSalience] = {}
         grads = [_loss_gradient(decoder, h, part) for h, part in zip(last, batches, strict=True)]
+    else:
+        found = before[1].modules
+        grads = [part.to(decoder.device) for part in before[2].split(batch)]
     with progress.stage("salience: backward", todo * len(batches)) as bar:
         for i in reversed(range(todo)):
             with decoder.block(i) as block:
-                scores = Scores(block, _errors(block, config, kept, i), ids.shape[1])
+                scores = Scores(block, _errors(block, config, scratch, i), ids.shape[1])
                 for b, h in enumerate(states.pop()):
                     grads[b] = scores.add(h.to(decoder.device), grads[b])
                     bar.advance()
                 found = {**scores.result(config, len(ids)), **found}
-            if i:
+            if kept is not None and i:
                 kept.save(i, salience(found), grads)
     return salience(found)
 
@@ -91,15 +93,14 @@ def _forward(
     block: Block,
     hidden: list[Tensor],
     config: QuantConfig,
-    kept: SalienceWork,
+    scratch: Scratch,
     i: int,
     device: torch.device,
     advance: Any,
 ) -> list[Tensor]:
     """Run the block; for error "gptq" also round its candidates from the Hessians seen on the way."""
     out = []
-    wanted = config.error == "gptq" and not kept.has_candidates(i)
-    with collect(block.linears if wanted else {}) as shared:
+    with collect(block.linears if config.error == "gptq" else {}) as shared:
         for h in hidden:
             out.append(block(h.to(device)).cpu())
             advance()
@@ -110,7 +111,7 @@ def _forward(
             # bfloat16 keeps an error to 0.2 %, far finer than the scores' own spread over samples.
             tensors[name] = candidate_errors(block.linears[name].weight, config, inputs).bfloat16().cpu()
     if tensors:
-        kept.put_candidates(i, tensors)
+        scratch.put(i, tensors)
     return out
 
 
@@ -130,10 +131,10 @@ def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None)
     return rounded.view(len(WIDTHS), n, -1) - weight.float()
 
 
-def _errors(block: Block, config: QuantConfig, kept: SalienceWork, i: int) -> dict[str, Tensor]:
+def _errors(block: Block, config: QuantConfig, scratch: Scratch, i: int) -> dict[str, Tensor]:
     if config.error == "gptq":
-        made = kept.candidates(i)
-        return {n: made[n].to(linear.weight.device, torch.float32) for n, linear in block.linears.items()}
+        kept = scratch.take(i)
+        return {n: kept[n].to(linear.weight.device, torch.float32) for n, linear in block.linears.items()}
     return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
 
 

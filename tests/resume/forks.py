@@ -3,18 +3,24 @@
 with Forks() as forks:
     forks.run(arguments, delay=0.3)   # killed after 0.3 s, unless it ended before
     forks.run(arguments, event=7)     # kills itself before its 7th change of a name in the file system
+    forks.run(arguments, event=7, fill="/disk/ballast")  # fills that disk then
+    forks.run(arguments, event=7, limit=4096)            # may then write no file larger than that
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 # What Python tells audit hooks before it changes names in the file system.
@@ -45,10 +51,24 @@ class Forks:
     def __exit__(self, *_: object) -> None:
         self._server.communicate(timeout=30)
 
-    def run(self, arguments: list[object], *, delay: float | None = None, event: int | None = None) -> Ended:
+    def run(
+        self,
+        arguments: list[object],
+        *,
+        delay: float | None = None,
+        event: int = 0,
+        fill: Path | None = None,
+        limit: int | None = None,
+    ) -> Ended:
         """Run the command line `arguments` in a new process."""
         assert self._server.stdin is not None and self._server.stdout is not None
-        asked = {"arguments": [str(a) for a in arguments], "delay": delay, "event": event}
+        asked = {
+            "arguments": [str(a) for a in arguments],
+            "delay": delay,
+            "event": event,
+            "fill": fill and str(fill),
+            "limit": limit,
+        }
         self._server.stdin.write(json.dumps(asked) + "\n")
         self._server.stdin.flush()
         return Ended(**json.loads(self._server.stdout.readline()))
@@ -71,7 +91,7 @@ def serve() -> None:
                 os.dup2(err.fileno(), 2)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 if asked["event"]:
-                    _die_before(asked["event"])
+                    _at_event(asked["event"], lambda asked=asked: _spoil(asked["fill"], asked["limit"]))
                 os._exit(main.run(asked["arguments"]))
             status = _wait(child, asked["delay"])
             err.seek(0)
@@ -86,7 +106,7 @@ def _wait(child: int, delay: float | None) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _die_before(count: int) -> None:
+def _at_event(count: int, act: Callable[[], None]) -> None:
     left = count
 
     def hook(event: str, _: Any) -> None:
@@ -94,9 +114,20 @@ def _die_before(count: int) -> None:
         if event in EVENTS:
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     sys.addaudithook(hook)
+
+
+def _spoil(fill: str | None, limit: int | None) -> None:
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    elif fill is not None:
+        with open(fill, "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(4096))
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

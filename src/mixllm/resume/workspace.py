@@ -27,6 +27,8 @@ from mixllm.resume.lock import LOCK, locked, release
 
 Resume = Literal["auto", "require", "never"]
 MEASURING = ".salience"
+# Directories of what only the process at work needs start so.
+SCRATCH = ".mixllm-"
 
 
 def partial_of(out: Path) -> Path:
@@ -55,6 +57,8 @@ def workspace(out: Path, identity: Identity, resume: Resume, progress: Progress)
     try:
         with locked(partial):
             sweep(partial)
+            for scratch in partial.glob(f"{SCRATCH}*"):
+                shutil.rmtree(scratch)
             try:
                 _admit(partial, identity, resume, progress)
                 yield partial
@@ -63,7 +67,7 @@ def workspace(out: Path, identity: Identity, resume: Resume, progress: Progress)
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
             _publish(partial, out)
-    except OSError as error:
+    except Exception as error:
         if reason := full(error):
             raise MixllmError(f"{partial}: {reason}; free some disk space and run again") from None
         raise
