@@ -16,7 +16,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -84,18 +83,19 @@ def serve() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)
-        with tempfile.TemporaryFile("w+") as err:
-            began = time.monotonic()
-            child = os.fork()
-            if child == 0:
-                os.dup2(err.fileno(), 2)
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                if asked["event"]:
-                    _at_event(asked["event"], lambda asked=asked: _spoil(asked["fill"], asked["limit"]))
-                os._exit(main.run(asked["arguments"]))
-            status = _wait(child, asked["delay"])
-            err.seek(0)
-            ended = Ended(os.waitstatus_to_exitcode(status), err.read(), time.monotonic() - began)
+        began = time.monotonic()
+        read, write = os.pipe()  # a file would meet the limit too
+        child = os.fork()
+        if child == 0:
+            os.dup2(write, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if asked["event"]:
+                _at_event(asked["event"], lambda asked=asked: _spoil(asked["fill"], asked["limit"]))
+            os._exit(main.run(asked["arguments"]))
+        os.close(write)
+        code = os.waitstatus_to_exitcode(_wait(child, asked["delay"]))
+        with open(read) as err:
+            ended = Ended(code, err.read(), time.monotonic() - began)
         print(json.dumps(asdict(ended)), flush=True)
 
 
