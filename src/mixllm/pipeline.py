@@ -155,7 +155,9 @@ def quantize(
         )  # fmt: skip
     if not overwrite and finished(out, identity):
         told.note(f"{out}: finished before; nothing to do")
-        return Summary(**read_json(out / SUMMARY))
+        # JSON has no numbers for keys, so what the plan says is counted again.
+        again = {"report": asdict(sizes(Plan.load(out / PLAN), config))}
+        return Summary(**{**read_json(out / SUMMARY), **again})
     _check_out(out, overwrite)
     with workspace(out, identity, resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:

@@ -110,7 +110,7 @@ def _rounded(partial: Path) -> str:
     if (partial / LAYERS).is_file():
         return "all blocks rounded"
     blocks = len(list((partial / SPOOL).glob("*.safetensors")))
-    return f"{blocks} blocks rounded" if blocks else ""
+    return f"{blocks} block{'s' * (blocks > 1)} rounded" if blocks else ""
 
 
 def _clear(partial: Path) -> None:
