@@ -109,7 +109,6 @@ def test_work_of_other_options_is_refused(
     root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    resume: Any,
     fields: dict[str, Any],
     said: str,
 ) -> None:
