@@ -161,6 +161,7 @@ def quantize(
     _check_out(out, overwrite)
     with workspace(out, identity, resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:
+            JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
             told = Together(told, JsonLines(log))
             require_space(stage, _disk_bytes(job, config, given, shard_bytes))
             with clock("salience"):

@@ -65,7 +65,7 @@ def measure_salience(
     batches = list(ids.split(batch))
     scratch = Scratch(work)
     states = [[decoder.embed(part).cpu() for part in batches]]
-    with progress.stage("salience: forward", todo * len(batches)) as bar:
+    with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
         for i in range(todo):
             with decoder.block(i) as block:
                 states.append(_forward(block, states[-1], config, scratch, i, decoder.device, bar.advance))
@@ -76,7 +76,7 @@ def measure_salience(
     else:
         found = before[1].modules
         grads = [part.to(decoder.device) for part in before[2].split(batch)]
-    with progress.stage("salience: backward", todo * len(batches)) as bar:
+    with progress.stage("salience: backward", todo * len(batches), blocks=todo) as bar:
         for i in reversed(range(todo)):
             with decoder.block(i) as block:
                 scores = Scores(block, _errors(block, config, scratch, i), ids.shape[1])

@@ -31,9 +31,9 @@ class Notes(Silent):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def stage(self, name: str, total: int) -> Any:
-        self.stages[name] = total
-        return super().stage(name, total)
+    def stage(self, name: str, total: int, blocks: int = 0) -> Any:
+        self.stages[name] = blocks
+        return super().stage(name, total, blocks)
 
 
 @pytest.fixture(scope="module")

@@ -42,12 +42,13 @@ def round_model(
         return
     states = [decoder.embed(part) for part in ids.split(batch)] if needs_hessian(config) else []
     if finished and states:
-        with progress.stage("round: blocks done", begin * len(states)) as bar:
+        with progress.stage("round: blocks done", begin * len(states), blocks=begin) as bar:
             for i in range(begin):
                 with decoder.block(i) as block:
                     _put_back(block, finished.block(i), config, decoder.device)
                     _forward(block, states, bar)
-    with progress.stage("round", (len(decoder) - begin) * max(1, len(states))) as bar:
+    left = len(decoder) - begin
+    with progress.stage("round", left * max(1, len(states)), blocks=left) as bar:
         for i in range(begin, len(decoder)):
             with decoder.block(i) as block:
                 factors, hessians, inputs = _factors(block, states, config)
