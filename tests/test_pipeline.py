@@ -34,7 +34,9 @@ def config(model: Path, **fields: object) -> QuantConfig:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    files = [f for f in directory.rglob("*") if f.is_file() and f.name not in ("summary.json", "log.jsonl")]
+    """All but what tells how and from what it was made."""
+    others = ("summary.json", "log.jsonl", "run.json")
+    files = [f for f in directory.rglob("*") if f.is_file() and f.name not in others]
     return {str(f.relative_to(directory)): f.read_bytes() for f in files}
 
 

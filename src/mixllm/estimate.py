@@ -20,11 +20,10 @@ from huggingface_hub import hf_hub_download
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import WIDTHS, QuantConfig
+from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.format.config import QuantizedModule
-from mixllm.pipeline import TOKENS_AT_ONCE
+from mixllm.job import TOKENS_AT_ONCE
 from mixllm.placement import pick_device, pick_dtype
-from mixllm.plan import report
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
 from mixllm.source.config import read_config
@@ -54,20 +53,16 @@ def estimate(
     """For quantize() with the same arguments. measured: the run measures salience itself."""
     where, size = pick_device(device), _size(model, out)
     kind = pick_dtype(dtype, where, size.config)
-    counts = {
-        name: QuantizedModule(k, n, {4: n, 8: 0}) for block in size.blocks for name, (n, k) in block.items()
-    }
-    # Payload bits are the budget; scales, zeros and row numbers hardly depend on the choice.
-    found = report(counts, config.format, size.other_bytes)
-    bits = config.bits or WIDTHS[0] + (config.channels or 0) / 100 * (WIDTHS[-1] - WIDTHS[0])
-    checkpoint = found.checkpoint_bytes + round((bits - WIDTHS[0]) / 8 * found.weights)
-    errors = 2 * len(WIDTHS) * found.weights if measured and config.error == "gptq" else 0
+    shapes = {name: shape for block in size.blocks for name, shape in block.items()}
+    checkpoint = checkpoint_bytes(shapes, config, size.other_bytes)
+    states = config.samples * config.window * size.hidden * kind.itemsize
+    measuring = measuring_bytes(size.weights, states, config) if measured else 0
     return Estimate(
         device=str(where),
         seconds=SLACK * _operations(size, config, measured) / _rate(where, kind),
         memory_bytes=_memory(size, config, where, kind, measured),
         checkpoint_bytes=checkpoint,
-        disk_bytes=max(errors, checkpoint + min(SHARD_BYTES, checkpoint)),
+        disk_bytes=run_bytes(checkpoint, SHARD_BYTES, measuring),
         free_bytes=shutil.disk_usage(_existing(out)).free,
     )
 

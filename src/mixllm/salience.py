@@ -41,6 +41,7 @@ from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.divided import divided
 from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.salience_kept import Kept
 from mixllm.scores import over_tokens
 
 # The number under which gradients are kept, beside those of boundaries.
@@ -58,30 +59,41 @@ def measure_salience(
     other_bytes: int = 0,
     progress: Progress,
     ranks: Ranks = ALONE,
+    kept: Kept | None = None,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
     room: what boundary states may take in memory; work: a directory for those that fit none.
     ranks: the processes that call this together, with the same arguments; all get the same salience.
+    kept: where a measurement with the same arguments, that was cut, left what it had scored.
     """
-    own, n = ranks.share(ids), len(decoder)
+
+    def salience() -> Salience:
+        return Salience(found, config.score, config.error, ids.numel(), config.format, other_bytes)
+
+    before = None if kept is None else kept.load()
+    todo = len(decoder) if before is None else before[0]
+    found: dict[str, ModuleSalience] = {} if before is None else before[1].modules
+    own = ranks.share(ids)
     batches = list(own.split(batch))
     # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(n, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
-    segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
+    stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
     back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    found: dict[str, ModuleSalience] = {}
-    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(n), *back])) as walk:
+    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        with progress.stage("salience: forward", n * len(batches)) as bar:
-            for i, block in islice(walk, n):
+        with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
+            for i, block in islice(walk, todo):
                 hidden = states.take(i) if i % stride else states.read(i)
                 states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
-        with progress.stage("salience: loss", len(batches)) as bar:
-            grads = map(partial(_loss_gradient, decoder), states.take(n), batches)
-            states.put(GRADIENTS, stepped(grads, bar), soon=True)
-        with progress.stage("salience: backward", len(back) * len(batches)) as bar:
+        if before is None:
+            with progress.stage("salience: loss", len(batches)) as bar:
+                grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
+                states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        else:
+            states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
+        with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
             for segment in segments:
                 for i, block in islice(walk, len(segment) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
@@ -90,14 +102,9 @@ def measure_salience(
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
                     found = {**scores.result(config, len(ids), ranks), **found}
-    return Salience(
-        modules=found,
-        score=config.score,
-        error=config.error,
-        tokens=ids.numel(),
-        format=config.format,
-        other_bytes=other_bytes,
-    )
+                    if kept is not None and i:
+                        kept.save(i, salience(), states.read(GRADIENTS))
+    return salience()
 
 
 def spacing(blocks: int, fit: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import QuantConfig
-from mixllm.errors import MixllmError
+from mixllm.errors import Interrupted, MixllmError
 
 
 @config_flags()
@@ -25,13 +25,25 @@ def quantize(
         bool, typer.Option("--dry-run", help="Only say what the run needs in time, memory and disk.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")] = False,
+    resume: Annotated[
+        Literal["auto", "require", "never"],
+        typer.Option(
+            help="Go on with what a run with the same arguments has finished before it was cut: if there is "
+            "any, or else end with an error, or start anew."
+        ),
+    ] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")] = "5GB",
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
-    """Quantize MODEL into the directory OUT."""
+    """Quantize MODEL into the directory OUT.
+
+    A run that was cut, by Ctrl-C, a kill, a full disk or a power failure, goes on from the block it was at
+    when the same command is given again, and ends with the same bytes. Its work is in .OUT.partial.
+    """
     if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
         raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
     if plan is not None and salience is not None:
@@ -42,11 +54,19 @@ def quantize(
         _tell_needs(model, out, chosen, device, dtype, plan is None and salience is None, json)
         return
     from mixllm import pipeline
+    from mixllm.resume import partial_of
 
-    summary = pipeline.quantize(
-        model, out, chosen, device=device, dtype=dtype, plan=plan, salience=salience,
-        overwrite=overwrite, progress=progress(quiet),
-    )  # fmt: skip
+    try:
+        summary = pipeline.quantize(
+            model, out, chosen, device=device, dtype=dtype, plan=plan, salience=salience,
+            overwrite=overwrite, resume=resume, shard_size=shard_size, progress=progress(quiet),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if not partial_of(out).exists():
+            raise
+        raise Interrupted(
+            f"interrupted; the same command goes on with what is in {partial_of(out)}"
+        ) from None
     if json:
         print_json(summary)
         return

@@ -1,0 +1,76 @@
+"""A model and its calibration text, opened: what every stage of the pipeline works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from mixllm.blocks import Decoder, Room
+from mixllm.config import QuantConfig
+from mixllm.data import load_text, windows
+from mixllm.placement import pick_device, pick_dtype
+from mixllm.ranks import ALONE, Ranks
+from mixllm.source import Source, open_source
+
+# Enough for full matrix products on each; the boundary states of a batch are small beside its block.
+TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
+    together, and these."""
+
+    source: Source
+    decoder: Decoder
+    ids: Tensor
+    ranks: Ranks = ALONE
+
+    @property
+    def batch(self) -> int:
+        """Windows that go through a block at once."""
+        return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
+
+    @property
+    def room(self) -> Room:
+        """What boundary states may take in memory."""
+        return Room(8 * 10**9, 8 * 10**9)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every linear layer to be quantized, in model order."""
+        linears = {
+            name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()
+        }
+        return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes on disk of the tensors that stay as they are."""
+        quantized = {f"{name}.weight" for name in self.shapes}
+        return sum(self.source.bytes(name) for name in self.source.names if name not in quantized)
+
+
+def open_job(
+    model: str,
+    config: QuantConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    work: Path,
+    ranks: Ranks = ALONE,
+) -> Job:
+    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
+
+    device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
+    """
+    from transformers import AutoTokenizer
+
+    where = pick_device(device)
+    source = open_source(model, work)
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    texts = load_text(config.calibration)
+    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids, ranks)
