@@ -10,6 +10,7 @@ from torch import Tensor
 from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
+from mixllm.errors import MixllmError
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.source import Source, open_source
 
@@ -58,5 +59,8 @@ def open_job(
     source = open_source(model, work)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     texts = load_text(config.calibration)
-    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    try:
+        ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    except MixllmError as error:
+        raise MixllmError(f"{config.calibration}: {error}") from None
     return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids)
