@@ -29,12 +29,9 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
 
 
-def measured(decoder: Decoder, work: Path, error: Rounding, kept: Kept | None, batch: int = 2) -> Salience:
+def measured(decoder: Decoder, error: Rounding, kept: Kept | None, batch: int = 2) -> Salience:
     ids = torch.randint(4, VOCAB, (5, 19), generator=torch.Generator().manual_seed(3))
-    work.mkdir(exist_ok=True)
-    return measure_salience(
-        decoder, ids, QuantConfig(error=error), work=work, batch=batch, progress=Silent(), kept=kept
-    )
+    return measure_salience(decoder, ids, QuantConfig(error=error), batch=batch, progress=Silent(), kept=kept)
 
 
 def same(a: Salience, b: Salience) -> bool:
@@ -52,7 +49,7 @@ def test_goes_on_to_the_same_numbers(
 ) -> None:
     """cut: the backward walk dies in this block, counted from the last."""
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
-    whole = measured(decoder, tmp_path / "work", error, None)
+    whole = measured(decoder, error, None)
     scored = []
 
     def dying(scores: Scores, *given: Any) -> Any:
@@ -64,10 +61,10 @@ def test_goes_on_to_the_same_numbers(
     add = Scores.add
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Scores, "add", dying)
-        measured(decoder, tmp_path / "work", error, Kept(tmp_path / "kept"))
+        measured(decoder, error, Kept(tmp_path / "kept"))
     found = Kept(tmp_path / "kept").load()
     assert (None if found is None else found[0]) == (BLOCKS - cut if cut else None)
-    assert same(measured(decoder, tmp_path / "work2", error, Kept(tmp_path / "kept")), whole)
+    assert same(measured(decoder, error, Kept(tmp_path / "kept")), whole)
 
 
 def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:

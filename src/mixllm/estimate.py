@@ -48,7 +48,14 @@ class Estimate:
 
 
 def estimate(
-    model: str, out: Path, config: QuantConfig, *, device: str, dtype: str, measured: bool
+    model: str,
+    out: Path,
+    config: QuantConfig,
+    *,
+    device: str,
+    dtype: str,
+    measured: bool,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Estimate:
     """For quantize() with the same arguments. measured: the run measures salience itself."""
     where, size = pick_device(device), _size(model, out)
@@ -62,7 +69,7 @@ def estimate(
         seconds=SLACK * _operations(size, config, measured) / _rate(where, kind),
         memory_bytes=_memory(size, config, where, kind, measured),
         checkpoint_bytes=checkpoint,
-        disk_bytes=run_bytes(checkpoint, SHARD_BYTES, measuring),
+        disk_bytes=run_bytes(checkpoint, shard_bytes, measuring),
         free_bytes=shutil.disk_usage(_existing(out)).free,
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
+from mixllm.errors import MixllmError
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.ranks import ALONE, Ranks
 from mixllm.source import Source, open_source
@@ -33,10 +34,9 @@ class Job:
         """Windows that go through a block at once."""
         return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
 
-    @property
-    def room(self) -> Room:
-        """What boundary states may take in memory."""
-        return Room(8 * 10**9, 8 * 10**9)
+    def room(self, work: Path) -> Room:
+        """What boundary states may take; work: a directory for those that fit no memory."""
+        return Room(8 * 10**9, 8 * 10**9, work)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -72,5 +72,8 @@ def open_job(
     source = open_source(model, work)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     texts = load_text(config.calibration)
-    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    try:
+        ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    except MixllmError as error:
+        raise MixllmError(f"{config.calibration}: {error}") from None
     return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids, ranks)

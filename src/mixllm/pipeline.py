@@ -70,7 +70,7 @@ def score(
     kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING)
     with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
-            job.decoder, job.ids, config, work=Path(work), room=job.room, batch=job.batch,
+            job.decoder, job.ids, config, room=job.room(Path(work)), batch=job.batch,
             other_bytes=job.other_bytes, progress=progress or Silent(), ranks=job.ranks, kept=kept,
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ def _rounded(
     finished: Spool | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
     return round_model(
-        job.decoder, job.ids, widths, config, work=work, room=job.room, batch=job.batch,
+        job.decoder, job.ids, widths, config, room=job.room(work), batch=job.batch,
         progress=progress, seen=seen, ranks=job.ranks, finished=finished,
     )  # fmt: skip
 

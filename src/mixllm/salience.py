@@ -25,13 +25,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
@@ -53,8 +52,7 @@ def measure_salience(
     ids: Tensor,
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
@@ -64,7 +62,7 @@ def measure_salience(
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     ranks: the processes that call this together, with the same arguments; all get the same salience.
     kept: where a measurement with the same arguments, that was cut, left what it had scored.
     """
@@ -81,7 +79,7 @@ def measure_salience(
     stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
     segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
     back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
+    with States(decoder.device, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
             for i, block in islice(walk, todo):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from mixllm.cli.console import duration, print_json, progress, quiet_libraries, 
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import QuantConfig
 from mixllm.errors import Interrupted, MixllmError
+
+if TYPE_CHECKING:
+    from mixllm.estimate import Estimate
 
 
 @config_flags()
@@ -28,8 +31,8 @@ def quantize(
     resume: Annotated[
         Literal["auto", "require", "never"],
         typer.Option(
-            help="Go on with what a run with the same arguments has finished before it was cut: if there is "
-            "any, or else end with an error, or start anew."
+            help="What a run with the same arguments had done before it was cut: go on with it if there is "
+            "any; do so or end with an error; start anew."
         ),
     ] = "auto",
     shard_size: Annotated[str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")] = "5GB",
@@ -51,7 +54,8 @@ def quantize(
     chosen = config(given)
     quiet_libraries(bars=not quiet)
     if dry_run:
-        _tell_needs(model, out, chosen, device, dtype, plan is None and salience is None, json)
+        needs = _needs(model, out, chosen, plan is None and salience is None, device, dtype, shard_size)
+        print_json(needs) if json else _tell(needs, out)
         return
     from mixllm import pipeline
     from mixllm.resume import partial_of
@@ -64,9 +68,8 @@ def quantize(
     except KeyboardInterrupt:
         if not partial_of(out).exists():
             raise
-        raise Interrupted(
-            f"interrupted; the same command goes on with what is in {partial_of(out)}"
-        ) from None
+        how = "--resume auto" if resume == "never" else "the same command"
+        raise Interrupted(f"interrupted; {how} goes on with what is in {partial_of(out)}") from None
     if json:
         print_json(summary)
         return
@@ -77,17 +80,20 @@ def quantize(
     )
 
 
-def _tell_needs(
-    model: str, out: Path, chosen: QuantConfig, device: str, dtype: str, choose: bool, json: bool
-) -> None:
+def _needs(
+    model: str, out: Path, chosen: QuantConfig, choose: bool, device: str, dtype: str, shard_size: str
+) -> Estimate:
+    from mixllm.disk import parse_size
     from mixllm.estimate import estimate
     from mixllm.pipeline import is_uniform
 
-    measured = choose and not is_uniform(chosen)
-    needs = estimate(model, out, chosen, device=device, dtype=dtype, measured=measured)
-    if json:
-        print_json(needs)
-        return
+    return estimate(
+        model, out, chosen, device=device, dtype=dtype,
+        measured=choose and not is_uniform(chosen), shard_bytes=parse_size(shard_size),
+    )  # fmt: skip
+
+
+def _tell(needs: Estimate, out: Path) -> None:
     print(
         f"time    about {duration(needs.seconds)} on {needs.device}\n"
         f"memory  about {size(needs.memory_bytes)}\n"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import QuantConfig
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
@@ -31,8 +30,7 @@ def round_model(
     widths: Mapping[str, Tensor],
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
@@ -43,7 +41,7 @@ def round_model(
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
     ranks: the processes that call this together, with the same arguments; all get the same layers.
     finished: at process 0, the first blocks as a walk that was cut has rounded them; they only feed those
@@ -56,7 +54,7 @@ def round_model(
     if begin == n:
         return
     order = range(0 if calibrated else begin, n)
-    with States(decoder.device, work, room) as states, closing(decoder.walk(order)) as walk:
+    with States(decoder.device, room) as states, closing(decoder.walk(order)) as walk:
         states.put(order.start, (decoder.embed(part) for part in batches), soon=True)
         if order.start < begin:
             with progress.stage("round: blocks done", begin * len(batches), blocks=begin) as bar:
