@@ -70,7 +70,7 @@ def score(
     kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING)
     with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
-            job.decoder, job.ids, config, room=job.room(Path(work)), batch=job.batch,
+            job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
             other_bytes=job.other_bytes, progress=progress or Silent(), ranks=job.ranks, kept=kept,
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ def _rounded(
     finished: Spool | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
     return round_model(
-        job.decoder, job.ids, widths, config, room=job.room(work), batch=job.batch,
+        job.decoder, job.ids, widths, config, room=job.room(work, measured=False), batch=job.batch,
         progress=progress, seen=seen, ranks=job.ranks, finished=finished,
     )  # fmt: skip
 
@@ -266,9 +266,8 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
         checkpoint = sizes(plan, config).checkpoint_bytes
     measuring = 0
     if plan is None and scores is None and not is_uniform(config):
-        weights = sum(n * k for n, k in job.shapes.values())
-        hidden = job.source.config.get_text_config().hidden_size
-        measuring = measuring_bytes(weights, job.ids.numel() * hidden * job.decoder.dtype.itemsize, config)
+        states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
+        measuring = measuring_bytes(states, job.needs(measured=True).temporary)
     return run_bytes(checkpoint, shard_bytes, measuring)
 
 

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
+from mixllm.blocks.states import spacing
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
@@ -103,17 +104,6 @@ def measure_salience(
                     if kept is not None and i:
                         kept.save(i, salience(), states.read(GRADIENTS))
     return salience()
-
-
-def spacing(blocks: int, fit: int) -> int:
-    """How many blocks apart boundaries are kept, so that no more than `fit` are there at once: the least,
-    since those between are computed again; where none is enough, the one that keeps the fewest."""
-
-    def at_once(stride: int) -> int:
-        return -(-blocks // stride) + stride - 1
-
-    strides = range(1, blocks + 1)
-    return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
 
 
 def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig, ranks: Ranks) -> dict[str, Tensor]:
