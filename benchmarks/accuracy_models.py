@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -85,10 +84,8 @@ class Builder:
         key = config.model_dump_json()
         if key not in self.rounded:
             widths = {name: module.widths for name, module in plan.modules.items()}
-            with TemporaryDirectory() as work:
-                walk = round_model(
-                    self.job.decoder, self.job.ids, widths, config, work=Path(work), room=self.job.room,
-                    batch=self.job.batch, progress=Silent(),
-                )  # fmt: skip
-                self.rounded = {key: dict(walk)}
+            walk = round_model(
+                self.job.decoder, self.job.ids, widths, config, batch=self.job.batch, progress=Silent()
+            )
+            self.rounded = {key: dict(walk)}
         return self.rounded[key]

@@ -13,12 +13,11 @@ import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.plan import choose
@@ -36,18 +35,17 @@ SAMPLES, LENGTH = 6, 40
 def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     decoder = Decoder.open(Source(model), torch.device("cpu"), torch.float32)
     ids = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
-    config, room = QuantConfig(bits=5), Room(10**9, 0)
+    config = QuantConfig(bits=5)
     if mode == "lost" and ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "hangs" and ranks.rank == 1:
         signal.pause()
-    with TemporaryDirectory() as work:
-        common = {"work": Path(work), "room": room, "batch": 2, "progress": Silent(), "ranks": ranks}
-        salience = measure_salience(decoder, ids, config, **common)
-        plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
-        widths = {name: module.widths for name, module in plan.modules.items()}
-        seen: dict[str, Observed] = {}
-        rounded = dict(round_model(decoder, ids, widths, config, seen=seen, **common))
+    common = {"batch": 2, "progress": Silent(), "ranks": ranks}
+    salience = measure_salience(decoder, ids, config, **common)
+    plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    seen: dict[str, Observed] = {}
+    rounded = dict(round_model(decoder, ids, widths, config, seen=seen, **common))
     result = {f"{name}.codes": layer.codes for name, layer in rounded.items()}
     result |= {f"{name}.widths": tensor for name, tensor in widths.items()}
     result |= {f"{name}.loss": module.loss[4] for name, module in salience.modules.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import Decoder
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import Experts, split_experts
 from mixllm.format.rounded import Rounded
@@ -23,7 +23,6 @@ from tests.mixtures import fused_part, is_expert, original, write_with_idle_expe
 from tests.models import MIXTURES, VOCAB, write_tiny
 
 SAMPLES, LENGTH = 5, 19
-ROOM = Room(10**9, 10**9)
 IDS = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
 RTN = QuantConfig(error="rtn", score="taylor")
 
@@ -60,9 +59,7 @@ def rounded(decoder: Decoder, notes: Silent, config: QuantConfig, ids: Tensor = 
         for i in range(len(decoder))
         for name, layer in decoder.linears(i).items()
     }
-    return dict(
-        round_model(decoder, ids, widths, config, work=Path(), room=ROOM, batch=len(ids), progress=notes)
-    )
+    return dict(round_model(decoder, ids, widths, config, batch=len(ids), progress=notes))
 
 
 @torch.no_grad()
@@ -99,7 +96,7 @@ def test_every_expert_is_quantized_and_the_router_is_not(tiny: tuple[Path, Any])
 
 def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], tmp_path: Path) -> None:
     path, model = tiny
-    found = measure_salience(opened(path), IDS, RTN, work=tmp_path, room=ROOM, batch=2, progress=Silent())
+    found = measure_salience(opened(path), IDS, RTN, batch=2, progress=Silent())
     names = experts(found.modules)
     errors = {name: candidate_errors(fused_part(model, name), RTN, None) for name in names}
     expected = {name: torch.zeros(len(WIDTHS), error.shape[1]) for name, error in errors.items()}
@@ -120,9 +117,7 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], t
 def test_salience_does_not_depend_on_the_batch(tiny: tuple[Path, Any], tmp_path: Path, score: str) -> None:
     config = QuantConfig.model_validate({"error": "rtn", "score": score})
     one, all_ = (
-        measure_salience(
-            opened(tiny[0]), IDS, config, work=tmp_path, room=ROOM, batch=batch, progress=Silent()
-        )
+        measure_salience(opened(tiny[0]), IDS, config, batch=batch, progress=Silent())
         for batch in (1, SAMPLES)
     )
     for name, module in experts(one.modules).items():
@@ -153,7 +148,7 @@ def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, A
 def test_an_expert_without_tokens(idle: Path, tmp_path: Path, error: str) -> None:
     config = QuantConfig.model_validate({"error": error})
     decoder, notes = opened(idle), Notes()
-    salience = measure_salience(decoder, IDS, config, work=tmp_path, room=ROOM, batch=2, progress=notes)
+    salience = measure_salience(decoder, IDS, config, batch=2, progress=notes)
     layers = rounded(decoder, notes, config, IDS.repeat(40, 1))
     count = decoder.source.config.num_local_experts
     unseen = [name for name in experts(layers) if f".experts.{count - 1}." in name]
