@@ -93,7 +93,7 @@ def owners(linears: Mapping[str, nn.Module], model: nn.Module) -> dict[str, Expe
 
 
 def routed(model: nn.Module, config: Any) -> float:
-    """The share of a mixture's experts that a token meets; 1 for a model without. config: the text model's."""
+    """The share of a mixture's experts that a token meets, 1 for other models. config: the text model's."""
     mixtures = (len(module) for module in model.modules() if isinstance(module, Experts))
     return float(getattr(config, "num_experts_per_tok", 1)) / next(mixtures, 1)
 
