@@ -20,11 +20,11 @@ from tests.models import write_tiny
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of all runs, see tests/ranks_job.py."""
+@pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs, see tests/ranks_job.py; of a mixture, ranks see other tokens of an expert."""
     path = tmp_path_factory.mktemp("ranks")
-    write_tiny(path / "model")
+    write_tiny(path / "model", request.param)
     wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
     command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)

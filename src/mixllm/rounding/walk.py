@@ -44,7 +44,7 @@ def round_model(
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
     room: what boundary states may take.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
-    An expert that saw too few tokens is rounded to nearest; one note to `progress` counts those.
+    An expert that saw too few tokens is rounded to nearest, not observed, and counted in one note.
     ranks: the processes that call this together, with the same arguments; all get the same layers.
     finished: at process 0, the first blocks as a walk that was cut has rounded them; they only feed those
         after them.
@@ -127,7 +127,7 @@ def _round_block(
             weight = linears[name].weight
             rounded = round_rows(weight, widths[name].to(weight.device), how, factor)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
-            if seen is not None:
+            if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
                 notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
         return fields, (notes, [] if factor is not None else group.names)
