@@ -4,13 +4,23 @@
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
-#if defined(MIXLLM_AMX)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(MIXLLM_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
 namespace {
+#if defined(__x86_64__)
+struct Leaf7 {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+
+    explicit Leaf7(unsigned part) { __get_cpuid_count(7, part, &a, &b, &c, &d); }
+};
+#endif
+
 #if defined(MIXLLM_EMULATE_AMX)
 bool has_amx() { return true; }
 #elif defined(MIXLLM_AMX)
@@ -18,9 +28,8 @@ bool has_amx() { return true; }
 bool has_amx() {
     constexpr unsigned tile = 1 << 24, int8 = 1 << 25;
     constexpr long request = 0x1023, tile_data = 18; // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & tile && d & int8 &&
-           syscall(SYS_arch_prctl, request, tile_data) == 0;
+    const unsigned has = Leaf7(0).d;
+    return has & tile && has & int8 && syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
 #endif
 
@@ -42,6 +51,7 @@ struct Found {
         add(kAmxIsa, avx512 && has_amx());
 #endif
         add(kAvx512Isa, avx512);
+        add(kAvxVnniIsa, __builtin_cpu_supports("avx2") && Leaf7(1).a & 1 << 4);
         // Every machine with AVX2 converts float16 too.
         add(kAvx2Isa, __builtin_cpu_supports("avx2"));
 #elif defined(__APPLE__) && defined(__aarch64__)

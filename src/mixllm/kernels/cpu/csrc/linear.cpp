@@ -92,7 +92,7 @@ __attribute__((visibility("default"))) void mixllm_use_threads(ParallelFor run, 
 // 0, or 1 where there was no memory.
 __attribute__((visibility("default"))) int32_t mixllm_linear(const MixllmWeight* w, const MixllmCall* call) {
     const Isa* asked = isa_at(call->isa);
-    const Isa& isa = call->tokens > asked->few_tokens ? *asked : *asked->for_few;
+    const Isa& isa = asked->for_few && call->tokens <= asked->few_tokens ? *asked->for_few : *asked;
     const int64_t room = least(call->tokens, kChunk) + kMostTokens;
     const int64_t codes = room_for_codes(w->inputs) * room, sums = 4 * ceil_div(w->inputs, kGroup) * room;
     const int64_t scales = 4 * ceil_div(w->inputs, w->activation_width) * room;
