@@ -3,7 +3,7 @@
 #include "weight.h"
 
 // Bytes of weights asked for ahead of their use: hardware stops at a page's end.
-constexpr int64_t kAhead = 2048;
+constexpr int64_t kAhead = 4096;
 
 struct Block {
     bool eight; // its rows have 8 bits

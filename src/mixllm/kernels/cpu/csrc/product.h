@@ -152,6 +152,6 @@ void multiply(
     for (int64_t block = first; block < first + blocks; block++)
         for (const Tile* tile = tiles; tile < tiles + count; tile++) {
             product<L>(w, block, *tile, y);
-            store(w, call, block, *tile, y);
+            store(w, call, block, 1, *tile, y);
         }
 }

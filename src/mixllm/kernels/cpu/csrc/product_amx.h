@@ -4,17 +4,18 @@
 #include "store.h"
 #include "unpack_amx.h"
 
-constexpr int64_t kStep = 64;    // inputs of one product of registers
-constexpr int64_t kSlice = 512;  // inputs that are unpacked at once: two blocks of them stay in the first cache
-constexpr int kMostBlocks = 8;
-constexpr int64_t kSliceBytes = kSlice * kRows;
+constexpr int64_t kStep = 64; // inputs of one product of registers
+// Inputs that are unpacked at once, for no more than 64 tokens and for more: what is read again and again stays in
+// the first caches, and sums of many tokens are put aside seldom.
+constexpr int64_t kShortSlice = 256, kLongSlice = 1024;
+constexpr int64_t kSliceBytes = kLongSlice * kRows; // room for a block's
 constexpr int kSums = 16 * kRows; // of 16 tokens
 
 struct Workspace {
     alignas(64) int8_t codes[kMostBlocks * kSliceBytes];
     alignas(64) int32_t part[4 * kSums];
     alignas(64) int32_t sums[kChunk / kMostTokens][kMostBlocks][2 * kSums]; // integers or floats
-    alignas(64) float y[2 * kSums];
+    alignas(64) float y[kMostBlocks * 2 * kSums];
 
     // A thread's own, kept between calls.
     static Workspace& get() {
@@ -136,9 +137,11 @@ void multiply_tiles(
     for (int64_t i = 0; i < blocks; i++) b[i] = block_of(w, first + i);
     const bool whole = b[0].kind == kRowScale && w.activation_width >= w.inputs;
     const int64_t period = whole ? 0 : b[0].kind == kRowScale ? w.activation_width : kGroup;
+    const int64_t wanted = count > 2 ? kLongSlice : kShortSlice;
+    const int64_t slice = period > wanted ? period : wanted; // a period is 128, 256 or 512 inputs
     M::begin();
-    for (int64_t from = 0; from < padded; from += kSlice) {
-        const int64_t to = least(from + kSlice, padded);
+    for (int64_t from = 0; from < padded; from += slice) {
+        const int64_t to = least(from + slice, padded);
         for (int64_t i = 0; i < blocks; i++)
             (b[i].eight ? unpack8 : unpack4)(b[i], from, to, space.codes + i * kSliceBytes);
         for (int64_t t = 0; t < count; t++)
@@ -150,9 +153,9 @@ void multiply_tiles(
             }
     }
     M::end();
-    for (int64_t t = 0; t < count; t++)
-        for (int64_t i = 0; i < blocks; i++) {
-            finish(b[i], tiles[t], period, space.sums[t][i], space.y);
-            store(w, call, first + i, tiles[t], space.y);
-        }
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t i = 0; i < blocks; i++)
+            finish(b[i], tiles[t], period, space.sums[t][i], space.y + i * tiles[t].width * kRows);
+        store(w, call, first, blocks, tiles[t], space.y);
+    }
 }

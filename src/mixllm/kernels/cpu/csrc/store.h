@@ -3,13 +3,20 @@
 #include "element.h"
 #include "tile.h"
 
-// y [tile.width][16] + bias [16] -> `out`, [tokens, outputs]; only the first `rows` of a block are there.
-template <class Out, class Convert>
-inline void scatter(
-    const MixllmWeight& w, const int32_t* channels, int rows, const Tile& tile, const float* y, const float* bias,
-    void* out, const Convert& convert) {
-    Out* to = static_cast<Out*>(out) + tile.first * w.outputs;
-    for (int t = 0; t < tile.tokens; t++, y += kRows, to += w.outputs) {
+constexpr int kMostBlocks = 8; // that are stored at once
+
+// Where a block's rows go. Only the first `rows` are there; a bias of -0 changes nothing, not even a zero's sign.
+struct Outputs {
+    const int32_t* channels = nullptr;
+    int rows = 0;
+    float bias[kRows] = {};
+
+    Outputs() = default;
+    Outputs(const MixllmWeight& w, const MixllmCall& call, int64_t block) : channels(w.channels + block * kRows) {
+        for (; rows < kRows && channels[rows] >= 0; rows++) bias[rows] = call.bias ? call.bias[channels[rows]] : -0.0f;
+    }
+    template <class Out, class Convert>
+    void put(const float* y, Out* to, const Convert& convert) const {
         Out row[kRows];
         for (int i = 0; i < kRows; i++) row[i] = convert(y[i] + bias[i]);
         if (rows == kRows)
@@ -17,19 +24,23 @@ inline void scatter(
         else
             for (int i = 0; i < rows; i++) to[channels[i]] = row[i];
     }
-}
+};
 
-// y [tile.width][16], without bias.
-inline void store(const MixllmWeight& w, const MixllmCall& call, int64_t block, const Tile& tile, const float* y) {
-    const int32_t* channels = w.channels + block * kRows;
-    float bias[kRows]; // -0 adds to nothing, not even to a zero's sign
-    int rows = 0;
-    for (; rows < kRows && channels[rows] >= 0; rows++) bias[rows] = call.bias ? call.bias[channels[rows]] : -0.0f;
-    for (int i = rows; i < kRows; i++) bias[i] = 0;
+// y [blocks][tile.width][16], without bias, of blocks from `first` on. Token by token, so that a line of the output is
+// written at once.
+inline void store(
+    const MixllmWeight& w, const MixllmCall& call, int64_t first, int64_t blocks, const Tile& tile, const float* y) {
+    Outputs outputs[kMostBlocks];
+    for (int64_t i = 0; i < blocks; i++) outputs[i] = Outputs(w, call, first + i);
+    const auto put = [&](auto* to, const auto& convert) {
+        to += tile.first * w.outputs;
+        for (int t = 0; t < tile.tokens; t++, to += w.outputs)
+            for (int64_t i = 0; i < blocks; i++) outputs[i].put(y + (i * tile.width + t) * kRows, to, convert);
+    };
     if (call.type == kFloat32)
-        scatter<float>(w, channels, rows, tile, y, bias, call.y, [](float value) { return value; });
+        put(static_cast<float*>(call.y), [](float value) { return value; });
     else if (call.type == kBFloat16)
-        scatter<uint16_t>(w, channels, rows, tile, y, bias, call.y, to_bfloat16);
+        put(static_cast<uint16_t*>(call.y), [](float value) { return to_bfloat16(value); });
     else
-        scatter<uint16_t>(w, channels, rows, tile, y, bias, call.y, to_float16);
+        put(static_cast<uint16_t*>(call.y), [](float value) { return to_float16(value); });
 }
