@@ -30,7 +30,6 @@ from mixllm.kernels import cpu
 LARGE = [(14336, 4096), (4096, 4096), (4096, 14336)]
 SMALL = [(576, 576), (1536, 576), (576, 1536)]
 TOKENS = [1, 4, 16, 64, 256]
-CACHE = 64 << 20  # more than the last-level caches of the machines this ran on
 SHARE8 = 0.1
 # torch's 4-bit product is fast in bfloat16 alone.
 BFLOAT16 = ("torch bf16", "torch int4")
@@ -64,34 +63,43 @@ def mixed(n: int, k: int, format: Format) -> MixedWeight:
 
 def contenders(n: int, k: int, threads: int) -> dict[str, list[Run]]:
     """Each of enough copies that none is still in a cache when its turn comes again."""
+    cache = last_level_cache()
 
     def copies(bytes_of_one: float, make: Callable[[], Run]) -> list[Run]:
-        return [make() for _ in range(1 + int(CACHE / bytes_of_one))]
+        return [make() for _ in range(2 + int(1.25 * cache / bytes_of_one))]
 
-    def dense(dtype: torch.dtype) -> Run:
-        w = torch.randn(n, k).to(dtype)
+    def dense(w: Tensor) -> Run:
         return lambda x: torch.nn.functional.linear(x, w)
 
-    def torch_int4() -> Run:
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k)).int(), 1)
-        group = 64 if k % 128 else 128
-        qparams = torch.rand(k // group, n, 2).bfloat16()
-        return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group, qparams)
+    def int4(w: Tensor) -> Run:
+        return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, group, qparams)
 
     runs: dict[str, list[Run]] = {}
     for name, format in PROFILES.items():
-        runs[f"mixllm {name}"] = copies(n * k / 2, lambda f=format: cpu.prepare(mixed(n, k, f), f))
-    runs["torch fp32"] = copies(4 * n * k, lambda: dense(torch.float32))
-    runs["torch bf16"] = copies(2 * n * k, lambda: dense(torch.bfloat16))
-    runs["torch int4"] = copies(n * k / 2, torch_int4)
+        weight = mixed(n, k, format)
+        runs[f"mixllm {name}"] = copies(n * k / 2, lambda w=weight, f=format: cpu.prepare(w, f))
+    w = torch.randn(n, k)
+    runs["torch fp32"] = copies(4 * n * k, lambda: dense(w.clone()))
+    runs["torch bf16"] = copies(2 * n * k, lambda: dense(w.bfloat16()))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k)).int(), 1)
+    group = 64 if k % 128 else 128
+    qparams = torch.rand(k // group, n, 2).bfloat16()
+    runs["torch int4"] = copies(n * k / 2, lambda: int4(packed.clone()))
     if not missing("onnxruntime", "onnx"):
-        from benchmarks.onnx_nbits import session
+        from benchmarks.onnx_nbits import model, session
 
+        graph = model(n, k)
         for level in (0, 4):
             runs[f"onnxruntime MatMulNBits level {level}"] = copies(
-                n * k / 2, lambda a=level: session(n, k, a, threads)
+                n * k / 2, lambda a=level: session(graph(a), threads)
             )
     return runs
+
+
+def last_level_cache() -> int:
+    """Its size in bytes, as Linux tells it."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max(int(size.read_text().strip().removesuffix("K")) for size in sizes) << 10
 
 
 def missing(*packages: str) -> list[str]:
