@@ -1,9 +1,10 @@
 """Times of the CPU kernels against what a user would run instead, interleaved in one run.
 
-    python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5]
+    python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5] [--ggml FOLDER]
 
 Weights rotate past the last-level cache; each figure is the best of its rounds. Writes
-benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where installed.
+benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where installed,
+llama.cpp's ggml where its shared libraries' folder is given.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import ggml_product
 import torch
 from torch import Tensor
 
@@ -61,7 +64,7 @@ def mixed(n: int, k: int, format: Format) -> MixedWeight:
     )
 
 
-def contenders(n: int, k: int, threads: int) -> dict[str, list[Run]]:
+def contenders(n: int, k: int, threads: int, ggml: Path | None) -> dict[str, list[Run]]:
     """Each of enough copies that none is still in a cache when its turn comes again."""
     cache = last_level_cache()
 
@@ -86,13 +89,17 @@ def contenders(n: int, k: int, threads: int) -> dict[str, list[Run]]:
     qparams = torch.rand(k // group, n, 2).bfloat16()
     runs["torch int4"] = copies(n * k / 2, lambda: int4(packed.clone()))
     if not missing("onnxruntime", "onnx"):
-        from benchmarks.onnx_nbits import model, session
+        from onnx_nbits import model, session
 
         graph = model(n, k)
         for level in (0, 4):
             runs[f"onnxruntime MatMulNBits level {level}"] = copies(
                 n * k / 2, lambda a=level: session(graph(a), threads)
             )
+    if ggml:
+        for kind in ggml_product.TYPES:
+            layer = partial(ggml_product.Layer, ggml, kind, n, k, threads)
+            runs[f"ggml {kind}"] = copies(n * k / 2, layer)
     return runs
 
 
@@ -125,8 +132,8 @@ def read_bandwidth() -> float:
     return data.nbytes / min(seconds(lambda x: x.sum(), data) for _ in range(10)) / 1e9
 
 
-def measure(n: int, k: int, threads: int, rounds: int) -> list[dict[str, object]]:
-    runs = contenders(n, k, threads)
+def measure(n: int, k: int, threads: int, rounds: int, ggml: Path | None) -> list[dict[str, object]]:
+    runs = contenders(n, k, threads, ggml)
     rows = []
     for tokens in TOKENS:
         x = torch.randn(tokens, k)
@@ -162,6 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shapes", choices=["large", "small", "all"], default="all")
+    parser.add_argument("--ggml", type=Path, help="folder of libggml-base.so and libggml-cpu.so")
     parser.add_argument("--note", default="", help="what else the machine was doing; kept in the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -176,6 +184,7 @@ def main() -> None:
         "threads": options.threads,
         "instruction_set": cpu.instruction_sets()[0],
         "versions": {p: importlib.metadata.version(p) for p in packages},
+        "ggml": ggml_product.described(options.ggml) if options.ggml else None,
         "commit": commit.strip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "note": options.note,
@@ -184,7 +193,7 @@ def main() -> None:
     times: list[dict[str, object]] = []
     with torch.no_grad():
         for n, k in shapes:
-            times += measure(n, k, options.threads, options.rounds)
+            times += measure(n, k, options.threads, options.rounds, options.ggml)
             path = here / "results" / f"kernels-cpu-{name.lower()}-{options.threads}-threads.json"
             text = json.dumps(result | {"times": times}, indent=1)
             write_atomically(path, lambda to, text=text: to.write_text(text + "\n"))
