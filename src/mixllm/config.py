@@ -62,7 +62,7 @@ class QuantConfig(BaseModel):
     scope: where channels compete: over the whole model, within each layer, or not at all (random).
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
-    rounding, clip, order, damping: how the chosen widths are rounded (see mixllm.rounding).
+    rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
     """
 
@@ -77,6 +77,7 @@ class QuantConfig(BaseModel):
     rounding: Rounding = "gptq"
     clip: bool = True
     order: bool = True
+    sweeps: int = Field(default=4, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)

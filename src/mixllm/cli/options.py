@@ -42,6 +42,7 @@ _HELP = {
     "rounding": "How weights are rounded: GPTQ, or to the nearest.",
     "clip": "Search for the range of each group that has the least output error.",
     "order": "GPTQ takes groups of inputs in order of their Hessian diagonal.",
+    "sweeps": "Rounds of coordinate descent after GPTQ, on codes and scales.",
     "damping": "Share of the mean Hessian diagonal added to it.",
     "calibration": 'Text, JSONL or Parquet file, hub data set, or "builtin" text that is always there.',
     "samples": "Calibration windows.",

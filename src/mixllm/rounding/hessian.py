@@ -67,11 +67,13 @@ class Factor:
     groups: the column numbers of each group [L], in the order of processing.
     diagonal: float32 [K], the diagonal of H, in the layer's own column order.
     upper: float32 [K, K], upper Cholesky factor of the damped inverse of H in processing order.
+    hessian: float32 [K, K], the damped H itself, in the layer's own column order.
     """
 
     groups: list[Tensor]
     diagonal: Tensor
     upper: Tensor
+    hessian: Tensor
 
 
 def rotated(hessian: Tensor) -> Tensor:
@@ -96,17 +98,15 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
         groups = [g[diagonal[g].argsort(descending=True, stable=True)] for g in groups]
         groups.sort(key=lambda g: -float(diagonal[g].mean()))
     permutation = torch.cat(groups)
-    h = hessian[permutation][:, permutation]
-    unit = torch.arange(len(h), device=h.device)
     mean = float(diagonal.mean()) or 1.0
     for step in range(DAMPING_STEPS):
-        damped = h.clone()
-        damped[unit, unit] += damping * 10**step * mean
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * 10**step * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped[permutation][:, permutation])
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed:
-            return Factor(groups, diagonal, upper)
+            return Factor(groups, diagonal, upper, damped)
     raise MixllmError(
         f"{where}: the Hessian has no Cholesky factor; use more calibration text or a larger --damping"
     )
