@@ -81,7 +81,12 @@ class Grids:
         return self._grid(scale, (-low / scale).round(), multiplier)
 
     def near(self, grid: Grid) -> Iterator[Grid]:
-        """The grids a step from `grid` in scale or zero point; where a row has none, `grid` again."""
+        """The grids a step from `grid` in scale or zero point (a row without one has `grid` again).
+
+        None for "row", where groups cannot differ.
+        """
+        if self.kind == "row":
+            return
         if self.kind == "group_int":
             for step in (-1, 1):
                 other = torch.where(
@@ -90,9 +95,7 @@ class Grids:
                 yield self._grid(grid.scale / grid.multiplier * other, grid.zero, other)
         else:
             for factor in (1 - SCALE_STEP, 1 + SCALE_STEP):
-                scale = grid.scale * factor
-                scale = self._stored(scale) if self.kind == "group" else scale
-                yield self._grid(scale, grid.zero, grid.multiplier)
+                yield self._grid(self._stored(grid.scale * factor), grid.zero, grid.multiplier)
         for step in (-1, 1):
             yield self._grid(grid.scale, grid.zero + step, grid.multiplier)
 
@@ -109,6 +112,17 @@ class Grids:
         halves = torch.where(scale > 0, halves.clamp(min=LEAST_HALF), halves)
         use_half = torch.where(self.four, self.half[4], self.half[8])
         return torch.where(use_half, halves, scale)
+
+
+def stack(grids: list[Grid]) -> Grid:
+    """C grids of N rows as one of C N rows."""
+    return Grid(*(torch.cat(parts) for parts in zip(*(vars(grid).values() for grid in grids), strict=True)))
+
+
+def pick(grids: list[Grid], best: Tensor) -> Grid:
+    """Of each row the grid with the number best, int64 [N]."""
+    fields = zip(*(vars(grid).values() for grid in grids), strict=True)
+    return Grid(*(torch.stack(parts).gather(0, best[None, :, None])[0] for parts in fields))
 
 
 def fits_half(weight: Tensor, width: int, format: Format) -> bool:

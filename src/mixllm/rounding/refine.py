@@ -9,14 +9,12 @@ each row keeps the best. Row scales are fitted by least squares after each sweep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.rounding.columns import round_columns
-from mixllm.rounding.grid import Grid, Grids
+from mixllm.rounding.grid import Grid, Grids, pick, stack
 from mixllm.rounding.hessian import Factor
 
 
@@ -28,7 +26,6 @@ def refine(
     codes, chosen: as GPTQ left them, in the layer's own order.
     """
     codes, chosen = codes.clone(), list(chosen)
-    searched, fitted = grids.kind != "row", grids.kind != "group"
     for _ in range(sweeps):
         error = _values(codes, chosen) - weight
         for columns in factor.groups:
@@ -36,47 +33,33 @@ def refine(
             local = factor.hessian[columns][:, columns]
             # What the errors of the other groups ask of this one.
             outside = error @ factor.hessian[:, columns] - error[:, columns] @ local
-            group = _Group(weight[:, columns], error[:, columns], local, outside)
-            best, grid = group.swept(chosen[g]), chosen[g]
-            for other in grids.near(chosen[g]) if searched else ():
-                found = group.swept(other)
-                better = found.cost < best.cost
-                best, grid = found.where(better, best), other.where(better, grid)
-            codes[:, columns], error[:, columns] = best.codes, best.error
-            chosen[g] = grid
-        if fitted:
+            choices = [chosen[g], *grids.near(chosen[g])]
+            best, codes[:, columns], error[:, columns] = _swept(
+                weight[:, columns], error[:, columns], local, outside, stack(choices)
+            )
+            chosen[g] = pick(choices, best)
+        if grids.kind != "group":
             chosen = _fit_rows(weight, codes, chosen, factor.hessian)
     return codes, chosen
 
 
-@dataclass(frozen=True)
-class _Swept:
-    """Codes and errors of a group [N, L], and what they add to each row's output error [N, 1]."""
+def _swept(
+    weight: Tensor, error: Tensor, local: Tensor, outside: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One sweep over a group's columns in each of C grids of its N rows, stacked to [C N, 1].
 
-    codes: Tensor
-    error: Tensor
-    cost: Tensor
-
-    def where(self, better: Tensor, other: _Swept) -> _Swept:
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Swept(*(torch.where(better, mine, theirs) for mine, theirs in pairs))
-
-
-class _Group:
-    """One group's part of the problem: weight, error [N, L]; local [L, L], its part of H; outside [N, L]."""
-
-    def __init__(self, weight: Tensor, error: Tensor, local: Tensor, outside: Tensor) -> None:
-        self.weight, self.local, self.outside = weight, local, outside
-        diagonal = local.diagonal()
-        self.upper = -local.triu(1) / diagonal + torch.eye(len(local), device=local.device)
-        self.target = weight - (outside + error @ local.tril(-1)) / diagonal
-
-    def swept(self, grid: Grid) -> _Swept:
-        """One sweep over the group's columns in this grid."""
-        codes, negative = round_columns(self.target, grid, self.upper, self.weight)
-        error = -negative
-        cost = error * (error @ self.local + 2 * self.outside)
-        return _Swept(codes, error, cost.sum(dim=1, keepdim=True))
+    weight, error: [N, L]; local: [L, L], the group's part of H; outside: [N, L].
+    Returns the best grid's number int64 [N], and codes and errors [N, L] in it.
+    """
+    diagonal = local.diagonal()
+    upper = torch.eye(len(local), device=local.device) - local.triu(1) / diagonal
+    target = weight - (outside + error @ local.tril(-1)) / diagonal
+    count, n = len(grid.scale) // len(weight), len(weight)
+    codes, negative = round_columns(target.repeat(count, 1), grid, upper, weight.repeat(count, 1))
+    cost = (negative * (negative @ local - 2 * outside.repeat(count, 1))).sum(dim=1)
+    best = cost.view(count, n).argmin(dim=0)
+    row = best * n + torch.arange(n, device=best.device)
+    return best, codes[row], -negative[row]
 
 
 def _fit_rows(weight: Tensor, codes: Tensor, chosen: list[Grid], hessian: Tensor) -> list[Grid]:
