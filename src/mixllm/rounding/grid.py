@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from mixllm.config import Format
-from mixllm.format.pack import LEAST_HALF
+from mixllm.format.rounded import LEAST_HALF, MOST_HALF
 
-MOST_HALF = 65504.0
 # Integer group scales: |row| <= 119 steps leaves room in an int8 for the zero point's rounding.
 ROW_STEPS, MULTIPLIER_MAX = 119, 16
 INT8_MIN, INT8_MAX = -128, 127
