@@ -63,6 +63,7 @@ class QuantConfig(BaseModel):
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
     rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
+    tune: how often the calibration windows are seen in tuning row scales after GPTQ (see mixllm.tuning).
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
     """
 
@@ -79,6 +80,7 @@ class QuantConfig(BaseModel):
     order: bool = True
     sweeps: int = Field(default=4, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
+    tune: int = Field(default=4, ge=0)
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)
     window: int = Field(default=2048, ge=8)

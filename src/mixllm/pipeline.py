@@ -21,6 +21,7 @@ from mixllm.errors import MixllmError
 from mixllm.files import write_json
 from mixllm.format.checkpoint import write_checkpoint
 from mixllm.format.pack import pack
+from mixllm.format.rounded import Rounded
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
 from mixllm.plan import ModulePlan, Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
@@ -30,6 +31,7 @@ from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.source import Source, open_source
+from mixllm.tuning import tune_scales
 
 # Enough for full matrix products on each; the boundary states of a batch are small beside its block.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
@@ -121,12 +123,34 @@ def write_quantized(
     seen: dict[str, Observed] | None = None,
 ) -> None:
     """Round by the plan and fill the existing directory `out` with the checkpoint; seen: see round_model."""
-    widths = {name: module.widths for name, module in plan.modules.items()}
-    rounded = round_model(
-        job.decoder, job.ids, widths, config, batch=job.batch, progress=progress or Silent(), seen=seen
-    )
+    rounded = rounded_layers(job, plan, config, progress, seen)
     packed = ((name, pack(layer, config.format)) for name, layer in rounded)
     write_checkpoint(out, job.source, config.format, packed)
+
+
+def rounded_layers(
+    job: Job,
+    plan: Plan,
+    config: QuantConfig,
+    progress: Progress | None = None,
+    seen: dict[str, Observed] | None = None,
+) -> Iterator[tuple[str, Rounded]]:
+    """Every linear layer rounded by the plan and, after GPTQ, tuned: (full name, Rounded), in model order."""
+    progress = progress or Silent()
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    walk = round_model(job.decoder, job.ids, widths, config, batch=job.batch, progress=progress, seen=seen)
+    if config.rounding != "gptq" or not config.tune:
+        return walk
+    tuned = tune_scales(
+        job.decoder,
+        job.ids,
+        dict(walk),
+        config.format,
+        epochs=config.tune,
+        seed=config.seed,
+        progress=progress,
+    )
+    return iter(tuned.items())
 
 
 def quantize(

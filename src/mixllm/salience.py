@@ -109,11 +109,11 @@ def _forward(
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
     """w^q - w of every row at every width: float32 [widths, N, K], in the basis of the layer's own inputs.
 
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
-    nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
+    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
     n = weight.shape[0]
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
+    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
     bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=weight.device).repeat_interleave(n)
     rounded = round_rows(weight.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()

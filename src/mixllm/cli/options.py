@@ -44,6 +44,7 @@ _HELP = {
     "order": "GPTQ takes groups of inputs in order of their Hessian diagonal.",
     "sweeps": "Rounds of coordinate descent after GPTQ, on codes and scales.",
     "damping": "Share of the mean Hessian diagonal added to it.",
+    "tune": "Passes over the calibration windows that tune row scales after GPTQ; 0 for none.",
     "calibration": 'Text, JSONL or Parquet file, hub data set, or "builtin" text that is always there.',
     "samples": "Calibration windows.",
     "window": "Tokens a calibration window.",
