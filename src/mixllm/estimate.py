@@ -19,7 +19,7 @@ from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
 from mixllm.format.checkpoint import SHARD_BYTES
 from mixllm.format.config import QuantizedModule
 from mixllm.pipeline import TOKENS_AT_ONCE
@@ -28,9 +28,12 @@ from mixllm.plan import report
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
 from mixllm.source.config import read_config
+from mixllm.tuning.tune import WINDOWS
 
 # A run's time over that of its counted operations at full rate: SmolLM2-135M, 2 CPU cores.
 SLACK = 2.5
+# Grids that a sweep tries: a group's own and its neighbours.
+GRIDS = 5
 # Python, torch and transformers before any tensor.
 BASE_BYTES = 600 * 10**6
 
@@ -123,7 +126,7 @@ def _config_directory(model: str, out: Path) -> Path:
 
 
 def _operations(size: _Size, config: QuantConfig, measured: bool) -> float:
-    """Multiplications and additions: per token for the walks, per weight and input for GPTQ."""
+    """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
     tokens = config.samples * config.window
     forward, hessian = 2 * size.weights, 2 * size.hessians
     gptq = sum(n * k * k for block in size.blocks for n, k in block.values())
@@ -134,6 +137,12 @@ def _operations(size: _Size, config: QuantConfig, measured: bool) -> float:
         total += tokens * hessian + len(WIDTHS) * gptq if config.error == "gptq" else 0
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq
+    if config.rounding == "gptq":
+        total += config.sweeps * sum(
+            n * k * (4 * k + 2 * GRIDS * GROUP_SIZE) for block in size.blocks for n, k in block.values()
+        )
+        # Forward, again and backward by inputs; the heads of both models, again and backward.
+        total += config.tune * tokens * (3 * forward + 10 * size.head)
     return total
 
 
@@ -148,8 +157,15 @@ def _memory(
     working = block * (dtype.itemsize + 4 * (1 + 2 * len(WIDTHS))) + 3 * 4 * size.hessians // len(size.blocks)
     features = max(sum(n + k for n, k in shapes.values()) for shapes in size.blocks)
     batch = 3 * 4 * features * min(TOKENS_AT_ONCE[device.type], config.samples * config.window)
-    logits = 3 * 4 * LOGITS_AT_ONCE if measured else 0
-    return BASE_BYTES + states + working + batch + logits + 2 * size.head * dtype.itemsize
+    tuned = config.rounding == "gptq" and config.tune > 0
+    logits = 3 * 4 * LOGITS_AT_ONCE if measured or tuned else 0
+    walk = states + working + batch
+    if tuned:
+        # All rounded weights, twice a byte; the boundary states of a step, and the float model's last ones.
+        step = (len(size.blocks) + 1) * min(WINDOWS, config.samples) * config.window
+        kept = (step + config.samples * config.window) * size.hidden * dtype.itemsize
+        walk = max(walk, 2 * size.weights + kept + batch)
+    return BASE_BYTES + walk + logits + 2 * size.head * dtype.itemsize
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
