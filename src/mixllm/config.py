@@ -78,9 +78,9 @@ class QuantConfig(BaseModel):
     rounding: Rounding = "gptq"
     clip: bool = True
     order: bool = True
-    sweeps: int = Field(default=4, ge=0)
+    sweeps: int = Field(default=0, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
-    tune: int = Field(default=4, ge=0)
+    tune: int = Field(default=0, ge=0)
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)
     window: int = Field(default=2048, ge=8)

@@ -11,8 +11,8 @@ backward pass runs each block again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def tune_scales(
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
-    with ExitStack() as stack, progress.stage("tune", (epochs + 1) * steps) as bar:
+    with ExitStack() as stack, _quick_products(), progress.stage("tune", (epochs + 1) * steps) as bar:
         wanted = []
         for part in ids.split(WINDOWS):
             wanted.append(_float_states(decoder, part))
@@ -67,6 +67,17 @@ def tune_scales(
         for linears in tuned
         for name, layer in linears.items()
     }
+
+
+@contextmanager
+def _quick_products() -> Iterator[None]:
+    """Let float32 products have ten bits of mantissa, many times as fast on a GPU; gradients are noisier."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 Tuned = tuple[Block, dict[str, TunedLinear]]
