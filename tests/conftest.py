@@ -1,7 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's own functions ask for it when they are declared, at whoever's first import of triton.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from hypothesis import settings
 
 # Workers that each start a thread per core would only wait for each other.

@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mixllm.blocks import Decoder
+from mixllm.blocks import Decoder, Room
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
-from mixllm.salience import candidate_errors, measure_salience
+from mixllm.salience import candidate_errors, measure_salience, spacing
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 
 SAMPLES, LENGTH = 5, 19
+PLENTY = Room(10**9, 0)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gpt_neox"])
@@ -30,9 +33,9 @@ def ids() -> Tensor:
     return torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
 
 
-def measured(path: Path, work: Path, config: QuantConfig, batch: int = 2) -> Salience:
+def measured(path: Path, work: Path, config: QuantConfig, batch: int = 2, room: Room = PLENTY) -> Salience:
     decoder = Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
-    return measure_salience(decoder, ids(), config, work=work, batch=batch, progress=Silent())
+    return measure_salience(decoder, ids(), config, work=work, room=room, batch=batch, progress=Silent())
 
 
 def tap(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
@@ -122,3 +125,27 @@ def test_gptq_error_does_not_follow_how_the_model_is_rounded(
     plain, nearest = (measured(tiny[0], tmp_path, QuantConfig(rounding=r)) for r in ("gptq", "rtn"))
     for name, module in plain.modules.items():
         assert torch.equal(module.loss[4], nearest.modules[name].loss[4])
+
+
+@pytest.mark.parametrize("fit", [0, 1, 2, 3, 4])
+def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Path, fit: int) -> None:
+    """Boundaries on disk, and those made a second time, give the same bits."""
+    config = QuantConfig(error="gptq")
+    boundary = SAMPLES * LENGTH * open_source(str(tiny[0])).config.hidden_size * 4
+    plenty = measured(tiny[0], tmp_path, config)
+    little = measured(tiny[0], tmp_path, config, room=Room(fit * boundary, 0))
+    assert list(tmp_path.iterdir()) == []
+    for name, module in plenty.modules.items():
+        for width in WIDTHS:
+            assert torch.equal(module.loss[width], little.modules[name].loss[width])
+
+
+@given(st.integers(1, 130), st.integers(-2, 140))
+def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
+    stride = spacing(blocks, fit)
+    at_once = [-(-blocks // s) + s - 1 for s in range(1, blocks + 1)]
+    if fit < min(at_once):
+        assert at_once[stride - 1] == min(at_once)
+    else:
+        assert at_once[stride - 1] <= fit
+        assert all(kept > fit for kept in at_once[: stride - 1])

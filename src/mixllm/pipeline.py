@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixllm.blocks import Decoder
+from mixllm.blocks import Decoder, Room
 from mixllm.card import new_card
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
@@ -66,6 +66,11 @@ class Job:
         return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
 
     @property
+    def room(self) -> Room:
+        """What boundary states may take in memory."""
+        return Room(8 * 10**9, 8 * 10**9)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(out_features, in_features) of every linear layer to be quantized, in model order."""
         linears = {
@@ -95,7 +100,7 @@ def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Sa
     """The salience of every output channel (see mixllm.salience)."""
     with TemporaryDirectory(prefix="mixllm-") as work:
         return measure_salience(
-            job.decoder, job.ids, config, work=Path(work), batch=job.batch,
+            job.decoder, job.ids, config, work=Path(work), room=job.room, batch=job.batch,
             other_bytes=other_bytes(job), progress=progress or Silent(),
         )  # fmt: skip
 
@@ -138,19 +143,19 @@ def rounded_layers(
     """Every linear layer rounded by the plan and, after GPTQ, tuned: (full name, Rounded), in model order."""
     progress = progress or Silent()
     widths = {name: module.widths for name, module in plan.modules.items()}
-    walk = round_model(job.decoder, job.ids, widths, config, batch=job.batch, progress=progress, seen=seen)
-    if config.rounding != "gptq" or not config.tune:
-        return walk
+    with TemporaryDirectory(prefix="mixllm-") as work:
+        walk = round_model(
+            job.decoder, job.ids, widths, config, work=Path(work), room=job.room, batch=job.batch,
+            progress=progress, seen=seen,
+        )  # fmt: skip
+        if config.rounding != "gptq" or not config.tune:
+            yield from walk
+            return
+        layers = dict(walk)
     tuned = tune_scales(
-        job.decoder,
-        job.ids,
-        dict(walk),
-        config.format,
-        epochs=config.tune,
-        seed=config.seed,
-        progress=progress,
+        job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
     )
-    return iter(tuned.items())
+    yield from tuned.items()
 
 
 def quantize(

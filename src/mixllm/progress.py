@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+T = TypeVar("T")
 
 
 class Stage(Protocol):
@@ -34,6 +36,13 @@ class Progress(Protocol):
     def note(self, message: str) -> None:
         """One line that a person should see, such as a warning."""
         ...
+
+
+def stepped(things: Iterable[T], bar: Stage) -> Iterator[T]:
+    """The same things; the bar advances as each is asked for after the one before."""
+    for thing in things:
+        yield thing
+        bar.advance()
 
 
 class Silent:

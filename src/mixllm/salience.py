@@ -14,28 +14,37 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
 
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
 
-One forward walk, in which the boundary states between blocks are kept (and, for error "gptq", the
-candidates rounded), and one backward walk give every channel's score at every candidate width.
+One forward walk keeps the boundary states between blocks. A backward walk then takes each block twice: to
+round its candidates (for error "gptq", by the Hessians of its inputs) and to score them. So nothing of a
+weight's size has to be kept between the walks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder
+from mixllm.blocks import Block, Decoder, Room, States
 from mixllm.config import WIDTHS, QuantConfig
-from mixllm.progress import Progress
+from mixllm.format.rounded import rows_at_once
+from mixllm.progress import Progress, stepped
+from mixllm.ranks import ALONE, Ranks
 from mixllm.rotation import rotate
 from mixllm.rounding import factor_of, round_rows
-from mixllm.rounding.hessian import Factor, collect
+from mixllm.rounding.divided import divided
+from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.scratch import Scratch
+from mixllm.scores import over_tokens
+
+# The number under which gradients are kept, beside those of boundaries.
+GRADIENTS = -1
 
 
 def measure_salience(
@@ -44,32 +53,43 @@ def measure_salience(
     config: QuantConfig,
     *,
     work: Path,
+    room: Room,
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    work: a directory for the candidates of error "gptq" (about two bytes a weight).
+    room: what boundary states may take in memory; work: a directory for those that fit none.
+    ranks: the processes that call this together, with the same arguments; all get the same salience.
     """
-    batches = list(ids.split(batch))
-    scratch = Scratch(work)
-    states = [[decoder.embed(part).cpu() for part in batches]]
-    with progress.stage("salience: forward", len(decoder) * len(batches)) as bar:
-        for i in range(len(decoder)):
-            with decoder.block(i) as block:
-                states.append(_forward(block, states[-1], config, scratch, i, decoder.device, bar.advance))
-    grads = [_loss_gradient(decoder, h, part) for h, part in zip(states.pop(), batches, strict=True)]
+    own, n = ranks.share(ids), len(decoder)
+    batches = list(own.split(batch))
+    # Of every `stride` boundaries one is kept; those between are made again on the way back.
+    stride = spacing(n, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
+    back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
     found: dict[str, ModuleSalience] = {}
-    with progress.stage("salience: backward", len(decoder) * len(batches)) as bar:
-        for i in reversed(range(len(decoder))):
-            with decoder.block(i) as block:
-                scores = Scores(block, _errors(block, config, scratch, i), ids.shape[1])
-                for b, h in enumerate(states.pop()):
-                    grads[b] = scores.add(h.to(decoder.device), grads[b])
-                    bar.advance()
-                found = {**scores.result(config, len(ids)), **found}
+    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(n), *back])) as walk:
+        states.put(0, (decoder.embed(part) for part in batches), soon=True)
+        with progress.stage("salience: forward", n * len(batches)) as bar:
+            for i, block in islice(walk, n):
+                hidden = states.take(i) if i % stride else states.read(i)
+                states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
+        with progress.stage("salience: loss", len(batches)) as bar:
+            grads = map(partial(_loss_gradient, decoder), states.take(n), batches)
+            states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        with progress.stage("salience: backward", len(back) * len(batches)) as bar:
+            for segment in segments:
+                for i, block in islice(walk, len(segment) - 1):
+                    states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
+                for i, block in islice(walk, len(segment)):
+                    scores = Scores(block, _errors(block, states.read(i), config, ranks), ids.shape[1])
+                    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
+                    states.put(GRADIENTS, stepped(grads, bar), soon=True)
+                    found = {**scores.result(config, len(ids), ranks), **found}
     return Salience(
         modules=found,
         score=config.score,
@@ -80,66 +100,66 @@ def measure_salience(
     )
 
 
-def _forward(
-    block: Block,
-    hidden: list[Tensor],
-    config: QuantConfig,
-    scratch: Scratch,
-    i: int,
-    device: torch.device,
-    advance: Any,
-) -> list[Tensor]:
-    """Run the block; for error "gptq" also round its candidates from the Hessians seen on the way."""
-    out = []
-    with collect(block.linears if config.error == "gptq" else {}) as shared:
-        for h in hidden:
-            out.append(block(h.to(device)).cpu())
-            advance()
-    tensors: dict[str, Tensor] = {}
-    for group in shared:
+def spacing(blocks: int, fit: int) -> int:
+    """How many blocks apart boundaries are kept, so that no more than `fit` are there at once: the least,
+    since those between are computed again; where none is enough, the one that keeps the fewest."""
+
+    def at_once(stride: int) -> int:
+        return -(-blocks // stride) + stride - 1
+
+    strides = range(1, blocks + 1)
+    return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
+
+
+def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig, ranks: Ranks) -> dict[str, Tensor]:
+    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give."""
+    if config.error == "rtn":
+        return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+    with collect(block.linears) as shared:
+        for h in states:
+            block(h)
+
+    def make(group: Shared) -> tuple[dict[str, Tensor], None]:
         inputs = factor_of(group.hessian, config, group.names[0])
-        for name in group.names:
-            # bfloat16 keeps an error to 0.2 %, far finer than the scores' own spread over samples.
-            tensors[name] = candidate_errors(block.linears[name].weight, config, inputs).bfloat16().cpu()
-    if tensors:
-        scratch.put(i, tensors)
-    return out
+        return {
+            name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
+        }, None
+
+    return divided(shared, block.linears, ranks, make)[0]
 
 
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
-    """w^q - w of every row at every width: float32 [widths, N, K], in the basis of the layer's own inputs.
+    """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
 
     inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
     it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
-    n = weight.shape[0]
     how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
-    bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=weight.device).repeat_interleave(n)
-    rounded = round_rows(weight.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
-    if config.format.rotation == "hadamard":
-        rounded = rotate(rounded)
-    return rounded.view(len(WIDTHS), n, -1) - weight.float()
-
-
-def _errors(block: Block, config: QuantConfig, scratch: Scratch, i: int) -> dict[str, Tensor]:
-    if config.error == "gptq":
-        kept = scratch.take(i)
-        return {n: kept[n].to(linear.weight.device, torch.float32) for n, linear in block.linears.items()}
-    return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+    errors = weight.new_empty(len(WIDTHS), *weight.shape)
+    size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
+    for start in range(0, len(weight), size):
+        w = weight[start : start + size]
+        bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=w.device).repeat_interleave(len(w))
+        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
+        if config.format.rotation == "hadamard":
+            rounded = rotate(rounded)
+        errors[:, start : start + size] = rounded.view(len(WIDTHS), *w.shape) - w.float()
+    return errors
 
 
 def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
+    """d(summed loss of each window) / d(states after the last block): of a size that any dtype holds."""
     h = hidden.to(decoder.device).requires_grad_()
     with torch.enable_grad():
-        loss = decoder.loss(h, ids).sum()
+        loss = decoder.loss(h, ids).sum() * (ids.shape[1] - 1)
     return torch.autograd.grad(loss, h)[0]
 
 
 class Scores:
     """Sums a block's scores over batches of calibration windows.
 
-    errors: linear's name -> w^q - w [widths, N, K]; length: tokens a window.
+    errors: linear's name -> w^q - w [widths, N, K] in the weight's dtype; length: tokens a window.
     """
 
     def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
@@ -148,30 +168,30 @@ class Scores:
         self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
 
     def add(self, hidden: Tensor, gradient: Tensor) -> Tensor:
-        """Score one batch: its states before the block [B, L, D] and dLoss / d(states after it).
+        """Score one batch: its states before the block [B, L, D] and d(summed loss) / d(states after it).
 
-        Returns dLoss / d(hidden), what the block before needs.
+        Returns d(summed loss) / d(hidden), what the block before needs.
         """
         hidden = hidden.detach().requires_grad_()
         with torch.enable_grad(), _taps(self.block.linears) as taps:
             out = self.block(hidden)
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            for width, error in enumerate(self.errors[name]):
-                a_t = delta.float() * (x @ error.to(x.dtype).T).float()
-                a_d = a_t.sum(dim=1)
-                self.taylor[name][width] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-                # delta of the window's summed loss is (length - 1) times that of its mean.
-                self.fisher[name][width] += a_t.mul_(self.length - 1).square().sum(dim=(0, 1))
+            sums, squares = over_tokens(delta, x @ self.errors[name].flatten(0, 1).T)
+            # The mean's gradient is the sum's over the number of predicted tokens.
+            a_d = sums.double() / (self.length - 1)
+            self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
+            self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
         return deltas[0]
 
-    def result(self, config: QuantConfig, samples: int) -> dict[str, ModuleSalience]:
-        """The mean scores of all batches added, by linear, in nats a token."""
+    def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
+        """The mean scores of all batches that all ranks have added, by linear, in nats a token."""
         sums, share = (
             (self.taylor, 1 / samples)
             if config.score == "taylor"
             else (self.fisher, 0.5 / (samples * self.length))
         )
+        ranks.add(*sums.values())
         return {
             name: ModuleSalience(
                 in_features=self.errors[name].shape[2],

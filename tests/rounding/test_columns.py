@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-# Read when a kernel is declared, at import.
-os.environ["TRITON_INTERPRET"] = "1"
 
 from mixllm.config import PROFILES
 from mixllm.rounding.columns import round_columns

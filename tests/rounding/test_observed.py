@@ -4,8 +4,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mixllm.format.rounded import Rounded
 from mixllm.rotation import rotate
+from mixllm.rounding.hessian import rotate_both
 from mixllm.rounding.observed import observed, watch
+
+
+class Exact(Rounded):
+    """A layer whose values are any floats: its scales."""
+
+    def dequantize(self):
+        return self.scales
+
+
+def stand_in(values):
+    nothing = torch.zeros(len(values), 0)
+    return Exact(bits=nothing, codes=nothing, zeros=nothing, scales=values)
+
 
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 30), st.sampled_from([1, 7, 64, 130, 200]))
 
@@ -20,8 +35,8 @@ def test_error_is_that_of_the_outputs(sizes, rotated, seed):
         for part in x:
             linear(part[None])
     flat = x.reshape(-1, k)
-    stored = rotate(changed) if rotated else changed
-    found = observed(linear.weight, stored, flat.T @ flat, inputs["a"], rotated=rotated)
+    stored, h = (rotate(changed), rotate_both(flat.T @ flat)) if rotated else (changed, flat.T @ flat)
+    found = observed(linear.weight, stand_in(stored), h, inputs["a"], rotated=rotated)
     y = flat @ linear.weight.detach().T
     expected = float((flat @ changed.T - y).norm() / y.norm())
     assert found.error == pytest.approx(expected, rel=2e-3)
@@ -33,5 +48,5 @@ def test_silent_inputs_have_no_error():
     linear, x = nn.Linear(5, 3, bias=False), torch.zeros(1, 4, 5)
     with watch({"a": linear}) as inputs:
         linear(x)
-    found = observed(linear.weight, linear.weight + 1, torch.zeros(5, 5), inputs["a"], rotated=False)
+    found = observed(linear.weight, stand_in(torch.ones(3, 5)), torch.zeros(5, 5), inputs["a"], rotated=False)
     assert (found.error, found.peak, found.mean) == (0, 0, 0)

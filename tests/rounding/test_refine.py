@@ -30,7 +30,7 @@ def errors(w: torch.Tensor, bits: torch.Tensor, config: QuantConfig, factor: Fac
     """e H e' of every row, as rounding sees it: float64 [N]."""
     basis = rotate(w) if config.format.rotation == "hadamard" else w
     e = (round_rows(w, bits, config, factor).dequantize() - basis).double()
-    return ((e @ factor.hessian.double()) * e).sum(dim=1)
+    return ((e @ factor.hessian.double() + factor.added * e) * e).sum(dim=1)
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from mixllm.blocks.block import Block
 from mixllm.blocks.decoder import Decoder
+from mixllm.blocks.states import Room, States
 
-__all__ = ["Block", "Decoder"]
+__all__ = ["Block", "Decoder", "Room", "States"]

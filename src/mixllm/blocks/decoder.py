@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mixllm.blocks.ahead import ReadAhead
 from mixllm.blocks.block import Arguments, Block
 from mixllm.blocks.probe import probe
 from mixllm.blocks.shell import Shell
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.blocks.weights import Place, load, require_whole, tie, unload
+from mixllm.blocks.weights import Place, place, read, require_whole, tie, unload
 from mixllm.source import Source
 
 # Logits that loss makes at once: 256 MiB in float32, whatever the vocabulary.
@@ -32,10 +33,11 @@ class Decoder:
         self.source, self.device, self.dtype = source, device, dtype
         self.model = model = skeleton(source, device, dtype)
         self.prefix, self._blocks = find_blocks(model, source)
-        list(load(model, "", source, device, skip=self.prefix))
+        place(model, "", read(model, "", source, device, skip=self.prefix))
         tie(model, source)
         require_whole(model, "", source, skip=self.prefix)
         self._shell = Shell(model, self._blocks, device)
+        self._ahead = ReadAhead(self._read, device)
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         with self.block(0):
             probe(self._shell, f"{source.path}: {source.config.model_type}")
@@ -49,26 +51,44 @@ class Decoder:
         """The number of blocks."""
         return len(self._blocks)
 
+    @property
+    def hidden_size(self) -> int:
+        """Features of a hidden state."""
+        return int(self.source.config.get_text_config().hidden_size)
+
     def linears(self, i: int) -> dict[str, nn.Linear]:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
         return linears(self._blocks[i], f"{self.prefix}.{i}")
 
     @contextmanager
-    def block(self, i: int) -> Iterator[Block]:
+    def block(self, i: int, then: int | None = None) -> Iterator[Block]:
         """Block i with its weights on the device; they are dropped when the context ends.
 
+        then: the block that will be asked for next; its weights are read while this one works.
         Raises MixllmError for a tensor that is missing, of a wrong shape or dtype, or not finite.
         """
         module, prefix = self._blocks[i], f"{self.prefix}.{i}"
         filled: list[Place] = []
         block = Block(module, prefix, i, self.linears(i), self._arguments)
         try:
-            filled.extend(load(module, prefix, self.source, self.device))
+            read = self._ahead.take(i)
+            if then is not None and 0 <= then < len(self):
+                self._ahead.start(then)
+            filled.extend(place(module, prefix, read))
             require_whole(module, prefix, self.source)
             yield block
         finally:
             block.restore()
             unload(filled)
+
+    def walk(self, order: Sequence[int]) -> Generator[tuple[int, Block]]:
+        """(i, block i) for every i of the order, each block dropped before the next is given."""
+        for i, then in zip(order, [*order[1:], None], strict=True):
+            with self.block(i, then) as block:
+                yield i, block
+
+    def _read(self, i: int) -> dict[str, Tensor]:
+        return read(self._blocks[i], f"{self.prefix}.{i}", self.source, self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [B, L] -> the hidden states [B, L, D] that enter block 0.

@@ -20,27 +20,38 @@ OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
 Place = tuple[nn.Module, str, nn.Parameter]
 
 
-def load(
+def read(
     module: nn.Module, prefix: str, source: Source, device: torch.device, skip: str = ""
-) -> Iterator[Place]:
-    """Fill a module's parameters and stored buffers from the source, in the dtypes they have; yields
-    each parameter's old place as it is filled, for unload.
+) -> dict[str, Tensor]:
+    """A module's parameters and stored buffers from the source, on the device, in the module's dtypes.
 
     prefix: the module's full name. skip: full name of a submodule to leave alone. What the source
-    lacks is left on meta. Raises MixllmError for a tensor of a wrong shape or dtype, or not finite.
+    lacks is left out. Raises MixllmError for a tensor of a wrong shape or dtype, or not finite.
     """
+    found: dict[str, Tensor] = {}
     for owner, leaf, name in _places(module, prefix, skip):
-        if name not in source:
-            name = OLD_NAMES.get(name, name)
-        if name not in source:
-            continue
-        old = getattr(owner, leaf)
-        new = _read(source, name, old).to(device).to(old.dtype)
-        if isinstance(old, nn.Parameter):
+        stored = name if name in source else OLD_NAMES.get(name, name)
+        if stored in source:
+            like = getattr(owner, leaf)
+            tensor = _read(source, stored, like)
             # A copy: changed in the source's own mapping, it would come back changed at the next read.
-            new = nn.Parameter(new.clone() if device.type == "cpu" else new, requires_grad=False)
-            yield owner, leaf, old
-        setattr(owner, leaf, new)
+            tensor = tensor.clone() if device.type == "cpu" else tensor.to(device)
+            found[name] = tensor.to(like.dtype)
+    return found
+
+
+def place(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> list[Place]:
+    """Put what `read` gave into the module; returns where the parameters were, for unload."""
+    old: list[Place] = []
+    for owner, leaf, name in list(_places(module, prefix, "")):
+        if name in tensors:
+            before = getattr(owner, leaf)
+            if isinstance(before, nn.Parameter):
+                old.append((owner, leaf, before))
+                setattr(owner, leaf, nn.Parameter(tensors[name], requires_grad=False))
+            else:
+                setattr(owner, leaf, tensors[name])
+    return old
 
 
 def unload(places: list[Place]) -> None:

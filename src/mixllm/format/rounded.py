@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from mixllm.config import GROUP_SIZE
 
 # Below the first a float16 is subnormal and its steps are no longer relative; the second is its largest.
 LEAST_HALF, MOST_HALF = 2.0**-14, 65504.0
+ELEMENTS_AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Rounded:
     def shape(self) -> tuple[int, int]:
         return self.codes.shape[0], self.codes.shape[1]
 
+    def rows(self, which: Tensor) -> Self:
+        """Some of the rows; which: int64 [n]."""
+        some: dict[str, Any] = {name: None if t is None else t[which] for name, t in vars(self).items()}
+        return type(self)(**some)
+
     def dequantize(self) -> Tensor:
         """(code - zero) * scale, float32 [N, K]; in the rotated basis if the format rotates."""
         k = self.codes.shape[1]
@@ -62,3 +69,17 @@ class Rounded:
 def spread(per_group: Tensor, k: int) -> Tensor:
     """Repeat [..., G] values over the inputs of their groups: [..., K]."""
     return torch.repeat_interleave(per_group, GROUP_SIZE, dim=-1)[..., :k]
+
+
+def rows_at_once(k: int) -> int:
+    """Rows of K inputs that are worked on together, so that a float32 copy of them is 256 MiB at most."""
+    return max(1, ELEMENTS_AT_ONCE // k)
+
+
+def join_rows(parts: list[Rounded]) -> Rounded:
+    """The layer whose rows are those of the parts, in order."""
+    joined: dict[str, Any] = {
+        name: None if first is None else torch.cat([vars(part)[name] for part in parts])
+        for name, first in vars(parts[0]).items()
+    }
+    return Rounded(**joined)

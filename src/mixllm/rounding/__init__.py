@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, QuantConfig
-from mixllm.format.rounded import Rounded
+from mixllm.format.rounded import Rounded, join_rows, rows_at_once
 from mixllm.rotation import rotate
 from mixllm.rounding.clip import best_grid
 from mixllm.rounding.gptq import gptq
 from mixllm.rounding.grid import Grid, Grids
-from mixllm.rounding.hessian import Factor, factor, rotated
+from mixllm.rounding.hessian import Factor, factor, rotate_both
 from mixllm.rounding.refine import refine
 
 
@@ -20,17 +20,26 @@ def needs_hessian(config: QuantConfig) -> bool:
 
 
 def factor_of(hessian: Tensor, config: QuantConfig, name: str) -> Factor:
-    """The factor of a layer's input Hessian in the basis in which its weight is rounded."""
-    h = rotated(hessian) if config.format.rotation == "hadamard" else hessian
+    """The factor of a layer's input Hessian in the basis in which its weight is rounded.
+
+    That basis is then the Hessian's too: it is rotated in place where the format rotates.
+    """
+    h = rotate_both(hessian) if config.format.rotation == "hadamard" else hessian
     return factor(h, order=config.order, damping=config.damping, where=name)
 
 
 def round_rows(weight: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) -> Rounded:
     """Round weight [N, K] to bits uint8 [N] a row; rotates it first if the format does.
 
-    factor: of the (rotated) inputs' Hessian; may be None for plain round to nearest.
+    factor: of the (rotated) inputs' Hessian; may be None for plain round to nearest. Rows are independent,
+    and so many of them are taken at once that memory stays bounded.
     """
-    w = weight.float()
+    size = rows_at_once(weight.shape[1])
+    parts = zip(weight.split(size), bits.split(size), strict=True)
+    return join_rows([_round(part.float(), b, config, factor) for part, b in parts])
+
+
+def _round(w: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) -> Rounded:
     if config.format.rotation == "hadamard":
         w = rotate(w)
     grids = Grids(w, bits, config.format)

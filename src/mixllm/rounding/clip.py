@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixllm.config import GROUP_SIZE
 from mixllm.rounding.grid import Grid, Grids
 
 SHRINKS = [1.0 - 0.02 * step for step in range(11)]
@@ -16,6 +17,11 @@ def best_grid(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
     importance is the diagonal of the Hessian of the layer's inputs, in the order of w's columns.
     Without clip it is the grid of the whole range.
     """
+    if w.is_cuda and w.shape[1] <= GROUP_SIZE and grids.kind != "row":
+        # One kernel for what would be hundreds of launches a group.
+        from mixllm.rounding.clip_triton import launch
+
+        return launch(grids, w, importance, len(SHRINKS) if clip else 1)
     best = grids.make(w)
     if not clip:
         return best

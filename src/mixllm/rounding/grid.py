@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Grids:
         self.row_scale: Tensor | None = None
         peak = weight.abs().amax(dim=1, keepdim=True)
         if self.kind == "group":
-            self.half = {width: fits_half(weight[bits == width], width, format) for width in (4, 8)}
+            self.half = fits_half(weight, self.four, format)
         elif self.kind == "group_int":
             self.row_scale = unit_if_zero(peak / torch.where(self.four, ROW_STEPS, INT8_MAX))
 
@@ -109,8 +110,13 @@ class Grids:
         halves = scale.clamp(max=MOST_HALF).half().float()
         # A later group can fall below what the first look at the weight promised: its least normal value.
         halves = torch.where(scale > 0, halves.clamp(min=LEAST_HALF), halves)
-        use_half = torch.where(self.four, self.half[4], self.half[8])
-        return torch.where(use_half, halves, scale)
+        return torch.where(self.half, halves, scale)
+
+    @cached_property
+    def by_row(self) -> Tensor:
+        """For a kernel, float32 [2, N]: has the row 4 bits; its scale, or whether its scales are halves."""
+        own = self.half if self.row_scale is None else self.row_scale
+        return torch.stack((self.four[:, 0].float(), own[:, 0].float()))
 
 
 def stack(grids: list[Grid]) -> Grid:
@@ -124,14 +130,17 @@ def pick(grids: list[Grid], best: Tensor) -> Grid:
     return Grid(*(torch.stack(parts).gather(0, best[None, :, None])[0] for parts in fields))
 
 
-def fits_half(weight: Tensor, width: int, format: Format) -> bool:
-    """Whether every group scale of weight [n, K] is zero or a normal float16."""
+def fits_half(weight: Tensor, four: Tensor, format: Format) -> Tensor:
+    """Rows of weight [N, K] whose every group scale is zero or a normal float16: bool [N, 1].
+
+    four: bool [N, 1], rows of 4 bits. A layer with a row that does not fit is stored in float32.
+    """
+    fits = torch.ones_like(four)
     for group in weight.split(format.group_size, dim=1):
-        low, high = group.amin(dim=1).clamp(max=0), group.amax(dim=1).clamp(min=0)
-        scale = (high - low) / 15 if width == 4 else torch.maximum(-low, high) / INT8_MAX
-        if bool(((scale != 0) & ((scale < LEAST_HALF) | (scale > MOST_HALF))).any()):
-            return False
-    return True
+        low, high = group.amin(dim=1, keepdim=True).clamp(max=0), group.amax(dim=1, keepdim=True).clamp(min=0)
+        scale = torch.where(four, (high - low) / 15, torch.maximum(-low, high) / INT8_MAX)
+        fits &= (scale == 0) | ((scale >= LEAST_HALF) & (scale <= MOST_HALF))
+    return fits
 
 
 def unit_if_zero(scale: Tensor) -> Tensor:

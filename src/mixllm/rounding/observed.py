@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixllm.format.rounded import Rounded, rows_at_once
+from mixllm.ranks import Ranks
 from mixllm.rotation import rotate
 
 
@@ -36,20 +38,25 @@ class Inputs:
     count: int = 0
 
     def add(self, x: Tensor) -> None:
-        size = x.detach().abs()
-        self.peak = torch.maximum(self.peak, size.max().float())
-        self.total = self.total + size.sum(dtype=torch.float32)
-        self.count += size.numel()
+        x = x.detach()
+        self.peak = torch.maximum(self.peak, torch.linalg.vector_norm(x, torch.inf).float())
+        self.total = self.total + torch.linalg.vector_norm(x, 1, dtype=torch.float32)
+        self.count += x.numel()
 
 
 @contextmanager
 def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
-    """Follow what the linears are fed inside the context."""
+    """Follow what the linears are fed inside the context; layers with one input share one Inputs."""
     found: dict[str, Inputs] = {}
+    last: dict[str, Any] = {"input": None, "name": ""}
 
     def hook(name: str) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0]
+            if x is last["input"]:
+                found.setdefault(name, found[last["name"]])
+                return
+            last["input"], last["name"] = x, name
             nothing = torch.zeros((), device=x.device)
             found.setdefault(name, Inputs(nothing, nothing)).add(x)
 
@@ -59,17 +66,37 @@ def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
     try:
         yield found
     finally:
+        last.clear()
         for handle in handles:
             handle.remove()
 
 
-def observed(weight: Tensor, rounded: Tensor, hessian: Tensor, inputs: Inputs, *, rotated: bool) -> Observed:
-    """weight, rounded: [N, K], the latter in the rotated basis if `rotated`; hessian: X'X [K, K], X plain."""
-    w = weight.detach().float()
-    difference = (rotate(rounded) if rotated else rounded) - w
-    size = _energy(w, hessian)
+def seen_by_all(linears: Iterable[str], inputs: dict[str, Inputs], ranks: Ranks) -> dict[str, Inputs]:
+    """What all ranks together saw of these linears; one that none saw has a count of 0."""
+    names = list(linears)
+    if ranks.size == 1:
+        return inputs
+    device = next(iter(inputs.values())).peak.device
+    zero = torch.zeros((), device=device)
+    own = [inputs.get(name, Inputs(zero, zero)) for name in names]
+    peaks = torch.stack([part.peak for part in own])
+    sums = torch.tensor([[float(part.total), part.count] for part in own], dtype=torch.float64, device=device)
+    ranks.largest(peaks)
+    ranks.add(sums)
+    pairs = zip(names, peaks, sums, strict=True)
+    return {name: Inputs(peak, total, int(count)) for name, peak, (total, count) in pairs}
+
+
+def observed(weight: Tensor, rounded: Rounded, hessian: Tensor, inputs: Inputs, *, rotated: bool) -> Observed:
+    """weight: [N, K], the model's own; rounded and hessian [K, K]: in the rotated basis if `rotated`."""
+    size = difference = 0.0
+    for rows in torch.arange(len(weight), device=weight.device).split(rows_at_once(weight.shape[1])):
+        w = weight.detach()[rows].float()
+        w = rotate(w) if rotated else w
+        size += _energy(w, hessian)
+        difference += _energy(rounded.rows(rows).dequantize() - w, hessian)
     return Observed(
-        error=math.sqrt(_energy(difference, hessian) / size) if size > 0 else 0.0,
+        error=math.sqrt(max(0.0, difference) / size) if size > 0 else 0.0,
         peak=float(inputs.peak),
         mean=float(inputs.total) / inputs.count,
     )
@@ -77,4 +104,4 @@ def observed(weight: Tensor, rounded: Tensor, hessian: Tensor, inputs: Inputs, *
 
 def _energy(weight: Tensor, hessian: Tensor) -> float:
     """||X W'||^2, which rounding can bring a hair below 0."""
-    return max(0.0, float(((weight @ hessian) * weight).sum(dtype=torch.float64)))
+    return float(((weight @ hessian) * weight).sum(dtype=torch.float64))

@@ -33,13 +33,14 @@ def refine(
             local = factor.hessian[columns][:, columns]
             # What the errors of the other groups ask of this one.
             outside = error @ factor.hessian[:, columns] - error[:, columns] @ local
+            local.diagonal().add_(factor.added)
             choices = [chosen[g], *grids.near(chosen[g])]
             best, codes[:, columns], error[:, columns] = _swept(
                 weight[:, columns], error[:, columns], local, outside, stack(choices)
             )
             chosen[g] = pick(choices, best)
         if grids.kind != "group":
-            chosen = _fit_rows(weight, codes, chosen, factor.hessian)
+            chosen = _fit_rows(weight, codes, chosen, factor)
     return codes, chosen
 
 
@@ -62,13 +63,13 @@ def _swept(
     return best, codes[row], -negative[row]
 
 
-def _fit_rows(weight: Tensor, codes: Tensor, chosen: list[Grid], hessian: Tensor) -> list[Grid]:
+def _fit_rows(weight: Tensor, codes: Tensor, chosen: list[Grid], factor: Factor) -> list[Grid]:
     """The same grids with each row's scale changed by the factor that is best for its codes."""
     values = _values(codes, chosen)
-    product = values @ hessian
+    product = values @ factor.hessian + factor.added * values
     size, along = (product * values).sum(1, keepdim=True), (product * weight).sum(1, keepdim=True)
-    factor = torch.where((size > 0) & (along > 0), along / size, 1.0)
-    return [Grid(grid.scale * factor, grid.zero, grid.low, grid.high, grid.multiplier) for grid in chosen]
+    by = torch.where((size > 0) & (along > 0), along / size, 1.0)
+    return [Grid(grid.scale * by, grid.zero, grid.low, grid.high, grid.multiplier) for grid in chosen]
 
 
 def _values(codes: Tensor, chosen: list[Grid]) -> Tensor:

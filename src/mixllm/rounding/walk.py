@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from mixllm.blocks import Block, Decoder
+from mixllm.blocks import Block, Decoder, Room, States
 from mixllm.config import QuantConfig
 from mixllm.format.rounded import Rounded
 from mixllm.nn import MixLinear
-from mixllm.progress import Progress
+from mixllm.progress import Progress, stepped
+from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding import factor_of, needs_hessian, round_rows
-from mixllm.rounding.hessian import Factor, collect
-from mixllm.rounding.observed import Inputs, Observed, observed, watch
+from mixllm.rounding.divided import divided
+from mixllm.rounding.hessian import Shared, collect
+from mixllm.rounding.observed import Observed, observed, seen_by_all, watch
 
 
 def round_model(
@@ -22,50 +27,75 @@ def round_model(
     widths: Mapping[str, Tensor],
     config: QuantConfig,
     *,
+    work: Path,
+    room: Room,
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, Rounded]]:
     """Round every linear of the decoder; yields (full name, Rounded) in model order.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
+    room: what boundary states may take in memory; work: a directory for those that fit none.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
     """
     calibrated = needs_hessian(config)
-    states = [decoder.embed(part) for part in ids.split(batch)] if calibrated else []
-    with progress.stage("round", len(decoder) * max(1, len(states))) as bar:
-        for i in range(len(decoder)):
-            with decoder.block(i) as block:
-                factors, hessians, inputs = _factors(block, states, config)
-                for name, linear in block.linears.items():
-                    bits = widths[name].to(linear.weight.device)
-                    rounded = round_rows(linear.weight, bits, config, factors.get(name))
-                    if seen is not None and name in factors:
-                        seen[name] = observed(
-                            linear.weight, rounded.dequantize(), hessians[name], inputs[name],
-                            rotated=config.format.rotation == "hadamard",
-                        )  # fmt: skip
-                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
-                    yield name, rounded
-                if not states:
-                    bar.advance()
-                for b, hidden in enumerate(states):
-                    states[b] = block(hidden)
-                    bar.advance()
+    batches = list(ranks.share(ids).split(batch)) if calibrated else []
+    n = len(decoder)
+    with (
+        progress.stage("round", n * max(1, len(batches))) as bar,
+        States(decoder.device, work, room) as states,
+        closing(decoder.walk(range(n))) as walk,
+    ):
+        states.put(0, (decoder.embed(part) for part in batches), soon=True)
+        for i, block in walk:
+            done = _round_block(block, states.read(i), widths, config, seen, ranks)
+            yield from done.items()
+            if not calibrated:
+                bar.advance()
+            for name, rounded in done.items():
+                linear = block.linears[name]
+                block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+            hidden = states.take(i)
+            states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
 
 
-def _factors(
-    block: Block, states: list[Tensor], config: QuantConfig
-) -> tuple[dict[str, Factor], dict[str, Tensor], dict[str, Inputs]]:
-    """By linear: the factor, the Hessian X'X of its plain inputs and their size."""
-    linears = block.linears if states else {}
+def _round_block(
+    block: Block,
+    states: Iterable[Tensor],
+    widths: Mapping[str, Tensor],
+    config: QuantConfig,
+    seen: dict[str, Observed] | None,
+    ranks: Ranks,
+) -> dict[str, Rounded]:
+    """The block's linears rounded, in model order, by the Hessians that its states give."""
+    linears = block.linears
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
-    factors, hessians = {}, {}
-    for shared in found:
-        made = factor_of(shared.hessian, config, shared.names[0])
-        factors.update(dict.fromkeys(shared.names, made))
-        hessians.update(dict.fromkeys(shared.names, shared.hessian))
-    return factors, hessians, inputs
+    inputs = seen_by_all(linears, inputs, ranks)
+
+    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], dict[str, Observed]]:
+        factor = factor_of(group.hessian, config, group.names[0])
+        fields: dict[tuple[str, str], Tensor] = {}
+        notes: dict[str, Observed] = {}
+        for name in group.names:
+            weight = linears[name].weight
+            rounded = round_rows(weight, widths[name].to(weight.device), config, factor)
+            fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
+            if seen is not None:
+                rotated = config.format.rotation == "hadamard"
+                notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
+        return fields, notes
+
+    fields, notes = divided(found, linears, ranks, make)
+    done: dict[str, Rounded] = {}
+    for name, linear in linears.items():
+        own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
+        bits = widths[name].to(linear.weight.device)
+        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, config, None)
+    if seen is not None:
+        seen.update({name: note for part in notes for name, note in part.items()})
+    return done

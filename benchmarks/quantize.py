@@ -1,0 +1,105 @@
+"""What quantizing takes: real shapes with random weights, made on the spot.
+
+    python benchmarks/quantize.py llama-3.1-8b llama-3.1-70b:4 llama-3.1-70b:8 --json FILE [--device cuda]
+
+For each SHAPE[:BLOCKS] the whole job runs on random token ids: salience, plan, rounding, writing. Printed
+and written: seconds, peak memory of GPU and host, GPU utilisation and disk traffic by stage, the rate of
+salience's operations, and what --dry-run would have told. Random weights cost what real ones cost: the
+work depends on shapes only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from shapes_on_disk import SHAPES, write_model
+from watching import Watching
+
+from mixllm.blocks import Decoder
+from mixllm.config import QuantConfig
+from mixllm.pipeline import Job, make_plan, score, sizes, write_quantized
+from mixllm.placement import device_name, pick_device, pick_dtype, versions
+from mixllm.source import Source
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("shapes", nargs="+", help=f"SHAPE[:BLOCKS] of {', '.join(SHAPES)}")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--bits", type=float, default=4.4)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--directory", type=Path, help="where models and checkpoints go while it runs")
+    parser.add_argument("--profile", action="store_true", help="print torch's table of GPU time by operation")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    rows = []
+    for text in args.shapes:
+        shape, _, blocks = text.partition(":")
+        with TemporaryDirectory(dir=args.directory) as work:
+            rows.append(run(Path(work), shape, int(blocks) if blocks else None, args))
+        about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions()}
+        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def run(work: Path, shape: str, blocks: int | None, args: Any) -> dict[str, Any]:
+    config = QuantConfig(bits=args.bits, samples=args.samples, window=args.window)
+    print(f"{shape}, {blocks or 'all'} blocks", flush=True)
+    began = time.perf_counter()
+    write_model(work / "model", shape, blocks)
+    print(f"  written in {time.perf_counter() - began:.1f} s", flush=True)
+    watching, out = Watching(), work / "out"
+    out.mkdir()
+    with watching.running():
+        if args.profile:
+            kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+            with torch.profiler.profile(activities=kinds) as found:
+                report = quantize(work / "model", out, config, args, watching)
+            print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45), flush=True)
+        else:
+            report = quantize(work / "model", out, config, args, watching)
+    return {
+        "shape": shape,
+        "blocks": blocks or SHAPES[shape]["num_hidden_layers"],
+        "samples": config.samples,
+        "window": config.window,
+        **report,
+        "peaks": {key: watching.peak(key) for key in ("gpu_allocated", "gpu_reserved", "host")},
+        "stages": watching.stages,
+    }
+
+
+def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: Watching) -> dict[str, Any]:
+    """The stages of mixllm.pipeline.quantize on random ids, which need no tokenizer."""
+    began = time.perf_counter()
+    device = pick_device(args.device)
+    with watching.stage("open", 0):
+        source = Source(model)
+        decoder = Decoder.open(source, device, pick_dtype(args.dtype, device, source.config))
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = source.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (config.samples, config.window), generator=generator)
+    job = Job(source, decoder, ids)
+    salience = score(job, config, watching)
+    with watching.stage("plan", 0):
+        plan = make_plan(job, config, salience)
+    chosen = time.perf_counter() - began
+    write_quantized(job, plan, config, out, watching)
+    return {
+        "device": f"{device_name(device)}, {platform.machine()}",
+        "seconds": round(time.perf_counter() - began, 2),
+        "seconds_until_plan": round(chosen, 2),
+        "payload_bits": sizes(plan, config).payload_bits,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Hidden states at block boundaries, kept where they fit: on the device, in host memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mixllm.errors import MixllmError
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that states may take on the device and in host memory; what is more goes to disk."""
+
+    device: int
+    host: int
+
+    def boundaries(self, size: int) -> int:
+        """How many boundaries of `size` bytes fit, beside two that are always there: states and gradients."""
+        return (self.device + self.host) // size - 2
+
+
+class States:
+    """Lists of tensors by number, each tensor placed by itself; a context, at whose end all are gone.
+
+    device: where the tensors come from and go back to; work: a directory for what fits no memory.
+    Copies to and from the host run beside the computation: the next tensor is on its way while one is used.
+    """
+
+    def __init__(self, device: torch.device, work: Path, room: Room) -> None:
+        self._device, self._work = device, work
+        self._left = {"device": room.device, "host": room.host if device.type == "cuda" else 0}
+        self._kept: dict[int, list[_Part]] = {}
+        self._lane = _Lane(device)
+        self._files = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for part in chain.from_iterable(self._kept.values()):
+            if isinstance(part.held, Path):
+                part.held.unlink()
+        self._kept.clear()
+        self._lane.close()
+
+    def put(self, i: int, tensors: Iterable[Tensor], *, soon: bool) -> None:
+        """Keep tensors under number i, which is free. soon: they are wanted next, and get the device's room
+        before others."""
+        parts = self._kept[i] = []
+        for tensor in tensors:
+            parts.append(self._place(tensor, ("device", "host") if soon else ("host", "device")))
+
+    def read(self, i: int) -> Iterator[Tensor]:
+        """The tensors kept under i, on the device; they stay."""
+        yield from self._stream(list(self._kept[i]))
+
+    def take(self, i: int) -> Iterator[Tensor]:
+        """The tensors kept under i, on the device; each leaves its place as it is given.
+
+        The number is free at once, so what is made of them may be put under it.
+        """
+        return self._take(self._kept.pop(i))
+
+    def _take(self, parts: list[_Part]) -> Iterator[Tensor]:
+        for part, tensor in zip(parts, self._stream(parts), strict=True):
+            if isinstance(part.held, Path):
+                part.held.unlink()
+            else:
+                self._left[part.where] += part.bytes
+                self._lane.give_back(part.held)
+            part.held = None
+            yield tensor
+
+    def _place(self, tensor: Tensor, order: tuple[str, ...]) -> _Part:
+        size = tensor.nbytes
+        for where in order:
+            if self._left[where] >= size:
+                self._left[where] -= size
+                held = tensor if where == "device" else self._lane.away(tensor)
+                return _Part(where, size, tensor.dtype, tensor.shape, held)
+        self._files += 1
+        file = self._work / f"{self._files}.states"
+        try:
+            tensor.cpu().contiguous().view(torch.uint8).numpy().tofile(file)
+        except OSError as error:
+            raise MixllmError(
+                f"{file}: states between blocks cannot be written ({error.strerror}); "
+                "free space there, or set TMPDIR to a directory on another disk"
+            ) from None
+        return _Part("disk", size, tensor.dtype, tensor.shape, file)
+
+    def _stream(self, parts: list[_Part]) -> Iterator[Tensor]:
+        coming = self._lane.back(parts[0]) if parts else None
+        for following in [*parts[1:], None]:
+            assert coming is not None
+            now = coming
+            coming = None if following is None else self._lane.back(following)
+            yield now.ready()
+
+
+@dataclass
+class _Part:
+    """A tensor's place: held on the device, in a buffer of the host or in a file."""
+
+    where: str
+    bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+    held: Tensor | Path | None
+
+
+@dataclass
+class _Coming:
+    tensor: Tensor
+    event: torch.cuda.Event | None
+
+    def ready(self) -> Tensor:
+        """The tensor, for work that is queued from now on."""
+        if self.event is not None:
+            here = torch.cuda.current_stream(self.tensor.device)
+            here.wait_event(self.event)
+            # Its memory belongs to the copying stream, which must not reuse it before this one is done.
+            self.tensor.record_stream(here)
+        return self.tensor
+
+
+class _Lane:
+    """Copies between device and host on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._spare: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+        for buffer in self._buffers:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
+        self._buffers.clear()
+        self._spare.clear()
+
+    def away(self, tensor: Tensor) -> Tensor:
+        """A copy in pinned host memory, whole once the stream has come so far."""
+        assert self._stream is not None
+        buffer = self._buffer(tensor)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            buffer.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._stream)
+        return buffer
+
+    def back(self, part: _Part) -> _Coming:
+        if part.where == "device":
+            assert isinstance(part.held, Tensor)
+            return _Coming(part.held, None)
+        if isinstance(part.held, Path):
+            count = part.shape.numel()
+            held = torch.from_file(str(part.held), shared=False, size=count, dtype=part.dtype).view(
+                part.shape
+            )
+        else:
+            assert part.held is not None
+            held = part.held
+        if self._stream is None:
+            return _Coming(held.to(self._device), None)
+        with torch.cuda.stream(self._stream):
+            tensor = held.to(self._device, non_blocking=True)
+            return _Coming(tensor, self._stream.record_event())
+
+    def give_back(self, held: Tensor | None) -> None:
+        """A host buffer that is free again, for the next tensor of its shape."""
+        if held is not None and held.device != self._device:
+            self._spare.append(held)
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        for number, spare in enumerate(self._spare):
+            if spare.shape == like.shape and spare.dtype == like.dtype:
+                return self._spare.pop(number)
+        buffer = torch.empty(like.shape, dtype=like.dtype)
+        # Registered rather than allocated pinned: torch's own pinned memory comes in powers of two.
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
+        self._buffers.append(buffer)
+        return buffer

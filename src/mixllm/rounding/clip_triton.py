@@ -1,0 +1,97 @@
+"""best_grid as one Triton kernel: a program tries every shrink on the group's weights of a few rows.
+
+The arithmetic is that of mixllm.rounding.grid, step by step; only the error's sum may take another order.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+from mixllm.format.rounded import LEAST_HALF, MOST_HALF
+from mixllm.rounding.grid import MULTIPLIER_MAX, Grid, Grids
+
+ROWS = 8
+# Adding and taking away 1.5 * 2^23 rounds half to even; what is too large for it is clamped anyway.
+MAGIC = tl.constexpr(12582912.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annotation
+    w_ptr,
+    stride,
+    importance_ptr,
+    rows_ptr,
+    fields_ptr,
+    n,
+    STEPS: tl.constexpr,
+    GROUP_FLOATS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    MOST: tl.constexpr,
+    LEAST: tl.constexpr,
+    MULTIPLIERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row < n)[:, None] & (column < LENGTH)[None, :]
+    w = tl.load(w_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    importance = tl.load(importance_ptr + column, mask=column < LENGTH, other=0.0)
+    four = tl.load(rows_ptr + row, mask=row < n, other=1.0) != 0
+    # Whether the row's scales are float16, or the scale of the whole row.
+    own = tl.load(rows_ptr + n + row, mask=row < n, other=1.0)
+    bottom = tl.minimum(tl.min(w, axis=1), 0.0)
+    top = tl.maximum(tl.max(w, axis=1), 0.0)
+    least = tl.full((ROWS,), float("inf"), tl.float32)
+    best_scale = tl.zeros((ROWS,), tl.float32)
+    best_zero, best_first, best_last, best_multiplier = best_scale, best_scale, best_scale, best_scale
+    for step in tl.static_range(STEPS):
+        low, high = bottom * (1.0 - 0.02 * step), top * (1.0 - 0.02 * step)
+        span = tl.where(four, high - low, tl.maximum(-low, high))
+        scale = tl.div_rn(span, tl.where(four, 15.0, 127.0))
+        multiplier = tl.full((ROWS,), 1.0, tl.float32)
+        if GROUP_FLOATS:
+            half = tl.minimum(scale, MOST).to(tl.float16).to(tl.float32)
+            half = tl.where(scale > 0, tl.maximum(half, LEAST), half)
+            scale = tl.where(own != 0, half, scale)
+        else:
+            steps = (tl.div_rn(scale, own) + MAGIC) - MAGIC
+            multiplier = tl.where(four, tl.minimum(tl.maximum(steps, 1.0), MULTIPLIERS), multiplier)
+            scale = own * multiplier
+        scale = tl.where(scale > 0, scale, 1.0)
+        zero = (tl.div_rn(-low, scale) + MAGIC) - MAGIC
+        zero = tl.where(four, tl.minimum(tl.maximum(zero, 0.0), 15.0), 0.0)
+        first = tl.where(four, tl.maximum(zero + tl.ceil(tl.div_rn(-128.0, multiplier)), 0.0), -127.0)
+        last = tl.where(four, tl.minimum(zero + tl.floor(tl.div_rn(127.0, multiplier)), 15.0), 127.0)
+        code = (tl.div_rn(w, tl.broadcast_to(scale[:, None], w.shape)) + MAGIC) - MAGIC
+        code = tl.minimum(tl.maximum(code + zero[:, None], first[:, None]), last[:, None])
+        off = w - (code - zero[:, None]) * scale[:, None]
+        error = tl.sum(off * off * importance[None, :], axis=1)
+        better = error < least
+        least = tl.where(better, error, least)
+        best_scale = tl.where(better, scale, best_scale)
+        best_zero = tl.where(better, zero, best_zero)
+        best_first = tl.where(better, first, best_first)
+        best_last = tl.where(better, last, best_last)
+        best_multiplier = tl.where(better, multiplier, best_multiplier)
+    tl.store(fields_ptr + row, best_scale, mask=row < n)
+    tl.store(fields_ptr + n + row, best_zero, mask=row < n)
+    tl.store(fields_ptr + 2 * n + row, best_first, mask=row < n)
+    tl.store(fields_ptr + 3 * n + row, best_last, mask=row < n)
+    tl.store(fields_ptr + 4 * n + row, best_multiplier, mask=row < n)
+
+
+def launch(grids: Grids, w: Tensor, importance: Tensor, steps: int) -> Grid:
+    """The best of `steps` shrinks, see mixllm.rounding.clip.best_grid; w [N, L], L <= 128, of one group."""
+    n, length = w.shape
+    fields = w.new_empty(5, n)
+    _kernel[(triton.cdiv(n, ROWS),)](
+        w, w.stride(0), importance.contiguous(), grids.by_row, fields, n,
+        STEPS=steps, GROUP_FLOATS=grids.kind == "group", LENGTH=length,
+        MOST=MOST_HALF, LEAST=LEAST_HALF, MULTIPLIERS=MULTIPLIER_MAX, ROWS=ROWS, COLUMNS=GROUP_SIZE,
+    )  # fmt: skip
+    return Grid(*(field[:, None] for field in torch.unbind(fields)))

@@ -1,0 +1,33 @@
+"""The GPU kernel of the clip search against the plain search, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixllm.config import PROFILES
+from mixllm.rounding.clip import SHRINKS, best_grid
+from mixllm.rounding.clip_triton import launch
+from mixllm.rounding.grid import Grids
+from tests import shapes
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("n", "k", "size"), [(1, 1, 1.0), (13, 37, 1.0), (21, 300, 1e-5), (9, 128, 1e6)])
+def test_kernel_equals_the_search(profile: str, n: int, k: int, size: float, clip: bool) -> None:
+    w, bits = shapes.weight(n, k, 3) * size, shapes.widths(n, 0.3, 4)
+    w[n // 2] = 0
+    grids = Grids(w, bits, PROFILES[profile])
+    part = w[:, -min(k, 128) :]
+    importance = torch.rand(part.shape[1], generator=torch.Generator().manual_seed(5))
+    expected = best_grid(grids, part, importance, clip)
+    found = launch(grids, part, importance, len(SHRINKS) if clip else 1)
+    off = [
+        float(((part - grid.value(grid.snap(part))).square() @ importance).sum())
+        for grid in (expected, found)
+    ]
+    # Sums in another order can take a shrink of nearly the same error, in a few rows.
+    assert off[1] == pytest.approx(off[0], rel=1e-5)
+    same = torch.stack([a == b for a, b in zip(vars(expected).values(), vars(found).values(), strict=True)])
+    assert float(same.float().mean()) > (0.95 if clip else 0.999)

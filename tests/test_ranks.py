@@ -1,0 +1,91 @@
+"""Several processes give what one gives, and a lost one ends the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mixllm.errors import MixllmError
+from mixllm.ranks import Ranks
+from tests.models import write_tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs, see tests/ranks_job.py."""
+    path = tmp_path_factory.mktemp("ranks")
+    write_tiny(path / "model")
+    wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
+    command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(runs: Path) -> dict[int, list[dict[str, Tensor]]]:
+    """What each process of runs of 1, 2 and 3 made."""
+    found = {}
+    for size in (1, 2, 3):
+        out = runs / f"{size}-whole"
+        for rank in range(size):
+            assert (out / f"{rank}.code").read_text() == "0", (out / f"{rank}.err").read_text()
+        found[size] = [load_file(out / f"{rank}.safetensors") for rank in range(size)]
+    return found
+
+
+def test_all_processes_have_the_same_bits(results: dict[int, list[dict[str, Tensor]]]) -> None:
+    for ranks in results.values():
+        for name, tensor in ranks[0].items():
+            assert all(torch.equal(tensor, other[name]) for other in ranks[1:]), name
+
+
+def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]) -> None:
+    """The same widths; codes but for those on a border, since a Hessian's sum is taken in another order."""
+    [one] = results[1]
+    for size in (2, 3):
+        several = results[size][0]
+        assert several.keys() == one.keys()
+        codes = [name for name in one if name.endswith(".codes")]
+        differ = sum(int((one[name] != several[name]).sum()) for name in codes)
+        assert differ <= 1e-3 * sum(one[name].numel() for name in codes)
+        for name, tensor in one.items():
+            if name.endswith(".widths"):
+                assert torch.equal(tensor, several[name])
+            elif name.endswith((".loss", ".seen")):
+                torch.testing.assert_close(several[name], tensor, rtol=1e-2, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["lost", "hangs"])
+def test_a_lost_process_ends_the_others(runs: Path, mode: str) -> None:
+    out = runs / f"2-{mode}"
+    text = (out / "0.err").read_text()
+    assert (out / "0.code").read_text() == "2"
+    assert "process 0 of 2: another process is gone or hangs" in text
+    assert "Traceback" not in text
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_too_few_samples_for_the_processes() -> None:
+    assert [len(Ranks(rank, 3).share(torch.zeros(7, 2))) for rank in range(3)] == [3, 2, 2]
+    with pytest.raises(MixllmError, match="2 windows of text are too few for 3 processes"):
+        Ranks(0, 3).share(torch.zeros(2, 5))
+
+
+@given(st.lists(st.floats(1, 100), min_size=1, max_size=12), st.integers(1, 5))
+def test_work_is_divided_evenly(costs: list[float], size: int) -> None:
+    owners = Ranks(0, size).owners(costs)
+    busy = [0.0] * size
+    for cost, owner in zip(costs, owners, strict=True):
+        busy[owner] += cost
+    # The longest first to whoever is free: never more than 4/3 of the best.
+    assert max(busy) <= 4 / 3 * max(sum(costs) / size, max(costs)) + max(costs) / 3 + 1e-9
