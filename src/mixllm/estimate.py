@@ -11,7 +11,6 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from huggingface_hub import hf_hub_download
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
+from mixllm.experts import Experts
 from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.format.config import QuantizedModule
+from mixllm.format.config import EXPERT, QuantizedModule
 from mixllm.pipeline import TOKENS_AT_ONCE
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import report
@@ -76,43 +76,64 @@ def estimate(
 
 
 @dataclass(frozen=True)
+class _About:
+    """A model of which only the config is known; its files hold whatever a model of this kind may hold."""
+
+    path: Path
+    config: Any
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class _Size:
     """A model's config, the (out, in) shapes of its linear layers by block, its hidden size, the weights of
-    its head, and the bytes of what is not quantized."""
+    its head, the bytes of what is not quantized, and the share of tokens that an expert sees."""
 
     config: Any
     blocks: list[dict[str, tuple[int, int]]]
     hidden: int
     head: int
     other_bytes: int
+    routed: float
 
     @property
-    def weights(self) -> int:
-        return sum(n * k for block in self.blocks for n, k in block.values())
+    def weights(self) -> float:
+        """Weights that a token meets."""
+        return sum(n * k * self._share(name) for block in self.blocks for name, (n, k) in block.items())
 
-    @property
-    def hessians(self) -> int:
-        """K^2 of every Hessian: layers of one parent module with one K nearly always share their input."""
+    def hessians(self, met: bool) -> float:
+        """K^2 of every Hessian: layers of one parent module with one K nearly always share their input.
+
+        met: only of those that a token meets.
+        """
         inputs = {(n.rpartition(".")[0], k) for block in self.blocks for n, (_, k) in block.items()}
-        return sum(k * k for _, k in inputs)
+        return sum(k * k * (self._share(f"{parent}.") if met else 1) for parent, k in inputs)
+
+    def _share(self, name: str) -> float:
+        return self.routed if EXPERT.search(name) else 1
 
 
 def _size(model: str, out: Path) -> _Size:
     path = _config_directory(model, out)
-    about: Any = SimpleNamespace(path=path, config=read_config(path))
+    about: Any = _About(path, read_config(path))
     whole = skeleton(about, torch.device("meta"), torch.float32)
     prefix, blocks = find_blocks(whole, about)
     layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]
     weights = sum(layer.weight.numel() for block in layers for layer in block.values())
     head = whole.get_output_embeddings().weight.numel()
-    tied = head if about.config.get_text_config().tie_word_embeddings else 0
+    mixtures = (len(module) for module in whole.modules() if isinstance(module, Experts))
+    text = about.config.get_text_config()
+    tied = head if text.tie_word_embeddings else 0
     stored = getattr(about.config, "dtype", None) or torch.float32
     return _Size(
         config=about.config,
         blocks=[{n: (layer.out_features, layer.in_features) for n, layer in b.items()} for b in layers],
-        hidden=about.config.get_text_config().hidden_size,
+        hidden=text.hidden_size,
         head=head,
         other_bytes=(sum(p.numel() for p in whole.parameters()) - weights - tied) * stored.itemsize,
+        routed=getattr(text, "num_experts_per_tok", 1) / next(mixtures, 1),
     )
 
 
@@ -128,7 +149,7 @@ def _config_directory(model: str, out: Path) -> Path:
 def _operations(size: _Size, config: QuantConfig, measured: bool) -> float:
     """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
     tokens = config.samples * config.window
-    forward, hessian = 2 * size.weights, 2 * size.hessians
+    forward, hessian = 2 * size.weights, 2 * size.hessians(met=True)
     gptq = sum(n * k * k for block in size.blocks for n, k in block.values())
     total = 0.0
     if measured:
@@ -154,18 +175,20 @@ def _memory(
     block = max(sum(n * k for n, k in shapes.values()) for shapes in size.blocks)
     boundaries = len(size.blocks) + 1 if measured else 1
     states = boundaries * config.samples * config.window * size.hidden * dtype.itemsize
-    working = block * (dtype.itemsize + 4 * (1 + 2 * len(WIDTHS))) + 3 * 4 * size.hessians // len(size.blocks)
+    hessians = round(3 * 4 * size.hessians(met=False) / len(size.blocks))
+    working = block * (dtype.itemsize + 4 * (1 + 2 * len(WIDTHS))) + hessians
     features = max(sum(n + k for n, k in shapes.values()) for shapes in size.blocks)
     batch = 3 * 4 * features * min(TOKENS_AT_ONCE[device.type], config.samples * config.window)
     tuned = config.rounding == "gptq" and config.tune > 0
     logits = 3 * 4 * LOGITS_AT_ONCE if measured or tuned else 0
-    walk = states + working + batch
+    needed = states + working + batch
     if tuned:
         # All rounded weights, twice a byte; the boundary states of a step, and the float model's last ones.
         step = (len(size.blocks) + 1) * min(WINDOWS, config.samples) * config.window
         kept = (step + config.samples * config.window) * size.hidden * dtype.itemsize
-        walk = max(walk, 2 * size.weights + kept + batch)
-    return BASE_BYTES + walk + logits + 2 * size.head * dtype.itemsize
+        weights = sum(n * k for shapes in size.blocks for n, k in shapes.values())
+        needed = max(needed, 2 * weights + kept + batch)
+    return BASE_BYTES + needed + logits + 2 * size.head * dtype.itemsize
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:

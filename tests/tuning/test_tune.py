@@ -17,7 +17,8 @@ from mixllm.progress import Silent
 from mixllm.rounding import round_rows
 from mixllm.source import open_source
 from mixllm.tuning import tune_scales
-from tests.models import ARCHITECTURES, VOCAB, write_tiny
+from tests.mixtures import is_expert, write_with_idle_expert
+from tests.models import ARCHITECTURES, MIXTURES, VOCAB, write_tiny
 
 
 def rounded_model(path: Path, format: Format) -> tuple[Decoder, dict[str, Rounded]]:
@@ -61,6 +62,16 @@ def test_divergence_falls_on_every_architecture(architecture: str, tmp_path: Pat
         assert torch.equal(layer.codes, tuned[name].codes)
         factors = tuned[name].scales / layer.scales
         assert 0.8 < float(factors.min()) <= float(factors.max()) < 1.25
+
+
+def test_experts_are_tuned_too_and_one_that_no_token_reaches_is_left(tmp_path: Path) -> None:
+    write_with_idle_expert(tmp_path, MIXTURES[0])
+    decoder, layers = rounded_model(tmp_path, PROFILES["fast"])
+    tuned = tune_scales(decoder, windows(5), layers, PROFILES["fast"], epochs=1, seed=0, progress=Silent())
+    experts = [name for name in layers if is_expert(name)]
+    moved = {name: not torch.equal(tuned[name].scales, layers[name].scales) for name in experts}
+    assert any(moved.values())
+    assert not all(moved.values())
 
 
 def test_the_decoder_is_as_before_afterwards(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Decoder:
 
     def linears(self, i: int) -> dict[str, nn.Linear]:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
-        return linears(self._blocks[i], f"{self.prefix}.{i}")
+        return linears(self._blocks[i], f"{self.prefix}.{i}", self.source)
 
     @contextmanager
     def block(self, i: int, then: int | None = None) -> Iterator[Block]:

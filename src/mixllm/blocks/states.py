@@ -97,12 +97,12 @@ class States:
         return _Part("disk", size, tensor.dtype, tensor.shape, file)
 
     def _stream(self, parts: list[_Part]) -> Iterator[Tensor]:
-        coming = self._lane.back(parts[0]) if parts else None
-        for following in [*parts[1:], None]:
-            assert coming is not None
-            now = coming
-            coming = None if following is None else self._lane.back(following)
-            yield now.ready()
+        coming = [self._lane.back(part) for part in parts[:1]]
+        for following in parts[1:]:
+            coming.append(self._lane.back(following))
+            yield coming.pop(0).ready()
+        for last in coming:
+            yield last.ready()
 
 
 @dataclass

@@ -21,10 +21,11 @@ ROWS_AT_ONCE, SOLVED_AT_ONCE = 2048, 1024
 
 @dataclass
 class Shared:
-    """Linear layers that read the same input, and H = X'X of that input: float32 [K, K]."""
+    """Linear layers that read the same input, H = X'X of that input, float32 [K, K], and X's tokens."""
 
     names: list[str]
     hessian: Tensor
+    tokens: int = 0
 
 
 @contextmanager
@@ -48,6 +49,7 @@ def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
                     found.append(shared)
             if shared.names[0] == name:
                 add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
+                shared.tokens += x[..., 0].numel()
             last["input"], last["shared"] = x, shared
 
         return add

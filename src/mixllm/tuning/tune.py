@@ -119,6 +119,9 @@ def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: T
         with torch.enable_grad():
             out = block(hidden)
         gains = [layer.gain for layer in linears.values()]
-        gradient, *own = torch.autograd.grad(out, [hidden, *gains], gradient)
+        # An expert that no token chose has no gradient.
+        gradient, *own = torch.autograd.grad(
+            out, [hidden, *gains], gradient, allow_unused=True, materialize_grads=True
+        )
         for gain, part in zip(gains, own, strict=True):
             gain.grad = part
