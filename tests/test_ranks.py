@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of all runs, see tests/ranks_job.py; of a mixture, an expert's tokens are on both ranks."""
+    """The directory of all runs, see tests/ranks_job.py; both ranks see tokens of a mixture's experts."""
     path = tmp_path_factory.mktemp("ranks")
     write_tiny(path / "model", request.param)
     wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]

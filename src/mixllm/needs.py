@@ -19,6 +19,7 @@ from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
+from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts.
 MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
@@ -121,6 +122,15 @@ def needs(
         temporary=lists * boundary - on_device - on_host,
         room=room,
     )
+
+
+def tuning_bytes(sizes: Sizes, samples: int, window: int, dtype: torch.dtype) -> int:
+    """What tuning takes at its peak: all codes and their zeros spread, twice a byte; the boundary states of a
+    step and the float model's last ones; what is outside the blocks; and the logits of a part of a step."""
+    boundaries = (len(sizes.blocks) + 1) * min(WINDOWS, samples) + samples
+    states = boundaries * window * sizes.hidden * dtype.itemsize
+    ends = sizes.ends * dtype.itemsize
+    return BASE_HOST + 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
 
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:

@@ -137,10 +137,10 @@ def _errors(
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
     """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
 
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
-    nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
+    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
+    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
     errors = weight.new_empty(len(WIDTHS), *weight.shape)
     size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
