@@ -24,28 +24,31 @@ TABLE = Path(__file__).with_name("skinny.json")
 
 @dataclass(frozen=True)
 class SkinnyTile:
-    """bm rows x bn tokens, stages of wk slots; blocks for each SM, of which room for `room` is made."""
+    """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
+    has room for."""
 
     bm: int
     bn: int
     wk: int
+    kg: int
     stages: int
     blocks: int
     room: int
 
     @property
     def threads(self) -> int:
-        return self.bm * 2 + 32
+        return self.bm * 2 * self.kg + 32
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BM": self.bm, "BN": self.bn, "WK": self.wk}
+        sizes = {"BM": self.bm, "BN": self.bn, "WK": self.wk, "KG": self.kg}
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
     def shared_bytes(self, scales: Scales) -> int:
         """As csrc/skinny_ring.cuh lays it out."""
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
-        return self.stages * stage + self.bn * 8 + 16
+        sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
+        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
 
 
 @cache

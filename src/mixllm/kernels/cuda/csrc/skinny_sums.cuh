@@ -65,8 +65,12 @@ __device__ __forceinline__ void rescale_slot(Sum (&f)[BN / 2], const u32 (&d)[BN
   }
 }
 
-// The lane's sums of a piece, at [4 j + 2 h + e] row g + 8 h and token 8 j + 2 c + e.
-__device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s, u32 ring, Turn& turn, int warp, int lane) {
+// The lane's sums of a piece, at [4 j + 2 h + e] row g + 8 h and token 8 j + 2 c + e; of the share of each stage's slots
+// that warpgroups `part` of KG have.
+__device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s, u32 ring, Turn& turn, int wm, int part,
+                                          int lane) {
+  constexpr int SHARE = WK / KG;
+  static_assert(SHARE % 2 == 0, "two sets of weights take turns");
   u32 a[2][4][4], d[BN / 2];
   const int g = lane / 4;
 #pragma unroll
@@ -81,25 +85,26 @@ __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s,
     const u32 stage = ring + turn.stage * STAGE_BYTES, scales = ring + SCALES_AT + turn.stage * SCALE_STAGE;
     await_stage(ring, turn);
 #pragma unroll
-    for (int u = 0; u < WK; ++u) {
+    for (int own = 0; own < SHARE; ++own) {
+      const int u = part * SHARE + own;
       const bool there = slot + u < s.end;
       const int group = s.eight ? (slot + u) / 2 - slot / 2 : u;
-      const u32 meta = scales + warp * SCALE_PITCH + group * (s.eight ? META8 : META4);
-      unpack_slot(a[u % 2], s.eight, there, stage + X_BYTES + warp * W_PITCH + u * 1024 + lane * 16, meta + SCALE_BYTES, g);
+      const u32 meta = scales + wm * SCALE_PITCH + group * (s.eight ? META8 : META4);
+      unpack_slot(a[own % 2], s.eight, there, stage + X_BYTES + wm * W_PITCH + u * 1024 + lane * 16, meta + SCALE_BYTES, g);
       const u64 lines = swizzled_tile(stage + group * X_GROUP) + (s.eight ? (slot + u) % 2 * 4 : 0);
       if constexpr (WHOLE_SUM) {
-        queue(d, a[u % 2], lines, slot + u > s.begin);
+        queue(d, a[own % 2], lines, slot + own > s.begin);
         wgmma_wait<1>();
       } else {
         const RowScales next = row_scales(meta, g);
         wgmma_wait<0>();
         settle(d);
         if (due) rescale_slot(sums, d, row_scale, token_scales);
-        queue(d, a[u % 2], lines, 0);
+        queue(d, a[own % 2], lines, 0);
         due = there, row_scale[0] = next.s[0], row_scale[1] = next.s[1];
         token_scales = scales + X_SCALES_AT + group * X_SCALE_PITCH + lane % 4 * 8;
       }
-      if (u == 0 && slot > s.begin) leave_stage(ring, before, lane);
+      if (own == 0 && slot > s.begin) leave_stage(ring, before, lane);
     }
     before = turn.stage;
     turn.next();
