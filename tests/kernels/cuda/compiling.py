@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mixllm.kernels.cuda import hopper
+from mixllm.kernels.cuda import hopper, skinny
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -49,6 +49,10 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**many.macros(), **scales.macros()}
                 name = " ".join(["hopper.cu", *map(str, macros.values())])
                 found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
+            for _, few in skinny.table(scales.key):
+                macros = {**few.macros(), **scales.macros()}
+                name = " ".join(["skinny.cu", *map(str, macros.values())])
+                found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
     for kind in range(3):
         for quantizer in QUANTIZERS:
             names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED")

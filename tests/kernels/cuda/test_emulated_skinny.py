@@ -23,6 +23,7 @@ pytestmark = pytest.mark.nvcc
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 # What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
 # round and that don't, cut tiles and whole ones, missing rows, tokens and slots.
+PAPER = {"weight_scale": "group", "activation_group": 128}
 CASES = [
     ({}, SkinnyTile(64, 8, 2, 1, 2, 1, 1), 150, 40, 1100, 5, 3, BFLOAT),
     ({}, SkinnyTile(128, 16, 2, 1, 3, 1, 1), 150, 40, 2050, 13, 5, HALF),
@@ -31,7 +32,16 @@ CASES = [
     ({}, SkinnyTile(128, 64, 2, 1, 4, 1, 1), 10, 0, 40, 40, 9, BFLOAT),
     ({"weight_scale": "row"}, SkinnyTile(64, 128, 2, 1, 2, 1, 1), 0, 90, 700, 70, 3, BFLOAT),
     ({"weight_scale": "group"}, SkinnyTile(64, 16, 2, 1, 2, 1, 1), 90, 40, 1100, 9, 7, BFLOAT),
-    ({"weight_scale": "group", "activation_group": 128}, SkinnyTile(64, 8, 4, 2, 2, 1, 1), 70, 50, 2050, 3, 2, HALF),
+    (
+        {"weight_scale": "group", "activation_group": 128},
+        SkinnyTile(64, 8, 4, 2, 2, 1, 1),
+        70,
+        50,
+        2050,
+        3,
+        2,
+        HALF,
+    ),
     ({"activation_group": 256}, SkinnyTile(128, 32, 2, 1, 3, 1, 1), 70, 20, 1100, 30, 3, FLOAT),
 ]
 

@@ -6,7 +6,7 @@ Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128].
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 

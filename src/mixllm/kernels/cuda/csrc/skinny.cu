@@ -16,19 +16,23 @@ static_assert(WM % 4 == 0 && WN == 1, "warpgroups of 64 rows and all tokens");
 
 // What a lane must know of rows g and g + 8 of its warp, asked for before the sums are complete.
 struct Pair {
-  int channel[2];
-  float scale[2], bias[2];
+  int channel[2] = {-1, -1};
+  float scale[2], bias[2] = {0.0f, 0.0f};
 
+  Pair() = default;
   __device__ __forceinline__ Pair(const Arguments& p, const Segment& s, int wm, int g) {
     const bool inside = s.row16 + wm < (s.eight ? p.shape.rows8 : p.shape.rows4);
     const int row = (s.row16 + wm + (s.eight ? 0 : p.shape.rows8)) * 16 + g;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      channel[h] = inside ? p.out.rows[row + 8 * h] : -1;
+      if (inside) channel[h] = p.out.rows[row + 8 * h];
       scale[h] = inside && WEIGHT_SCALES == 0 ? p.out.row_scales[row + 8 * h] : 1.0f;
     }
+    // Without a bias nothing waits here for the channels.
+    if (p.out.bias == nullptr) return;
 #pragma unroll
-    for (int h = 0; h < 2; ++h) bias[h] = channel[h] >= 0 ? bias_of(p.out, channel[h]) : 0.0f;
+    for (int h = 0; h < 2; ++h)
+      if (channel[h] >= 0) bias[h] = bias_of(p.out, channel[h]);
   }
 };
 
@@ -124,6 +128,10 @@ __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Pl
 __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8* shared, int warp, int lane) {
   const u32 ring = shared_address(shared), table = ring + TABLE_AT;
   const int wm = warp % WM, part = warp / WM;
+  Segment here;
+  bool more = plan.piece(0, here);
+  Pair rows;
+  if (more) rows = Pair(p, here, wm, lane / 4);
   wait_for_earlier_kernels();
   for (int t = threadIdx.x; t < BN; t += 32 * CONSUMERS) {
     const Token token(p, t);
@@ -131,24 +139,24 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
   }
   named_barrier<32 * CONSUMERS>(1);
   Turn turn;
-  Segment here;
-  for (int index = 0; plan.piece(index, here); ++index) {
-    const Pair rows(p, here, wm, lane / 4);
+  for (int index = 0; more; ++index) {
     Sum sums[BN / 2];
     sum_piece(sums, here, ring, turn, wm, part, lane);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)
       tile.v[0][i / 4][i % 4] = WHOLE_SUM ? static_cast<int>(sums[i]) : __float_as_int(sums[i]);
-    if (KG > 1 && !sum_over_parts(tile, shared + SUMS_AT + index % 2 * SUM_BYTES, wm, part, lane)) continue;
-    if (here.row16 + wm >= (here.eight ? p.shape.rows8 : p.shape.rows4)) continue;
-    const Party party{WM, wm, 32, lane, true, true};
-    if (here.end < here.slots) {
-      give_partials(tile, p, party);
-      continue;
+    const bool mine = KG == 1 || sum_over_parts(tile, shared + SUMS_AT + index % 2 * SUM_BYTES, wm, part, lane);
+    if (mine && here.row16 + wm < (here.eight ? p.shape.rows8 : p.shape.rows4)) {
+      if (here.end < here.slots) {
+        give_partials(tile, p, {WM, wm, 32, lane, true, true});
+      } else {
+        if (here.begin > 0) collect(tile, p, plan, here.tile, wm, lane);
+        write(tile, p, rows, table, lane % 4);
+      }
     }
-    if (here.begin > 0) collect(tile, p, plan, here.tile, wm, lane);
-    write(tile, p, rows, table, lane % 4);
+    more = plan.piece(index + 1, here);
+    if (more) rows = Pair(p, here, wm, lane / 4);
   }
 }
 
