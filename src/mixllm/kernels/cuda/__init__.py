@@ -83,9 +83,11 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    tokens = [1, 65, hopper.LEAST_TOKENS, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
-    shapes = {(ops.launch_shape(n, padded)[0], takes_tiled(index, linear.scales, n)) for n in tokens}
+    tokens = [1, 17, 65, hopper.LEAST_TOKENS, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
+    clusters = device(index).capability >= (9, 0)
+    launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, linear.scales, n)) for n in tokens]
+    shapes = {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
-        for vectors, tiled in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled)
+        for vectors, parts, tiled in shapes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled, parts=parts)
