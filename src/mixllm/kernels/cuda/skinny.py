@@ -34,13 +34,14 @@ class SkinnyTile:
     stages: int
     blocks: int
     room: int
+    sets: int = 2
 
     @property
     def threads(self) -> int:
         return self.bm * 2 * self.kg + 32
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BM": self.bm, "BN": self.bn, "WK": self.wk, "KG": self.kg}
+        sizes = {"BM": self.bm, "BN": self.bn, "WK": self.wk, "KG": self.kg, "SETS": self.sets}
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
     def shared_bytes(self, scales: Scales) -> int:

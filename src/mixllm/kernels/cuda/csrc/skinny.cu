@@ -1,7 +1,8 @@
 // The product of gemm.cu for up to BN tokens on Hopper: Y^T = W X^T by wgmma, at the speed of reading W.
 //
-// Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; STAGES;
-// BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; SETS of
+// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for;
+// WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
 //
 // One warp has the copy engine fill a ring (skinny_ring.cuh), warpgroups of 64 rows each turn stages into sums
 // (skinny_sums.cuh). Activations come in the order and swizzle of hopper.cu. All blocks have equal bytes to read

@@ -70,8 +70,8 @@ __device__ __forceinline__ void rescale_slot(Sum (&f)[BN / 2], const u32 (&d)[BN
 __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s, u32 ring, Turn& turn, int wm, int part,
                                           int lane) {
   constexpr int SHARE = WK / KG;
-  static_assert(SHARE % 2 == 0, "two sets of weights take turns");
-  u32 a[2][4][4], d[BN / 2];
+  static_assert(SHARE % SETS == 0, "sets of weights take turns");
+  u32 a[SETS][4][4], d[BN / 2];
   const int g = lane / 4;
 #pragma unroll
   for (int i = 0; i < BN / 2; ++i) sums[i] = 0, d[i] = 0;
@@ -90,17 +90,18 @@ __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s,
       const bool there = slot + u < s.end;
       const int group = s.eight ? (slot + u) / 2 - slot / 2 : u;
       const u32 meta = scales + wm * SCALE_PITCH + group * (s.eight ? META8 : META4);
-      unpack_slot(a[own % 2], s.eight, there, stage + X_BYTES + wm * W_PITCH + u * 1024 + lane * 16, meta + SCALE_BYTES, g);
+      if constexpr (SETS == 1) wgmma_wait<0>();
+      unpack_slot(a[own % SETS], s.eight, there, stage + X_BYTES + wm * W_PITCH + u * 1024 + lane * 16, meta + SCALE_BYTES, g);
       const u64 lines = swizzled_tile(stage + group * X_GROUP) + (s.eight ? (slot + u) % 2 * 4 : 0);
       if constexpr (WHOLE_SUM) {
-        queue(d, a[own % 2], lines, slot + own > s.begin);
-        wgmma_wait<1>();
+        queue(d, a[own % SETS], lines, slot + own > s.begin);
+        if constexpr (SETS > 1) wgmma_wait<1>();
       } else {
         const RowScales next = row_scales(meta, g);
         wgmma_wait<0>();
         settle(d);
         if (due) rescale_slot(sums, d, row_scale, token_scales);
-        queue(d, a[own % 2], lines, 0);
+        queue(d, a[own % SETS], lines, 0);
         due = there, row_scale[0] = next.s[0], row_scale[1] = next.s[1];
         token_scales = scales + X_SCALES_AT + group * X_SCALE_PITCH + lane % 4 * 8;
       }
