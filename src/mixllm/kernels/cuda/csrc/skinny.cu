@@ -142,7 +142,7 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
   Turn turn;
   for (int index = 0; more; ++index) {
     Sum sums[BN / 2];
-    sum_piece(sums, here, ring, turn, wm, part, lane);
+    sum_piece(sums, here, ring, x_pitch(p), turn, wm, part, lane);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)

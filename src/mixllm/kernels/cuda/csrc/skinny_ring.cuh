@@ -9,7 +9,7 @@
 constexpr int CONSUMERS = WM * KG, THREADS = 32 * (CONSUMERS + 1);  // and the warp that fetches
 constexpr int META = META4 > META8 ? META4 : META8;
 // A stage: lines of WK groups' tokens | WK slots of each 16-row tile; its scales lie apart.
-constexpr int X_GROUP = BN * 128, X_BYTES = WK * X_GROUP, W_PITCH = WK * 1024, STAGE_BYTES = X_BYTES + WM * W_PITCH;
+constexpr int X_BYTES = WK * BN * 128, W_PITCH = WK * 1024, STAGE_BYTES = X_BYTES + WM * W_PITCH;
 constexpr int SCALE_PITCH = WK * META, X_SCALES_AT = WM * SCALE_PITCH, X_SCALE_PITCH = TOKEN_SCALES ? 0 : BN * 4;
 constexpr int SCALE_STAGE = X_SCALES_AT + WK * X_SCALE_PITCH;
 constexpr int SCALES_AT = STAGES * STAGE_BYTES, TABLE_AT = SCALES_AT + STAGES * SCALE_STAGE;
@@ -95,14 +95,19 @@ __device__ __forceinline__ void fill_weights(const Arguments& p, const Walk& at,
   barrier_arrive_after_copies(full);
 }
 
-// ... and for what they wrote: each group's lines of all tokens are one piece.
+// Bytes from one group's lines to the next one's, for the swizzle's sake whole eights.
+__device__ __forceinline__ int x_pitch(const Arguments& p) { return (p.shape.tokens + 7) / 8 * 1024; }
+
+// ... and for what they wrote: a group's lines of all tokens are one piece, and so are several groups' whole eights.
 __device__ __forceinline__ void fill_tokens(const Arguments& p, const Walk& at, u32 ring, int stage, int lane) {
   const u32 full = ring + FULL_AT + stage * 8;
+  const bool together = p.shape.tokens % 8 == 0;
   const int q = lane % 8, group = at.first_group() + q;
   if (q >= at.groups()) return;
-  if (lane / 8 == 0) {
+  if (lane / 8 == 0 && (q == 0 || !together)) {
     const int bytes = p.shape.tokens * 128;
-    copy_bulk(ring + stage * STAGE_BYTES + q * X_GROUP, p.x + static_cast<i64>(group) * bytes, bytes, full);
+    copy_bulk(ring + stage * STAGE_BYTES + q * x_pitch(p), p.x + static_cast<i64>(group) * bytes,
+              together ? bytes * at.groups() : bytes, full);
   }
   if (!TOKEN_SCALES && lane / 8 == 1)
     copy_bulk(ring + SCALES_AT + stage * SCALE_STAGE + X_SCALES_AT + q * X_SCALE_PITCH,

@@ -67,8 +67,8 @@ __device__ __forceinline__ void rescale_slot(Sum (&f)[BN / 2], const u32 (&d)[BN
 
 // The lane's sums of a piece, at [4 j + 2 h + e] row g + 8 h and token 8 j + 2 c + e; of the share of each stage's slots
 // that warpgroups `part` of KG have.
-__device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s, u32 ring, Turn& turn, int wm, int part,
-                                          int lane) {
+__device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s, u32 ring, int x_pitch, Turn& turn, int wm,
+                                          int part, int lane) {
   constexpr int SHARE = WK / KG;
   static_assert(SHARE % SETS == 0, "sets of weights take turns");
   u32 a[SETS][4][4], d[BN / 2];
@@ -92,7 +92,7 @@ __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s,
       const u32 meta = scales + wm * SCALE_PITCH + group * (s.eight ? META8 : META4);
       if constexpr (SETS == 1) wgmma_wait<0>();
       unpack_slot(a[own % SETS], s.eight, there, stage + X_BYTES + wm * W_PITCH + u * 1024 + lane * 16, meta + SCALE_BYTES, g);
-      const u64 lines = swizzled_tile(stage + group * X_GROUP) + (s.eight ? (slot + u) % 2 * 4 : 0);
+      const u64 lines = swizzled_tile(stage + group * x_pitch) + (s.eight ? (slot + u) % 2 * 4 : 0);
       if constexpr (WHOLE_SUM) {
         queue(d, a[own % SETS], lines, slot + own > s.begin);
         if constexpr (SETS > 1) wgmma_wait<1>();
