@@ -35,13 +35,21 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
+    cluster: int = 1
 
     @property
     def threads(self) -> int:
         return self.bm * 2 * self.kg + 32
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BM": self.bm, "BN": self.bn, "WK": self.wk, "KG": self.kg, "SETS": self.sets}
+        sizes = {
+            "BM": self.bm,
+            "BN": self.bn,
+            "WK": self.wk,
+            "KG": self.kg,
+            "SETS": self.sets,
+            "CLUSTER": self.cluster,
+        }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
     def shared_bytes(self, scales: Scales) -> int:
@@ -78,12 +86,14 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    codes8, codes4, scales8, scales4, channels, row_scales = weight
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
     blocks = target.multiprocessors * tile.blocks
-    tiles = -(-len(codes8) * 16 // tile.bm) + -(-len(codes4) * 16 // tile.bm)
-    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    # A cluster's blocks work as one.
+    rows, workers = tile.bm * tile.cluster // 16, blocks // tile.cluster
+    tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
+    cut = tiles if tiles < 2 * workers else tiles % workers
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():
@@ -95,7 +105,7 @@ def gemm_into(
         _Gemm(
             codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
             codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
+            _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
             _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
