@@ -38,6 +38,10 @@ class SkinnyTile:
     cluster: int = 1
 
     @property
+    def source(self) -> str:
+        return "skinny.cu"
+
+    @property
     def threads(self) -> int:
         return self.bm * 2 * self.kg + 32
 
@@ -78,7 +82,7 @@ def choose(scales: Scales, tokens: int) -> SkinnyTile:
 
 def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
-    return kernel("skinny.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
+    return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
