@@ -15,11 +15,9 @@ from mixllm.format.rounded import Rounded
 from mixllm.kernels import Backend
 from mixllm.kernels.activations import fake_quantize
 from mixllm.nn import MixLinear
-from mixllm.pipeline import Job, is_uniform, make_plan, sizes
+from mixllm.pipeline import Job, is_uniform, make_plan, rounded_layers, sizes
 from mixllm.plan import Plan
-from mixllm.progress import Silent
 from mixllm.rotation import rotate
-from mixllm.rounding.walk import round_model
 from mixllm.salience_file import Salience
 
 
@@ -83,9 +81,5 @@ class Builder:
     def round(self, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
         key = config.model_dump_json()
         if key not in self.rounded:
-            widths = {name: module.widths for name, module in plan.modules.items()}
-            walk = round_model(
-                self.job.decoder, self.job.ids, widths, config, batch=self.job.batch, progress=Silent()
-            )
-            self.rounded = {key: dict(walk)}
+            self.rounded = {key: rounded_layers(self.job, plan, config)}
         return self.rounded[key]

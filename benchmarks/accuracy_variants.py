@@ -7,11 +7,16 @@ from typing import Any
 
 from mixllm.config import PROFILES, Format, QuantConfig, Scope
 
-METHODS = {
+# What follows GPTQ, which the paper has not: nothing, better codes, and tuned scales too.
+PLAIN: dict[str, Any] = {"sweeps": 0, "tune": 0}
+SWEPT: dict[str, Any] = {"sweeps": 2, "tune": 0}
+TUNED: dict[str, Any] = {"sweeps": 2, "tune": 4}
+AFTER: dict[str, dict[str, Any]] = {"": PLAIN, ", swept": SWEPT, ", swept, tuned": TUNED}
+METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"rounding": "rtn", "clip": False},
     "clip": {"rounding": "rtn", "clip": True},
-    "GPTQ": {"rounding": "gptq", "clip": False, "order": False},
-    "GPTQ+order+clip": {"rounding": "gptq", "clip": True, "order": True},
+    "GPTQ": {"rounding": "gptq", "clip": False, "order": False, **PLAIN},
+    "GPTQ+order+clip": {"rounding": "gptq", "clip": True, "order": True, **PLAIN},
 }
 BUDGETS: list[dict[str, float]] = [
     {"channels": 10},
@@ -39,12 +44,16 @@ def variants(base: dict[str, Any]) -> list[Variant]:
     """base: QuantConfig fields that all share (calibration, samples, window)."""
     found = [Variant(f"float, A8 {name}", None, 8, format) for name, format in PROFILES.items()]
     found += [mixed("fast", {"bits": 4.4}, "global", base), mixed("paper", {"channels": 10}, "global", base)]
+    found += [
+        mixed("fast", {"bits": bits}, "global", base, AFTER[how]) for bits in (4.4, 4.8) for how in AFTER
+    ]
     for bits in (4, 8):
         for method, fields in reversed(METHODS.items()):
             config = QuantConfig(format=PROFILES["paper"], bits=bits, **fields, **base)
             found += [Variant(f"paper W{bits}A{a} {method}", config, a) for a in (16, 8)]
-        config = QuantConfig(format=PROFILES["fast"], bits=bits, **base)
-        found += [Variant(f"fast W{bits}A{a} GPTQ+order+clip", config, a) for a in (16, 8)]
+        for after, fields in AFTER.items() if bits == 4 else [("", PLAIN)]:
+            config = QuantConfig(format=PROFILES["fast"], bits=bits, **fields, **base)
+            found += [Variant(f"fast W{bits}A{a} GPTQ+order+clip{after}", config, a) for a in (16, 8)]
     scopes: tuple[Scope, ...] = ("global", "local", "random")
     found += [mixed("paper", budget, scope, base) for budget in reversed(BUDGETS) for scope in scopes]
     found += [
@@ -53,9 +62,16 @@ def variants(base: dict[str, Any]) -> list[Variant]:
     return list({variant.name: variant for variant in found}.values())
 
 
-def mixed(profile: str, budget: dict[str, float], scope: Scope, base: dict[str, Any]) -> Variant:
+def mixed(
+    profile: str,
+    budget: dict[str, float],
+    scope: Scope,
+    base: dict[str, Any],
+    after: dict[str, Any] = PLAIN,
+) -> Variant:
     """4- and 8-bit rows: the paper's rule with the paper's score, true bits with mixllm's own."""
     score = PAPER_SCORE if "channels" in budget else OUR_SCORE
-    fields = {"format": PROFILES[profile], "scope": scope, **budget, **score, **base}
+    fields = {"format": PROFILES[profile], "scope": scope, **budget, **score, **after, **base}
     text = f"{budget['bits']} bits" if "bits" in budget else f"{budget['channels']} % channels"
-    return Variant(f"{profile} {text} {scope}", QuantConfig.model_validate(fields), 8)
+    name = f"{profile} {text} {scope}" + next(name for name, found in AFTER.items() if found is after)
+    return Variant(name, QuantConfig.model_validate(fields), 8)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import Decoder
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import Experts, split_experts
 from mixllm.format.rounded import Rounded
@@ -53,23 +53,18 @@ def opened(path: Path) -> Decoder:
     return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
 
 
-def measured(decoder: Decoder, config: QuantConfig, work: Path, batch: int = 2) -> Salience:
-    room, progress = Room(10**9, 0), Silent()
-    return measure_salience(decoder, IDS, config, work=work, room=room, batch=batch, progress=progress)
+def measured(decoder: Decoder, config: QuantConfig, batch: int = 2) -> Salience:
+    return measure_salience(decoder, IDS, config, batch=batch, progress=Silent())
 
 
-def rounded(
-    decoder: Decoder, work: Path, notes: Silent, config: QuantConfig, ids: Tensor = IDS
-) -> dict[str, Rounded]:
+def rounded(decoder: Decoder, notes: Silent, config: QuantConfig, ids: Tensor = IDS) -> dict[str, Rounded]:
     """Every layer at 4 bits."""
     widths = {
         name: torch.full((layer.out_features,), 4, dtype=torch.uint8)
         for i in range(len(decoder))
         for name, layer in decoder.linears(i).items()
     }
-    room = Room(10**9, 0)
-    walk = round_model(decoder, ids, widths, config, work=work, room=room, batch=len(ids), progress=notes)
-    return dict(walk)
+    return dict(round_model(decoder, ids, widths, config, batch=len(ids), progress=notes))
 
 
 @torch.no_grad()
@@ -104,9 +99,9 @@ def test_every_expert_is_quantized_and_the_router_is_not(tiny: tuple[Path, Any])
     assert len(routers) == 2 and len(experts(dict.fromkeys(names))) == 2 * 3 * model.config.num_local_experts
 
 
-def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -> None:
     path, model = tiny
-    found = measured(opened(path), RTN, tmp_path)
+    found = measured(opened(path), RTN)
     names = experts(found.modules)
     errors = {name: candidate_errors(fused_part(model, name), RTN, None) for name in names}
     expected = {name: torch.zeros(len(WIDTHS), error.shape[1]) for name, error in errors.items()}
@@ -124,14 +119,14 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], t
 
 
 @pytest.mark.parametrize("score", ["fisher", "taylor"])
-def test_salience_does_not_depend_on_the_batch(tiny: tuple[Path, Any], tmp_path: Path, score: str) -> None:
+def test_salience_does_not_depend_on_the_batch(tiny: tuple[Path, Any], score: str) -> None:
     config = QuantConfig.model_validate({"error": "rtn", "score": score})
-    one, all_ = (measured(opened(tiny[0]), config, tmp_path, batch) for batch in (1, SAMPLES))
+    one, all_ = (measured(opened(tiny[0]), config, batch) for batch in (1, SAMPLES))
     for name, module in experts(one.modules).items():
         torch.testing.assert_close(module.loss[4], all_.modules[name].loss[4], rtol=1e-3, atol=1e-9)
 
 
-def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, Any]) -> None:
     path, model = tiny
     seen: dict[str, tuple[Tensor, ...]] = {}
     with torch.no_grad():
@@ -142,7 +137,7 @@ def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, A
     x, index, _ = seen["given"]
     config = QuantConfig()
     decoder = opened(path)
-    for name, got in rounded(decoder, tmp_path, Silent(), config, IDS.repeat(9, 1)).items():
+    for name, got in rounded(decoder, Silent(), config, IDS.repeat(9, 1)).items():
         if "layers.0." in name and name.endswith(("gate_proj", "w1")):
             mine = x[(index == original(model, name)[1]).any(dim=1)]
             factor = factor_of(9 * mine.T @ mine, config, name)
@@ -152,11 +147,11 @@ def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, A
 
 
 @pytest.mark.parametrize("error", ["gptq", "rtn"])
-def test_an_expert_without_tokens(idle: Path, tmp_path: Path, error: str) -> None:
+def test_an_expert_without_tokens(idle: Path, error: str) -> None:
     config = QuantConfig.model_validate({"error": error})
     decoder, notes = opened(idle), Notes()
-    salience = measured(decoder, config, tmp_path)
-    layers = rounded(decoder, tmp_path, notes, config, IDS.repeat(40, 1))
+    salience = measured(decoder, config)
+    layers = rounded(decoder, notes, config, IDS.repeat(40, 1))
     count = decoder.source.config.num_local_experts
     unseen = [name for name in experts(layers) if f".experts.{count - 1}." in name]
     assert len(unseen) == 2 * 3
@@ -172,12 +167,12 @@ def test_an_expert_without_tokens(idle: Path, tmp_path: Path, error: str) -> Non
     assert note.startswith("2 experts saw too few") and first in note and "\n" not in note
 
 
-def test_few_tokens_are_told_and_rounded_to_nearest(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+def test_few_tokens_are_told_and_rounded_to_nearest(tiny: tuple[Path, Any]) -> None:
     notes = Notes()
-    rounded(opened(tiny[0]), tmp_path, notes, QuantConfig(), IDS[:1, :5])
+    rounded(opened(tiny[0]), notes, QuantConfig(), IDS[:1, :5])
     assert len(notes.heard) == 1 and "experts saw too few" in notes.heard[0]
     plain = QuantConfig(rounding="rtn", clip=False)
-    rounded(opened(tiny[0]), tmp_path, (quiet := Notes()), plain, IDS[:1, :5])
+    rounded(opened(tiny[0]), (quiet := Notes()), plain, IDS[:1, :5])
     assert quiet.heard == []
 
 

@@ -25,25 +25,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
+from mixllm.blocks.states import spacing
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rotation import rotate
-from mixllm.rounding import factor_of, round_rows
+from mixllm.rounding import round_rows
 from mixllm.rounding.divided import divided
-from mixllm.rounding.few import saw_enough
+from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.scores import over_tokens
+from mixllm.salience_kept import Kept
+from mixllm.scores import over_scattered, over_tokens
 
 # The number under which gradients are kept, beside those of boundaries.
 GRADIENTS = -1
@@ -54,36 +55,46 @@ def measure_salience(
     ids: Tensor,
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
     ranks: Ranks = ALONE,
+    kept: Kept | None = None,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     ranks: the processes that call this together, with the same arguments; all get the same salience.
+    kept: where a measurement with the same arguments, that was cut, left what it had scored.
     """
-    own, n = ranks.share(ids), len(decoder)
+
+    def salience() -> Salience:
+        return Salience(found, config.score, config.error, ids.numel(), config.format, other_bytes)
+
+    before = None if kept is None else kept.load()
+    todo = len(decoder) if before is None else before[0]
+    found: dict[str, ModuleSalience] = {} if before is None else before[1].modules
+    own = ranks.share(ids)
     batches = list(own.split(batch))
     # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(n, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
-    segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
+    stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
     back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    found: dict[str, ModuleSalience] = {}
-    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(n), *back])) as walk:
+    with States(decoder.device, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        with progress.stage("salience: forward", n * len(batches)) as bar:
-            for i, block in islice(walk, n):
+        with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
+            for i, block in islice(walk, todo):
                 hidden = states.take(i) if i % stride else states.read(i)
                 states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
-        with progress.stage("salience: loss", len(batches)) as bar:
-            grads = map(partial(_loss_gradient, decoder), states.take(n), batches)
-            states.put(GRADIENTS, stepped(grads, bar), soon=True)
-        with progress.stage("salience: backward", len(back) * len(batches)) as bar:
+        if before is None:
+            with progress.stage("salience: loss", len(batches)) as bar:
+                grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
+                states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        else:
+            states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
+        with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
             for segment in segments:
                 for i, block in islice(walk, len(segment) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
@@ -93,32 +104,16 @@ def measure_salience(
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
                     found = {**scores.result(config, len(ids), ranks), **found}
-    return Salience(
-        modules=found,
-        score=config.score,
-        error=config.error,
-        tokens=ids.numel(),
-        format=config.format,
-        other_bytes=other_bytes,
-    )
-
-
-def spacing(blocks: int, fit: int) -> int:
-    """How many blocks apart boundaries are kept, so that no more than `fit` are there at once: the least,
-    since those between are computed again; where none is enough, the one that keeps the fewest."""
-
-    def at_once(stride: int) -> int:
-        return -(-blocks // stride) + stride - 1
-
-    strides = range(1, blocks + 1)
-    return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
+                    if kept is not None and i:
+                        kept.save(i, salience(), states.read(GRADIENTS))
+    return salience()
 
 
 def _errors(
     block: Block, states: Iterable[Tensor], config: QuantConfig, total: int, ranks: Ranks
 ) -> dict[str, Tensor]:
-    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give, or
-    to nearest for experts that saw too few of the text's `total` tokens."""
+    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give, but
+    for experts that saw too few of all `total` tokens."""
     if config.error == "rtn":
         return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
     with collect(block.linears) as shared:
@@ -126,23 +121,26 @@ def _errors(
             block(h)
 
     def make(group: Shared) -> tuple[dict[str, Tensor], None]:
-        inputs = factor_of(group.hessian, config, group.names[0]) if saw_enough(group, total) else None
+        inputs = factor_if_seen(group, config, total)
         return {
             name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
         }, None
 
-    made = divided(shared, block.linears, ranks, make)[0]
-    unseen = {name: linear for name, linear in block.linears.items() if name not in made}
-    return made | {name: candidate_errors(linear.weight, config, None) for name, linear in unseen.items()}
+    errors = divided(shared, block.linears, ranks, make)[0]
+    # In the block's order; no token reached the experts that are missing.
+    return {
+        name: errors[name] if name in errors else candidate_errors(linear.weight, config, None)
+        for name, linear in block.linears.items()
+    }
 
 
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
     """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
 
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
-    nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
+    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
+    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
     errors = weight.new_empty(len(WIDTHS), *weight.shape)
     size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
@@ -187,20 +185,21 @@ class Scores:
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
             e = x @ self.errors[name].flatten(0, 1).T
-            sums, squares = self._by_window(name, delta, e) if name in self.experts else over_tokens(delta, e)
+            if delta.dim() == 3:
+                sums, squares = over_tokens(delta, e)
+            else:
+                sums, squares = over_scattered(delta, e, self._windows(name, delta), len(hidden))
             # The mean's gradient is the sum's over the number of predicted tokens.
             a_d = sums.double() / (self.length - 1)
             self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
             self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
         return deltas[0]
 
-    def _by_window(self, name: str, delta: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        """over_tokens of an expert's tokens [T, N] and [T, W N], which are in the order of their windows."""
-        window = self.experts[name].tokens // self.length
-        counts = torch.unique_consecutive(window, return_counts=True)[1].tolist()
-        pairs = zip(delta.split(counts), e.split(counts), strict=True)
-        sums, squares = zip(*(over_tokens(d[None], part[None]) for d, part in pairs), strict=True)
-        return torch.cat(sums), torch.cat(squares)
+    def _windows(self, name: str, delta: Tensor) -> Tensor:
+        """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""
+        all_tokens = torch.arange(len(delta), device=delta.device)
+        tokens = self.experts[name].tokens if name in self.experts else all_tokens
+        return tokens // self.length
 
     def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
         """The mean scores of all batches that all ranks have added, by linear, in nats a token."""

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mixllm.rounding.hessian import Shared
+from mixllm.config import QuantConfig
+from mixllm.rounding import factor_of
+from mixllm.rounding.hessian import Factor, Shared
 
 LEAST = 1.5  # tokens an input
 
 
-def saw_enough(shared: Shared, total: int) -> bool:
-    """Whether the Hessian is fit for GPTQ. total: tokens of the text; a layer that saw all is no expert."""
-    return shared.tokens >= min(total, LEAST * len(shared.hessian))
+def factor_if_seen(shared: Shared, config: QuantConfig, total: int) -> Factor | None:
+    """factor_of the layers' Hessian; None where it is of too few tokens for GPTQ.
+
+    total: tokens of the text; a layer that saw all of them is no expert.
+    """
+    enough = shared.tokens >= min(total, LEAST * len(shared.hessian))
+    return factor_of(shared.hessian, config, shared.names[0]) if enough else None
 
 
 def warning(layers: Iterable[str]) -> str:

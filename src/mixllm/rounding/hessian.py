@@ -48,9 +48,8 @@ def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
                 if not repeated:
                     found.append(shared)
             if shared.names[0] == name:
-                flat = x.detach().reshape(-1, x.shape[-1])
-                add_squares(shared.hessian, flat)
-                shared.tokens += len(flat)
+                add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
+                shared.tokens += x[..., 0].numel()
             last["input"], last["shared"] = x, shared
 
         return add
@@ -84,11 +83,15 @@ class Factor:
     groups: the column numbers of each group [L], in the order of processing.
     diagonal: float32 [K], the diagonal of H, in the layer's own column order.
     upper: float32 [K, K], upper Cholesky factor of the damped inverse of H in processing order.
+    hessian: float32 [K, K], H itself, in the layer's own column order.
+    added: what damping adds to its diagonal.
     """
 
     groups: list[Tensor]
     diagonal: Tensor
     upper: Tensor
+    hessian: Tensor
+    added: float
 
 
 def rotate_both(hessian: Tensor) -> Tensor:
@@ -128,7 +131,8 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
         if not failed:
             del h
             invert_lower(lower)
-            return Factor(groups, diagonal, lower.flip((0, 1)))
+            added = damping * mean * sum(10.0**taken for taken in range(step + 1))
+            return Factor(groups, diagonal, lower.flip((0, 1)), hessian, added)
     raise MixllmError(
         f"{where}: the Hessian has no Cholesky factor; use more calibration text or a larger --damping"
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import QuantConfig
+from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
+from mixllm.format.spool import Spool
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
-from mixllm.rounding import factor_of, needs_hessian, round_rows
+from mixllm.rounding import needs_hessian, round_rows
 from mixllm.rounding.divided import divided
-from mixllm.rounding.few import saw_enough, warning
+from mixllm.rounding.few import factor_if_seen, warning
 from mixllm.rounding.hessian import Shared, collect
 from mixllm.rounding.observed import Observed, observed, seen_by_all, watch
 
@@ -28,44 +31,70 @@ def round_model(
     widths: Mapping[str, Tensor],
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
     ranks: Ranks = ALONE,
+    finished: Spool | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
-    """Round every linear of the decoder; yields (full name, Rounded) in model order.
+    """Round every linear of the decoder; yields (full name, Rounded) in model order, block by block.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
     An expert that saw too few tokens is rounded to nearest, not observed, and counted in one note.
+    ranks: the processes that call this together, with the same arguments; all get the same layers.
+    finished: at process 0, the first blocks as a walk that was cut has rounded them; they only feed those
+        after them.
     """
     calibrated = needs_hessian(config)
     batches = list(ranks.share(ids).split(batch)) if calibrated else []
+    total = ids.numel() if calibrated else 0
     n = len(decoder)
     few: list[str] = []
-    with (
-        progress.stage("round", n * max(1, len(batches))) as bar,
-        States(decoder.device, work, room) as states,
-        closing(decoder.walk(range(n))) as walk,
-    ):
-        states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        for i, block in walk:
-            done, nearest = _round_block(block, states.read(i), widths, config, ids.numel(), seen, ranks)
-            few += nearest
-            yield from done.items()
-            if not calibrated:
-                bar.advance()
-            for name, rounded in done.items():
-                linear = block.linears[name]
-                block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
-            hidden = states.take(i)
-            states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
+    begin: int = ranks.tell(len(finished) if finished else 0)
+    if begin == n:
+        return
+    order = range(0 if calibrated else begin, n)
+    with States(decoder.device, room) as states, closing(decoder.walk(order)) as walk:
+        states.put(order.start, (decoder.embed(part) for part in batches), soon=True)
+        if order.start < begin:
+            with progress.stage("round: blocks done", begin * len(batches), blocks=begin) as bar:
+                for i, block in islice(walk, begin):
+                    _put_back(block, finished.block(i) if finished else {}, config, decoder.device, ranks)
+                    states.put(i + 1, stepped(map(block, states.take(i)), bar), soon=True)
+        left = n - begin
+        with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
+            for i, block in walk:
+                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
+                yield from done.items()
+                if not calibrated:
+                    bar.advance()
+                for name, rounded in done.items():
+                    linear = block.linears[name]
+                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+                hidden = states.take(i)
+                states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
         progress.note(warning(few))
+
+
+def _put_back(
+    block: Block, layers: Mapping[str, MixedWeight], config: QuantConfig, device: torch.device, ranks: Ranks
+) -> None:
+    """Replace the block's linears by finished layers, which process 0 has."""
+    own = {(name, key): t.to(device) for name, layer in layers.items() for key, t in layer.tensors().items()}
+    tensors, _ = ranks.give(0, own)
+    for name, linear in block.linears.items():
+        stored: dict[str, Any] = {key: tensor for (layer, key), tensor in tensors.items() if layer == name}
+        weight = MixedWeight(linear.in_features, **stored)
+        block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
+
+
+# What was observed of layers, and the names of those whose Hessian saw too few tokens.
+_Notes = tuple[dict[str, Observed], list[str]]
 
 
 def _round_block(
@@ -75,41 +104,44 @@ def _round_block(
     config: QuantConfig,
     total: int,
     seen: dict[str, Observed] | None,
+    few: list[str],
     ranks: Ranks,
-) -> tuple[dict[str, Rounded], list[str]]:
-    """The block's linears rounded, in model order, by the Hessians that its states give; and which of them
-    to nearest for want of tokens. total: tokens of the calibration text."""
+) -> dict[str, Rounded]:
+    """The block's linears rounded, in model order, by the Hessians that its states give.
+
+    total: tokens of all states of all ranks; few: gets the names of linears that saw too few of them.
+    """
     linears = block.linears
+    nearest = config.model_copy(update={"rounding": "rtn"}) if total else config
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
 
-    rtn = config.model_copy(update={"rounding": "rtn"})
-
-    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], tuple[dict[str, Observed], list[str]]]:
-        enough = saw_enough(group, total)
-        factor = factor_of(group.hessian, config, group.names[0]) if enough else None
+    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], _Notes]:
+        factor = factor_if_seen(group, config, total)
+        how = nearest if factor is None else config
         fields: dict[tuple[str, str], Tensor] = {}
         notes: dict[str, Observed] = {}
         for name in group.names:
             weight = linears[name].weight
-            rounded = round_rows(weight, widths[name].to(weight.device), config if enough else rtn, factor)
+            rounded = round_rows(weight, widths[name].to(weight.device), how, factor)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
-            if seen is not None and enough:
+            if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
                 notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
-        return fields, (notes, [] if enough else group.names)
+        return fields, (notes, [] if factor is not None else group.names)
 
     fields, notes = divided(found, linears, ranks, make)
-    nearest = [name for _, few in notes for name in few]
     done: dict[str, Rounded] = {}
     for name, linear in linears.items():
         own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
         bits = widths[name].to(linear.weight.device)
-        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, rtn, None)
-        if not own and needs_hessian(config):
-            nearest.append(name)
-    if seen is not None:
-        seen.update({name: note for part, _ in notes for name, note in part.items()})
-    return done, nearest
+        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, nearest, None)
+        if total and not own:
+            few.append(name)
+    for observations, names in notes:
+        few.extend(names)
+        if seen is not None:
+            seen.update(observations)
+    return done
