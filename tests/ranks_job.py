@@ -1,16 +1,19 @@
 """Runs on several processes, for tests/test_ranks.py: python -m tests.ranks_job MODEL OUT SIZE MODE ...
 
+MODE: whole (salience, plan, rounding), quantize (the public call), lost or hangs (process 1 dies or sleeps).
 Each run's processes are forked from this one, which has imported everything once. Process R of a run leaves
 OUT/SIZE-MODE/R.safetensors, R.err (its standard error) and R.code (its exit code).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from safetensors.torch import save_file
 from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
+from mixllm.pipeline import quantize
 from mixllm.plan import choose
 from mixllm.progress import Silent
 from mixllm.ranks import Ranks, joined
@@ -30,6 +34,17 @@ from mixllm.source import Source
 from tests.models import VOCAB
 
 SAMPLES, LENGTH = 6, 40
+
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 20
+
+
+def quantized(model: Path, out: Path) -> None:
+    """The whole job: OUT/result, and at every process the summary that it was given."""
+    text = model.parent / "text.txt"
+    config = QuantConfig(bits=5, samples=SAMPLES, window=LENGTH, calibration=str(text))
+    summary = quantize(str(model), out / "result", config, device="cpu")
+    (out / f"{os.environ['RANK']}.json").write_text(json.dumps(asdict(summary)))
 
 
 def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
@@ -77,6 +92,9 @@ def run(model: Path, out: Path, size: int, mode: str) -> None:
 def one(model: Path, out: Path, mode: str) -> int:
     wait = timedelta(seconds=5 if mode == "hangs" else 60)
     try:
+        if mode == "quantize":
+            quantized(model, out)
+            return 0
         with joined(torch.device("cpu"), wait) as ranks:
             main(model, out, mode, ranks)
     except MixllmError as error:
@@ -91,5 +109,6 @@ def one(model: Path, out: Path, mode: str) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    (model.parent / "text.txt").write_text(TEXT)
     for size, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
         run(model, out / f"{size}-{mode}", int(size), mode)

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from mixllm.config import QuantConfig
 from mixllm.disk import measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
 
@@ -22,11 +21,11 @@ def test_what_is_no_size_is_a_one_line_error(text: str) -> None:
 
 
 def test_a_run_needs_its_result_and_a_shard_or_what_measuring_keeps() -> None:
-    assert run_bytes(100, 30, 50) == 130
-    assert run_bytes(100, 300, 50) == 200
-    assert run_bytes(100, 30, 500) == 500
-    assert measuring_bytes(10, 7, QuantConfig(error="rtn")) == 14
-    assert measuring_bytes(10, 7, QuantConfig(error="gptq")) == 54
+    assert run_bytes(100, 30, 50, tuned=False) == 130
+    assert run_bytes(100, 300, 50, tuned=False) == 200
+    assert run_bytes(100, 30, 500, tuned=False) == 500
+    assert run_bytes(100, 30, 50, tuned=True) == 230
+    assert measuring_bytes(7, 40) == 54
 
 
 def test_what_is_there_already_is_not_needed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

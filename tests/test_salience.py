@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
+from mixllm.blocks.states import spacing
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
-from mixllm.salience import candidate_errors, measure_salience, spacing
+from mixllm.salience import candidate_errors, measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny

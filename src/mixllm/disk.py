@@ -48,18 +48,19 @@ def checkpoint_bytes(shapes: Mapping[str, tuple[int, int]], config: QuantConfig,
     return found.checkpoint_bytes + round((bits - WIDTHS[0]) / 8 * found.weights)
 
 
-def measuring_bytes(weights: int, states: int, config: QuantConfig) -> int:
-    """What measuring salience keeps on disk: for error "gptq" the candidates, and gradients to go on from,
-    which are there twice for a moment.
+def measuring_bytes(states: int, temporary: int) -> int:
+    """What measuring salience keeps on disk: states that fit no memory, and gradients to go on from, which
+    are there twice for a moment.
 
-    weights: of all layers to be quantized; states: bytes of the hidden states at one boundary.
+    states: bytes of the hidden states at one boundary; temporary: of all that fit no memory (mixllm.needs).
     """
-    return (2 * len(WIDTHS) * weights if config.error == "gptq" else 0) + 2 * states
+    return temporary + 2 * states
 
 
-def run_bytes(checkpoint: int, shard: int, measuring: int) -> int:
-    """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice."""
-    return max(measuring, checkpoint + min(shard, checkpoint))
+def run_bytes(checkpoint: int, shard: int, measuring: int, *, tuned: bool) -> int:
+    """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice, or,
+    tuned, the result twice and a shard."""
+    return max(measuring, checkpoint * (1 + tuned) + min(shard, checkpoint))
 
 
 def require_space(directory: Path, needed: int) -> None:

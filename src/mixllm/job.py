@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,12 +11,11 @@ from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
+from mixllm.experts import routed
+from mixllm.needs import Needs, Sizes, needs
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.ranks import ALONE, Ranks
 from mixllm.source import Source, open_source
-
-# Enough for full matrix products on each; the boundary states of a batch are small beside its block.
-TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,25 @@ class Job:
     ids: Tensor
     ranks: Ranks = ALONE
 
+    def needs(self, *, measured: bool) -> Needs:
+        """What a walk of this process takes, with what is free now; measured: one that measures salience."""
+        tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
+        blocks = [
+            {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
+            for i in range(len(decoder))
+        ]
+        share = routed(decoder.model, decoder.source.config.get_text_config())
+        sizes = Sizes(blocks, decoder.hidden_size, decoder.outside, share)
+        return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
+
     @property
     def batch(self) -> int:
         """Windows that go through a block at once."""
-        return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
+        return self.needs(measured=True).batch // self.ids.shape[1]
 
-    def room(self, work: Path) -> Room:
+    def room(self, work: Path, *, measured: bool) -> Room:
         """What boundary states may take; work: a directory for those that fit no memory."""
-        return Room(8 * 10**9, 8 * 10**9, work)
+        return replace(self.needs(measured=measured).room, disk=work)
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:

@@ -110,6 +110,20 @@ class States:
 ON_DEVICE = Room(2**62)
 
 
+def at_once(blocks: int, stride: int) -> int:
+    """Boundaries kept at once by a walk there and back in which one in `stride` is kept and those between are
+    made again on the way back."""
+    return -(-blocks // stride) + stride - 1
+
+
+def spacing(blocks: int, fit: int) -> int:
+    """The least stride by which no more than `fit` boundaries are there at once; where there is none, the one
+    that keeps the fewest."""
+    strides = range(1, blocks + 1)
+    fewest = min(strides, key=lambda stride: at_once(blocks, stride))
+    return next((stride for stride in strides if at_once(blocks, stride) <= fit), fewest)
+
+
 @dataclass
 class _Part:
     """A tensor's place: held on the device, in a buffer of the host or in a file."""

@@ -94,9 +94,10 @@ def _needs(
 
 
 def _tell(needs: Estimate, out: Path) -> None:
+    gpu = f", {size(needs.gpu_bytes)} on the GPU" if needs.gpu_bytes else ""
     print(
         f"time    about {duration(needs.seconds)} on {needs.device}\n"
-        f"memory  about {size(needs.memory_bytes)}\n"
+        f"memory  about {size(needs.memory_bytes)}{gpu}\n"
         f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "
         f"{size(needs.free_bytes)} free"
     )
