@@ -99,6 +99,7 @@ def _model(model: str, out: Path) -> _Model:
     sizes = Sizes(
         shapes,
         hidden=about.config.get_text_config().hidden_size,
+        vocabulary=about.config.get_text_config().vocab_size,
         ends=count - sum(p.numel() for block in blocks for p in block.parameters()),
     )
     stored = getattr(about.config, "dtype", None) or torch.float32

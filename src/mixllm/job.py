@@ -34,7 +34,7 @@ class Job:
             {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
             for i in range(len(decoder))
         ]
-        sizes = Sizes(blocks, decoder.hidden_size, decoder.outside)
+        sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside)
         return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
 
     @property

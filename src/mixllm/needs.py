@@ -22,7 +22,7 @@ from mixllm.memory import host_bytes
 # States are given no more room than up to this, nor than a share of what is free when the run starts.
 MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
 # Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
-BASE_HOST, CUDA_HOST = 600 * 10**6, 1000 * 10**6
+BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 # Measured over counted, of what a batch leaves for its backward pass: norms and attention keep more.
@@ -33,11 +33,12 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, and
-    parameters outside the blocks, shared ones once."""
+    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens it
+    knows, and parameters outside the blocks, shared ones once."""
 
     blocks: Sequence[dict[str, tuple[int, int]]]
     hidden: int
+    vocabulary: int
     ends: int
 
     @property
@@ -109,9 +110,14 @@ def needs(
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
     """Bytes at the peak of everything but the states between blocks."""
-    return max(_in_block(block, sizes.hidden, batch, dtype.itemsize, measured) for block in sizes.blocks) + (
-        sizes.ends * dtype.itemsize
-    )
+    size = dtype.itemsize
+    most = max(_in_block(block, sizes.hidden, batch, size, measured) for block in sizes.blocks)
+    if measured:
+        # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
+        weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
+        logits = min(LOGITS_AT_ONCE, batch * sizes.vocabulary)
+        most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
+    return most + sizes.ends * size
 
 
 def _in_block(block: dict[str, tuple[int, int]], hidden: int, batch: int, size: int, measured: bool) -> int:
@@ -131,8 +137,6 @@ def _in_block(block: dict[str, tuple[int, int]], hidden: int, batch: int, size: 
     if measured:
         kept = size * (2 * out + sum(inputs) + 3 * wide + 4 * hidden) + 16 * hidden
         moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
-        # Logits, their float32 copy, its logarithms and the gradients of these.
-        moments.append((4 * 4 + 2 * size) * LOGITS_AT_ONCE)
     return common + max(moments)
 
 

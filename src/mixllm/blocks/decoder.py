@@ -57,6 +57,11 @@ class Decoder:
         return int(self.source.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.source.config.get_text_config().vocab_size)
+
+    @property
     def outside(self) -> int:
         """Parameters outside the blocks, shared ones once."""
         inside = self.prefix + "."
@@ -122,8 +127,7 @@ class Decoder:
         """
         ids = ids.to(hidden.device)
         predicted = ids.shape[1] - 1
-        vocabulary = self.source.config.get_text_config().vocab_size
-        step = max(1, LOGITS_AT_ONCE // (vocabulary * len(ids)))
+        step = max(1, LOGITS_AT_ONCE // (self.vocabulary * len(ids)))
         total = torch.zeros(len(ids), device=hidden.device)
         for start in range(0, predicted, step):
             end = min(start + step, predicted)
