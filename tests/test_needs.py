@@ -98,7 +98,4 @@ def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
 
 
 def mixllm_says(*arguments: str) -> str:
-    done = subprocess.run(
-        [*MIXLLM, *arguments], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT, check=True
-    )
-    return done.stdout
+    return subprocess.check_output([*MIXLLM, *arguments], text=True, env=ENVIRONMENT)
