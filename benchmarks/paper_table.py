@@ -29,7 +29,13 @@ from mixllm.report.models import Bench, measure_all
 
 PAPER = Path(__file__).with_name("paper_table.json")
 # The rule "channels" with the paper's salience; uniform rows need none.
-RULE: dict[str, Any] = {"format": PROFILES["paper"], "score": "taylor", "error": "rtn"}
+RULE: dict[str, Any] = {
+    "format": PROFILES["paper"],
+    "score": "taylor",
+    "error": "rtn",
+    "sweeps": 0,
+    "tune": 0,
+}
 ROWS: dict[str, dict[str, Any]] = {
     "MixLLM W4A8": {**RULE, "bits": 4},
     "MixLLM W4.4A8": {**RULE, "channels": 10},

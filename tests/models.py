@@ -1,4 +1,4 @@
-"""Tiny random models of eight architectures, written as a user's directory would be.
+"""Tiny random models, eight architectures and three mixtures of experts, as a user's directory would be.
 
 Sizes are odd on purpose: hidden 72 or 96 and intermediates that are no multiple of 128, two or three
 blocks, grouped-query attention. Weights are large enough that every layer matters to the loss.
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import AutoConfig
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "gpt_neox")
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "the"), ("a", "n"), ("e", "r"), ("o", "n"))
@@ -52,6 +53,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "phi3": {"hidden_size": 96},
     "olmo2": {},
     "gpt_neox": {"hidden_size": 96},
+    "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 56},
 }
 
 

@@ -21,9 +21,10 @@ def test_what_is_no_size_is_a_one_line_error(text: str) -> None:
 
 
 def test_a_run_needs_its_result_and_a_shard_or_what_measuring_keeps() -> None:
-    assert run_bytes(100, 30, 50) == 130
-    assert run_bytes(100, 300, 50) == 200
-    assert run_bytes(100, 30, 500) == 500
+    assert run_bytes(100, 30, 50, tuned=False) == 130
+    assert run_bytes(100, 300, 50, tuned=False) == 200
+    assert run_bytes(100, 30, 500, tuned=False) == 500
+    assert run_bytes(100, 30, 50, tuned=True) == 230
     assert measuring_bytes(7, 40) == 54
 
 

@@ -13,7 +13,7 @@ from tests.models import write_tiny
 TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 40
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_neox", "qwen2"])
+@pytest.fixture(scope="module", params=["llama", "gpt_neox", "qwen2", "qwen3_moe", "mixtral"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / request.param
     write_tiny(path, request.param, tie=request.param == "llama")

@@ -20,11 +20,11 @@ from tests.models import write_tiny
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of all runs, see tests/ranks_job.py."""
+@pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs, see tests/ranks_job.py; both ranks see tokens of a mixture's experts."""
     path = tmp_path_factory.mktemp("ranks")
-    write_tiny(path / "model")
+    write_tiny(path / "model", request.param)
     wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
     wanted += [*("1", "quantize"), *("2", "quantize")]
     command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]

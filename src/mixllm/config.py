@@ -62,7 +62,8 @@ class QuantConfig(BaseModel):
     scope: where channels compete: over the whole model, within each layer, or not at all (random).
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
-    rounding, clip, order, damping: how the chosen widths are rounded (see mixllm.rounding).
+    rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
+    tune: how often the calibration windows are seen in tuning row scales after GPTQ (see mixllm.tuning).
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
     """
 
@@ -77,11 +78,18 @@ class QuantConfig(BaseModel):
     rounding: Rounding = "gptq"
     clip: bool = True
     order: bool = True
+    sweeps: int = Field(default=0, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
+    tune: int = Field(default=0, ge=0)
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)
     window: int = Field(default=2048, ge=8)
     seed: int = 0
+
+    @property
+    def tunes(self) -> bool:
+        """Whether row scales are tuned after rounding."""
+        return self.rounding == "gptq" and self.tune > 0
 
     @model_validator(mode="before")
     @classmethod

@@ -57,9 +57,10 @@ def measuring_bytes(states: int, temporary: int) -> int:
     return temporary + 2 * states
 
 
-def run_bytes(checkpoint: int, shard: int, measuring: int) -> int:
-    """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice."""
-    return max(measuring, checkpoint + min(shard, checkpoint))
+def run_bytes(checkpoint: int, shard: int, measuring: int, *, tuned: bool) -> int:
+    """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice, or,
+    tuned, the result twice and a shard."""
+    return max(measuring, checkpoint * (1 + tuned) + min(shard, checkpoint))
 
 
 def require_space(directory: Path, needed: int) -> None:

@@ -11,17 +11,17 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
+from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.needs import Sizes, needs
+from mixllm.needs import Sizes, needs, tuning_bytes
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
@@ -29,6 +29,8 @@ from mixllm.source.config import read_config
 
 # A run's time over that of its counted operations at full rate: SmolLM2-135M, 2 CPU cores.
 SLACK = 2.5
+# Grids that a sweep tries: a group's own and its neighbours.
+GRIDS = 5
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,33 @@ def estimate(
     needed = needs(sizes, tokens, config.window, where, kind, measured=measured)
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
+    device_bytes, host_bytes = needed.device, needed.host
+    if config.tunes:
+        tuning = tuning_bytes(sizes, config.samples, config.window, kind)
+        if where.type == "cuda":
+            device_bytes = max(device_bytes, tuning)
+        else:
+            host_bytes = max(host_bytes, tuning)
     return Estimate(
         device=str(where),
         seconds=SLACK * _operations(found, config, measured) / _rate(where, kind),
-        gpu_bytes=needed.device,
-        memory_bytes=needed.host,
+        gpu_bytes=device_bytes,
+        memory_bytes=host_bytes,
         checkpoint_bytes=checkpoint,
-        disk_bytes=run_bytes(checkpoint, shard_bytes, measuring),
+        disk_bytes=run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tunes),
         free_bytes=shutil.disk_usage(_existing(out)).free,
     )
+
+
+@dataclass(frozen=True)
+class _About:
+    """A model of which only the config is known; its files hold whatever a model of this kind may hold."""
+
+    path: Path
+    config: Any
+
+    def __contains__(self, name: str) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -87,20 +107,22 @@ class _Model:
 
 def _model(model: str, out: Path) -> _Model:
     path = _config_directory(model, out)
-    about: Any = SimpleNamespace(path=path, config=read_config(path))
+    about: Any = _About(path, read_config(path))
     whole = skeleton(about, torch.device("meta"), torch.float32)
     prefix, blocks = find_blocks(whole, about)
     layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]
     shapes = [{n: (layer.out_features, layer.in_features) for n, layer in b.items()} for b in layers]
     count = sum(p.numel() for p in whole.parameters())
     head = whole.get_output_embeddings().weight.numel()
-    if about.config.get_text_config().tie_word_embeddings:
+    text = about.config.get_text_config()
+    if text.tie_word_embeddings:
         count -= head
     sizes = Sizes(
         shapes,
-        hidden=about.config.get_text_config().hidden_size,
-        vocabulary=about.config.get_text_config().vocab_size,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
         ends=count - sum(p.numel() for block in blocks for p in block.parameters()),
+        routed=routed(whole, text),
     )
     stored = getattr(about.config, "dtype", None) or torch.float32
     return _Model(about.config, sizes, head, (count - sizes.weights) * stored.itemsize)
@@ -116,9 +138,9 @@ def _config_directory(model: str, out: Path) -> Path:
 
 
 def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
-    """Multiplications and additions: per token for the walks, per weight and input for GPTQ."""
+    """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
     tokens, sizes = config.samples * config.window, model.sizes
-    forward, hessian = 2 * sizes.weights, 2 * sum(k * k for k in sizes.hessians)
+    forward, hessian = 2 * sizes.met, 2 * sizes.hessians_met
     gptq = sum(n * k * k for block in sizes.blocks for n, k in block.values())
     # A Cholesky factor and its inverse.
     factors = sum(k**3 for k in sizes.hessians)
@@ -130,6 +152,11 @@ def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
             total += tokens * (forward + hessian) + len(WIDTHS) * gptq + factors
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq + factors
+    if config.rounding == "gptq":
+        weights = (shape for block in sizes.blocks for shape in block.values())
+        total += config.sweeps * sum(n * k * (4 * k + 2 * GRIDS * GROUP_SIZE) for n, k in weights)
+        # Forward, again and backward by inputs; the heads of both models, again and backward.
+        total += config.tune * tokens * (3 * forward + 10 * model.head)
     return total
 
 

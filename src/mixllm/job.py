@@ -11,6 +11,7 @@ from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
+from mixllm.experts import routed
 from mixllm.needs import Needs, Sizes, needs
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.ranks import ALONE, Ranks
@@ -34,7 +35,8 @@ class Job:
             {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
             for i in range(len(decoder))
         ]
-        sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside)
+        share = routed(decoder.model, decoder.source.config.get_text_config())
+        sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share)
         return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
 
     @property

@@ -16,8 +16,10 @@ from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.states import Room, at_once, spacing
 from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
+from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
+from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts.
 MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
@@ -33,13 +35,14 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens it
-    knows, and parameters outside the blocks, shared ones once."""
+    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens
+    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets."""
 
     blocks: Sequence[dict[str, tuple[int, int]]]
     hidden: int
     vocabulary: int
     ends: int
+    routed: float = 1.0
 
     @property
     def weights(self) -> int:
@@ -48,7 +51,21 @@ class Sizes:
     @property
     def hessians(self) -> list[int]:
         """K of every Hessian [K, K]; layers of one module with one K nearly always share their input."""
-        return [k for block in self.blocks for k in _inputs(block)]
+        return [k for block in self.blocks for _, k in _inputs(block)]
+
+    @property
+    def met(self) -> float:
+        """Weights that a token meets."""
+        return sum(n * k * self.share(name) for block in self.blocks for name, (n, k) in block.items())
+
+    @property
+    def hessians_met(self) -> float:
+        """K^2 of every Hessian that a token adds to."""
+        return sum(k * k * self.share(name) for block in self.blocks for name, k in _inputs(block))
+
+    def share(self, name: str) -> float:
+        """Of all tokens, those that a layer sees."""
+        return self.routed if EXPERT.search(name) else 1.0
 
 
 @dataclass(frozen=True)
@@ -108,10 +125,19 @@ def needs(
     )
 
 
+def tuning_bytes(sizes: Sizes, samples: int, window: int, dtype: torch.dtype) -> int:
+    """What tuning takes at its peak: all codes and their zeros spread, twice a byte; the boundary states of a
+    step and the float model's last ones; what is outside the blocks; and the logits of a part of a step."""
+    boundaries = (len(sizes.blocks) + 1) * min(WINDOWS, samples) + samples
+    states = boundaries * window * sizes.hidden * dtype.itemsize
+    ends = sizes.ends * dtype.itemsize
+    return BASE_HOST + 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+
+
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
     """Bytes at the peak of everything but the states between blocks."""
     size = dtype.itemsize
-    most = max(_in_block(block, sizes.hidden, batch, size, measured) for block in sizes.blocks)
+    most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
     if measured:
         # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
         weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
@@ -120,11 +146,12 @@ def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> in
     return most + sizes.ends * size
 
 
-def _in_block(block: dict[str, tuple[int, int]], hidden: int, batch: int, size: int, measured: bool) -> int:
+def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: bool) -> int:
     """The most that working on a block takes; size: bytes of a value."""
-    weights = sum(n * k for n, k in block.values())
-    out, wide = sum(n for n, _ in block.values()), max(max(shape) for shape in block.values())
-    inputs = _inputs(block)
+    weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
+    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
+    wide = max(max(shape) for shape in block.values())
+    inputs = [k for _, k in _inputs(block)]
     hessians = 4 * sum(k * k for k in inputs)
     # A block and the next one, read ahead.
     common = 2 * weights * size
@@ -135,14 +162,17 @@ def _in_block(block: dict[str, tuple[int, int]], hidden: int, batch: int, size: 
     collecting = hessians + 4 * max(k * k for k in inputs) + forward
     moments = [forward, rounding, collecting]
     if measured:
-        kept = size * (2 * out + sum(inputs) + 3 * wide + 4 * hidden) + 16 * hidden
+        read = sum(k * sizes.share(name) for name, k in _inputs(block))
+        kept = size * (2 * out + read + 3 * wide + 4 * hidden) + 16 * hidden
         moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
     return common + max(moments)
 
 
-def _inputs(block: dict[str, tuple[int, int]]) -> list[int]:
-    """K of each input that the block's layers read."""
-    return [k for _, k in {(name.rpartition(".")[0], k) for name, (_, k) in block.items()}]
+def _inputs(block: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:
+    """Each input that the block's layers read: one of these layers, and K."""
+    return [
+        (name, k) for (_, k), name in {(n.rpartition(".")[0], k): n for n, (_, k) in block.items()}.items()
+    ]
 
 
 def _leaving(sizes: Sizes) -> int:

@@ -21,7 +21,7 @@ from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_s
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
-from mixllm.format.pack import pack
+from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
 from mixllm.given import Given, read_given
@@ -37,6 +37,7 @@ from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.salience_kept import Kept
+from mixllm.tuning import tune_scales
 
 SHARD_SIZE = "5GB"
 # What the first of several processes tells the others to do with it.
@@ -104,6 +105,8 @@ def write_quantized(
     spool = Spool(out / SPOOL)
     if not (out / LAYERS).is_file():
         _round(job, plan, config, spool, progress or Silent())
+        if config.tunes:
+            _tune(job, config, spool, progress or Silent())
         (out / RECORDS).mkdir(exist_ok=True)
         write_json(out / LAYERS, spool.notes())
     counts = plan.counts()
@@ -111,7 +114,8 @@ def write_quantized(
         name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
         for name in job.shapes
     }
-    assemble(out, job.source, config.format, modules, spool, shard_bytes)
+    assemble(out, job.source, config.format, modules, _last(spool) if config.tunes else spool, shard_bytes)
+    spool.remove()
 
 
 def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
@@ -126,6 +130,39 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
             layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
             spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
         deque(rounded, maxlen=0)  # the walk's own end
+
+
+def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill a second spool with the layers of the first, tuned; one that a cut run has begun is begun anew."""
+    if job.ranks.size > 1:
+        raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
+    _last(spool).remove()
+    tuned, blocks = _last(spool), [spool.block(i) for i in range(len(spool))]
+    layers = {name: unpack(weight, config.format) for block in blocks for name, weight in block.items()}
+    found = _tuned(job, config, layers, progress)
+    for block in blocks:
+        tuned.append({name: pack(found[name], config.format) for name in block}, {})
+
+
+def _last(spool: Spool) -> Spool:
+    """Where tuned layers wait."""
+    return Spool(spool.directory / "tuned")
+
+
+def _tuned(
+    job: Job, config: QuantConfig, layers: dict[str, Rounded], progress: Progress
+) -> dict[str, Rounded]:
+    return tune_scales(
+        job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
+    )
+
+
+def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
+    """Every linear layer as write_quantized writes it, in memory, in model order."""
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    with TemporaryDirectory(prefix=SCRATCH) as work:
+        layers = dict(_rounded(job, widths, config, Path(work), Silent(), {}))
+    return _tuned(job, config, layers, Silent()) if config.tunes else layers
 
 
 def _rounded(
@@ -268,7 +305,7 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
     if plan is None and scores is None and not is_uniform(config):
         states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
         measuring = measuring_bytes(states, job.needs(measured=True).temporary)
-    return run_bytes(checkpoint, shard_bytes, measuring)
+    return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tunes)
 
 
 def _choose(

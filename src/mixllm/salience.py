@@ -33,16 +33,18 @@ from torch import Tensor, nn
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import spacing
 from mixllm.config import WIDTHS, QuantConfig
+from mixllm.experts import owners
 from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rotation import rotate
-from mixllm.rounding import factor_of, round_rows
+from mixllm.rounding import round_rows
 from mixllm.rounding.divided import divided
+from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.salience_kept import Kept
-from mixllm.scores import over_tokens
+from mixllm.scores import over_scattered, over_tokens
 
 # The number under which gradients are kept, beside those of boundaries.
 GRADIENTS = -1
@@ -97,7 +99,8 @@ def measure_salience(
                 for i, block in islice(walk, len(segment) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
                 for i, block in islice(walk, len(segment)):
-                    scores = Scores(block, _errors(block, states.read(i), config, ranks), ids.shape[1])
+                    errors = _errors(block, states.read(i), config, ids.numel(), ranks)
+                    scores = Scores(block, errors, ids.shape[1])
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
                     found = {**scores.result(config, len(ids), ranks), **found}
@@ -106,8 +109,11 @@ def measure_salience(
     return salience()
 
 
-def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig, ranks: Ranks) -> dict[str, Tensor]:
-    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give."""
+def _errors(
+    block: Block, states: Iterable[Tensor], config: QuantConfig, total: int, ranks: Ranks
+) -> dict[str, Tensor]:
+    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give, but
+    for experts that saw too few of all `total` tokens."""
     if config.error == "rtn":
         return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
     with collect(block.linears) as shared:
@@ -115,21 +121,26 @@ def _errors(block: Block, states: Iterable[Tensor], config: QuantConfig, ranks: 
             block(h)
 
     def make(group: Shared) -> tuple[dict[str, Tensor], None]:
-        inputs = factor_of(group.hessian, config, group.names[0])
+        inputs = factor_if_seen(group, config, total)
         return {
             name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
         }, None
 
-    return divided(shared, block.linears, ranks, make)[0]
+    errors = divided(shared, block.linears, ranks, make)[0]
+    # In the block's order; no token reached the experts that are missing.
+    return {
+        name: errors[name] if name in errors else candidate_errors(linear.weight, config, None)
+        for name, linear in block.linears.items()
+    }
 
 
 def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
     """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
 
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded; None: round to
-    nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
+    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq"}
+    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
     errors = weight.new_empty(len(WIDTHS), *weight.shape)
     size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
@@ -159,6 +170,7 @@ class Scores:
 
     def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
         self.block, self.errors, self.length = block, errors, length
+        self.experts = owners(block.linears, block.module)
         self.taylor = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
         self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
 
@@ -172,12 +184,22 @@ class Scores:
             out = self.block(hidden)
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            sums, squares = over_tokens(delta, x @ self.errors[name].flatten(0, 1).T)
+            e = x @ self.errors[name].flatten(0, 1).T
+            if delta.dim() == 3:
+                sums, squares = over_tokens(delta, e)
+            else:
+                sums, squares = over_scattered(delta, e, self._windows(name, delta), len(hidden))
             # The mean's gradient is the sum's over the number of predicted tokens.
             a_d = sums.double() / (self.length - 1)
             self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
             self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
         return deltas[0]
+
+    def _windows(self, name: str, delta: Tensor) -> Tensor:
+        """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""
+        all_tokens = torch.arange(len(delta), device=delta.device)
+        tokens = self.experts[name].tokens if name in self.experts else all_tokens
+        return tokens // self.length
 
     def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
         """The mean scores of all batches that all ranks have added, by linear, in nats a token."""

@@ -17,3 +17,13 @@ def over_tokens(delta: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         return launch(delta, e)
     product = e.float().unflatten(2, (-1, delta.shape[2])) * delta.float().unsqueeze(2)
     return product.sum(dim=1), product.square_().sum(dim=1)
+
+
+def over_scattered(delta: Tensor, e: Tensor, window: Tensor, windows: int) -> tuple[Tensor, Tensor]:
+    """over_tokens for delta [T, N] and e [T, W * N] of tokens of several windows: float32 [windows, W, N].
+
+    window: int64 [T], which each token is of.
+    """
+    product = e.float().unflatten(1, (-1, delta.shape[1])) * delta.float().unsqueeze(1)
+    sums = product.new_zeros(windows, *product.shape[1:])
+    return sums.index_add(0, window, product), sums.index_add(0, window, product.square_())

@@ -43,8 +43,8 @@ def test_all_values_arrive(monkeypatch):
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
         "--profile paper --bits 5.5 --scope random --score taylor --error rtn --rounding rtn --no-clip "
-        "--no-order --damping 0.02 --calibration text.txt --samples 3 --window 64 --seed 9 "
-        "--weight-scale row --rotation hadamard --activation-group 512"
+        "--no-order --sweeps 2 --damping 0.02 --tune 3 --calibration text.txt --samples 3 --window 64 "
+        "--seed 9 --weight-scale row --rotation hadamard --activation-group 512"
     )
     assert main.run(["quantize", "model", "-o", "out", *flags.split()]) == 2
     assert seen["config"] == QuantConfig(
@@ -56,7 +56,9 @@ def test_all_values_arrive(monkeypatch):
         rounding="rtn",
         clip=False,
         order=False,
+        sweeps=2,
         damping=0.02,
+        tune=3,
         calibration="text.txt",
         samples=3,
         window=64,

@@ -19,7 +19,7 @@ from mixllm.format.rounded import Rounded
 from mixllm.rounding import round_rows
 from mixllm.source import Source, open_source
 
-LAYER = re.compile(r".*\.layers\.\d+\..*(proj|dense|query_key_value|dense_h_to_4h|dense_4h_to_h)\.weight")
+LAYER = re.compile(r".*\.layers\.\d+\..*(proj|w[123]|query_key_value|dense(_h_to_4h|_4h_to_h)?)\.weight")
 
 
 def rounded_layer(

@@ -35,7 +35,7 @@ def module(**changes: Any) -> dict[str, Any]:
     ("changes", "reason"),
     [
         ({"quant_method": "gptq"}, "no quantization_config of mixllm"),
-        ({"version": 2}, "newer mixllm"),
+        ({"version": 3}, "newer mixllm"),
         ({"version": 0}, "version"),
         ({"version": "1"}, "version"),
         ({"version": None}, "version is missing"),

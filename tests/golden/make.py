@@ -1,6 +1,7 @@
 """Makes the golden checkpoints: python -m tests.golden.make
 
-Each is a Llama of one block (K = 136, 8 and 20: a short last group, half a byte, odd counts) beside the
+Each is a Llama of one block (K = 136, 8 and 20: a short last group, half a byte, odd counts), or such a
+Mixtral of three experts ("experts"), beside the
 numbers that it gave when it was made. They are committed and load for ever, so one that exists is never
 made again: a new version of the format adds its own.
 """
@@ -25,7 +26,8 @@ from mixllm.nn import MixLinear
 from mixllm.source import open_source
 
 HERE = Path(__file__).parent
-GOLDEN = {**PROFILES, "row": Format(weight_scale="row", activation_group=256)}
+GOLDEN = {**PROFILES, "row": Format(weight_scale="row", activation_group=256), "experts": PROFILES["fast"]}
+MIXTURE = {"num_local_experts": 3, "num_experts_per_tok": 2}
 IDS = torch.tensor([[1, 7, 3, 3, 12, 0, 15]])
 
 
@@ -43,9 +45,9 @@ def digest(layer: MixLinear) -> str:
     return hashlib.sha256(weight.numpy().astype("<f4").tobytes()).hexdigest()
 
 
-def write_float(path: Path) -> None:
+def write_float(path: Path, mixture: bool) -> None:
     config = AutoConfig.for_model(
-        "llama",
+        "mixtral" if mixture else "llama",
         vocab_size=16,
         hidden_size=136,
         intermediate_size=20,
@@ -55,6 +57,7 @@ def write_float(path: Path) -> None:
         head_dim=4,
         tie_word_embeddings=True,
         max_position_embeddings=64,
+        **(MIXTURE if mixture else {}),
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
@@ -65,7 +68,7 @@ def write_float(path: Path) -> None:
 
 def make(name: str, format: Format) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        write_float(Path(scratch))
+        write_float(Path(scratch), mixture=name == "experts")
         checkpoint = HERE / name / "checkpoint"
         checkpoint.mkdir(parents=True)
         source = open_source(scratch)

@@ -15,8 +15,8 @@ from mixllm.nn import MixLinear
 NAMES = sorted(path.name for path in HERE.iterdir() if (path / "checkpoint").is_dir())
 
 
-def test_there_is_one_for_each_kind_of_scale() -> None:
-    assert {"fast", "paper", "row"} <= set(NAMES)
+def test_there_is_one_for_each_kind() -> None:
+    assert {"fast", "paper", "row", "experts"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

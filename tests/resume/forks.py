@@ -100,9 +100,15 @@ def serve() -> None:
 
 
 def _wait(child: int, delay: float | None) -> int:
+    """Wait for the child's end; kill it after `delay` seconds."""
+    end = time.monotonic() + (delay or 0)
+    while delay is not None and time.monotonic() < end:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return status
+        time.sleep(0.002)
     if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)  # no error where it has ended already: it is not yet waited for
+        os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1]
 
 

@@ -14,12 +14,14 @@ from tests import shapes
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize(("n", "length"), [(1, 1), (13, 37), (21, 128)])
-def test_kernel_equals_the_loop(profile: str, n: int, length: int) -> None:
+@pytest.mark.parametrize("own_origin", [True, False])
+def test_kernel_equals_the_loop(profile: str, n: int, length: int, own_origin: bool) -> None:
     w, bits = shapes.weight(n, length, 3), shapes.widths(n, 0.3, 4)
     grid = Grids(w, bits, PROFILES[profile]).make(w, 0.9)
     x = shapes.inputs(4 * length, length, 5)
     upper = torch.linalg.cholesky(torch.linalg.inv(x.T @ x + torch.eye(length)), upper=True)
-    expected, found = round_columns(w, grid, upper), launch(w, grid, upper)
+    origin = None if own_origin else w + 0.1 * shapes.weight(n, length, 7)
+    expected, found = round_columns(w, grid, upper, origin), launch(w, grid, upper, origin)
     # Sums in another order can move a value across the border between two codes.
     assert float((expected[0] != found[0]).float().mean()) < 0.01
     same = (expected[0] == found[0]).all(dim=1)

@@ -32,7 +32,7 @@ def test_each_step_lowers_the_output_error(profile: str, x: Tensor) -> None:
     w, bits = shapes.weight(N, K, 3), shapes.widths(N, 0.2, 4)
     errors = []
     for rounding, clip, order in (("rtn", False, False), ("gptq", False, False), ("gptq", True, True)):
-        config = QuantConfig(format=PROFILES[profile], rounding=rounding, clip=clip, order=order)
+        config = QuantConfig(format=PROFILES[profile], rounding=rounding, clip=clip, order=order, sweeps=0)
         rounded = round_rows(w, bits, config, factor_of(x.T @ x, config, "layer"))
         errors.append(output_error(rounded, w, x, config.format))
     assert errors[1] < 0.6 * errors[0]
@@ -62,7 +62,9 @@ def test_rows_do_not_depend_on_their_neighbours(profile: str, x: Tensor) -> None
 
 def test_is_textbook_gptq_without_clip_and_order(x: Tensor) -> None:
     """Against the column loop of arXiv 2210.17323 with an explicit inverse, in float64."""
-    config = QuantConfig(format=Format(weight_scale="row", rotation="none"), clip=False, order=False)
+    config = QuantConfig(
+        format=Format(weight_scale="row", rotation="none"), clip=False, order=False, sweeps=0
+    )
     w, bits = shapes.weight(N, K, 7), shapes.widths(N, 0.3, 8)
     r = round_rows(w, bits, config, factor_of(x.T @ x, config, "layer"))
     h = (x.T @ x).double()
@@ -81,7 +83,7 @@ def test_is_textbook_gptq_without_clip_and_order(x: Tensor) -> None:
 
 
 def test_dead_inputs_are_rounded_to_nearest(x: Tensor) -> None:
-    config = QuantConfig(format=PROFILES["paper"], clip=False)
+    config = QuantConfig(format=PROFILES["paper"], clip=False, sweeps=0)
     silent = x.clone()
     silent[:, 100:140] = 0
     w, bits = shapes.weight(N, K, 9), shapes.widths(N, 0.2, 1)
@@ -100,7 +102,7 @@ def test_fewer_tokens_than_inputs_still_has_a_factor() -> None:
 
 
 def test_no_input_at_all_is_round_to_nearest() -> None:
-    config = QuantConfig(clip=False)
+    config = QuantConfig(clip=False, sweeps=0)
     w, bits = shapes.weight(N, K, 2), shapes.widths(N, 0.5, 3)
     r = round_rows(w, bits, config, factor_of(torch.zeros(K, K), config, "layer"))
     nearest = round_rows(w, bits, config.model_copy(update={"rounding": "rtn"}), None)

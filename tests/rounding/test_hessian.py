@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.rotation import rotate
-from mixllm.rounding.hessian import collect, rotate_both
+from mixllm.rounding.hessian import collect, factor, rotate_both
 from tests import shapes
 
 
@@ -36,3 +36,15 @@ def test_layers_with_one_input_share_one_hessian() -> None:
 def test_rotating_a_hessian_is_the_hessian_of_rotated_inputs() -> None:
     x = shapes.inputs(50, 200, 0)
     torch.testing.assert_close(rotate_both(x.T @ x), rotate(x).T @ rotate(x), rtol=1e-3, atol=1e-1)
+
+
+def test_a_factor_is_that_of_the_damped_inverse() -> None:
+    """U'U = (H + added I)^-1 in the order of processing, also when the first damping is not enough."""
+    x = shapes.inputs(400, 200, 1).double().float()
+    for h, least in ((x.T @ x, 0.01), (-1e-2 * torch.eye(200) + torch.diag(torch.arange(200.0) % 2), 0.1)):
+        found = factor(h, order=True, damping=0.01, where="layer")
+        assert found.added >= least * float(h.diagonal().mean()) * 0.999
+        order = torch.cat(found.groups)
+        damped = h[order][:, order].double() + found.added * torch.eye(200)
+        product = found.upper.double().T @ found.upper.double() @ damped
+        torch.testing.assert_close(product, torch.eye(200).double(), rtol=0, atol=2e-2)

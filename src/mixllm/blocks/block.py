@@ -28,6 +28,8 @@ class Block:
         self.linears = linears
         self._prefix, self._index = prefix, index
         self._arguments = arguments
+        paths = {id(part): path for path, part in module.named_modules()}
+        self._paths = {name: paths[id(linear)] for name, linear in linears.items()}
         self._replaced: dict[str, nn.Module] = {}
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class Block:
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` where the linear of this full name is, until the context ends."""
-        path = name.removeprefix(self._prefix + ".")
+        path = self._paths[name]
         self._replaced.setdefault(path, self.module.get_submodule(path))
         self.module.set_submodule(path, module)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -69,7 +69,7 @@ class Decoder:
 
     def linears(self, i: int) -> dict[str, nn.Linear]:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
-        return linears(self._blocks[i], f"{self.prefix}.{i}")
+        return linears(self._blocks[i], f"{self.prefix}.{i}", self.source)
 
     @contextmanager
     def block(self, i: int, then: int | None = None) -> Iterator[Block]:
@@ -127,14 +127,43 @@ class Decoder:
         """
         ids = ids.to(hidden.device)
         predicted = ids.shape[1] - 1
-        step = max(1, LOGITS_AT_ONCE // (self.vocabulary * len(ids)))
         total = torch.zeros(len(ids), device=hidden.device)
-        for start in range(0, predicted, step):
-            end = min(start + step, predicted)
-            part = (hidden[:, start:end], ids[:, start:end], ids[:, start + 1 : end + 1])
-            total = total + checkpoint(self._nll, *part, use_reentrant=False, preserve_rng_state=False)
+        for part in self._parts(ids):
+            following = ids[:, part.start + 1 : part.stop + 1]
+            total = total + _again(self._nll, hidden[:, part], ids[:, part], following)
         return total / predicted
+
+    def divergence(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
+        """Mean KL(target || hidden) of each sample over its predicted tokens, in nats, float32 [B].
+
+        hidden, target: states after the last block [B, L, D], of tokens ids [B, L]; differentiable by
+        hidden, made like loss.
+        """
+        ids = ids.to(hidden.device)
+        total = torch.zeros(len(ids), device=hidden.device)
+        for part in self._parts(ids):
+            total = total + _again(self._kl, hidden[:, part], target[:, part], ids[:, part])
+        return total / (ids.shape[1] - 1)
+
+    def _parts(self, ids: Tensor) -> Iterator[slice]:
+        """The predicted tokens of windows [B, L], a few at a time."""
+        step = max(1, LOGITS_AT_ONCE // (self.vocabulary * len(ids)))
+        predicted = ids.shape[1] - 1
+        for start in range(0, predicted, step):
+            yield slice(start, min(start + step, predicted))
+
+    def _kl(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
+        q = self.logits(hidden, ids).float().log_softmax(dim=-1)
+        with torch.no_grad():
+            p = self.logits(target, ids).float().log_softmax(dim=-1)
+        return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=(1, 2))
 
     def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden, ids).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape).sum(dim=1)
+
+
+def _again(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """function(*args), computed again in the backward pass instead of kept for it."""
+    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -11,15 +11,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from mixllm.errors import MixllmError
+from mixllm.experts import split_experts
+from mixllm.names import Names, in_files
 from mixllm.source import Source
 
 
 def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
-    """The transformers model in eval mode, parameters on meta as dtype, buffers on device, no gradients."""
+    """The transformers model in eval mode, parameters on meta as dtype, buffers on device, no gradients.
+
+    Experts are linear layers of their own, as in mixllm.experts.
+    """
     auto: Any = AutoModelForCausalLM
     # Buffers that no file holds (rotary frequencies, embedding scales) are made by the model's own code.
     with init_empty_weights(include_buffers=False):
         model = auto.from_config(copy.deepcopy(source.config), dtype=dtype, trust_remote_code=False)
+    split_experts(model, source)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
@@ -49,10 +55,13 @@ def find_blocks(model: nn.Module, source: Source) -> tuple[str, nn.ModuleList]:
     return best, found[best]
 
 
-def linears(block: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """Full name -> nn.Linear of a block, but for routers and gates: those stand beside the experts."""
+def linears(block: nn.Module, prefix: str, held: Names = ()) -> dict[str, nn.Linear]:
+    """Full name -> nn.Linear of a block, but for routers and gates: those stand beside the experts.
+
+    held: the names of the model's files, which go before the modules' own.
+    """
     return {
-        f"{prefix}.{name}": module
+        in_files(f"{prefix}.{name}.weight", held).removesuffix(".weight"): module
         for name, module in block.named_modules()
         if type(module) is nn.Linear and not hasattr(block.get_submodule(name.rpartition(".")[0]), "experts")
     }

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.errors import MixllmError
+from mixllm.names import in_files
 from mixllm.source import Source
 
 FLOAT_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-# Module name -> the name in the files, where transformers renamed a module after models were published.
-OLD_NAMES = {"lm_head.weight": "embed_out.weight"}  # GPT-NeoX
 
 # A module, an attribute of it, and the parameter that stood there.
 Place = tuple[nn.Module, str, nn.Parameter]
@@ -30,7 +28,7 @@ def read(
     """
     found: dict[str, Tensor] = {}
     for owner, leaf, name in _places(module, prefix, skip):
-        stored = name if name in source else OLD_NAMES.get(name, name)
+        stored = in_files(name, source)
         if stored in source:
             like = getattr(owner, leaf)
             tensor = _read(source, stored, like)

@@ -2,44 +2,105 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
 from mixllm.cli.options import Checkpoint, Device, Dtype, Json, Quiet
+from mixllm.errors import MixllmError
+
+if TYPE_CHECKING:
+    import torch
+
+    from mixllm.integrations.lm_eval import Tasks
+    from mixllm.source import Source
+
+QUANTIZED = "quantized"
 
 
 def evaluate(
     checkpoint: Checkpoint,
-    reference: Annotated[str, typer.Option(help="The float model: a directory, a hub name or a GGUF file.")],
-    text: Annotated[str, typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')],
+    reference: Annotated[
+        str | None, typer.Option(help="The float model: a directory, a hub name or a GGUF file.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')
+    ] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 2048,
-    samples: Annotated[int | None, typer.Option(min=1, help="Only the first windows.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between them.")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A directory with YAML files of more such tasks.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Only the first windows, and so many documents of each task.")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure OUT against its float model: perplexity, KL divergence and top-1 agreement."""
+    """Measure OUT: on a text against its float model, on lm-eval's tasks, or both.
+
+    On the text: perplexity, KL divergence and top-1 agreement. With --reference the tasks are run on the
+    float model too.
+    """
+    if text is None and tasks is None:
+        raise MixllmError("--text, --tasks: give at least one; there is nothing to measure on")
+    if text is not None and reference is None:
+        raise MixllmError("--text: measuring on it needs the float model; give --reference")
+    if include_path is not None and tasks is None:
+        raise MixllmError("--include-path: has no effect without --tasks")
     quiet_libraries(bars=not quiet)
+    chosen = None if tasks is None else _tasks(tasks, include_path, samples)
     from transformers import AutoTokenizer
 
-    from mixllm.cli.show_measured import show_measurements
+    from mixllm.cli.show_measured import show_measurements, show_tasks
     from mixllm.data import load_text, windows
-    from mixllm.evaluate import measure
-    from mixllm.loading import load
-    from mixllm.placement import load_float, pick_device, pick_dtype
+    from mixllm.evaluate import REFERENCE, measure
+    from mixllm.placement import pick_device
     from mixllm.source import open_source
 
     where = pick_device(device)
-    source = open_source(reference)
-    kind = pick_dtype(dtype, where, source.config)
-    ids = windows(load_text(text), AutoTokenizer.from_pretrained(source.path), window, samples)
-    models = {"quantized": load(checkpoint, where, kind)}
-    with progress(quiet).stage("measure", len(ids)) as bar:
-        found = measure(models, load_float(source, where, kind), ids, lambda done, total: bar.advance())
+    source = None if reference is None else open_source(reference)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint if source is None else source.path)
+    ids = None if text is None else windows(load_text(text), tokenizer, window, samples)
+    models = _load(checkpoint, source, where, dtype)
+    measured = {}
+    if ids is not None:
+        with progress(quiet).stage("measure", len(ids)) as bar:
+            quantized = {QUANTIZED: models[QUANTIZED]}
+            measured = measure(quantized, models[REFERENCE], ids, lambda done, total: bar.advance())
+    scores = {} if chosen is None else {name: chosen.run(model, tokenizer) for name, model in models.items()}
     if json:
-        print_json({name: measurement.to_json() for name, measurement in found.items()})
-    else:
-        show_measurements(stdout(), found)
+        figures = {name: measurement.to_json() for name, measurement in measured.items()}
+        asked = {name: {"tasks": found} for name, found in scores.items()}
+        print_json({name: figures.get(name, {}) | asked.get(name, {}) for name in models})
+        return
+    if measured:
+        show_measurements(stdout(), measured)
+    if scores:
+        show_tasks(stdout(), scores)
+
+
+def _load(checkpoint: Path, source: Source | None, device: torch.device, dtype: str) -> dict[str, Any]:
+    """The quantized model, after its float model where there is one."""
+    from mixllm.evaluate import REFERENCE
+    from mixllm.loading import load
+    from mixllm.placement import DTYPES, load_float, pick_dtype
+
+    if source is None:
+        return {QUANTIZED: load(checkpoint, device, DTYPES.get(dtype))}
+    kind = pick_dtype(dtype, device, source.config)
+    return {REFERENCE: load_float(source, device, kind), QUANTIZED: load(checkpoint, device, kind)}
+
+
+def _tasks(names: str, include: Path | None, limit: int | None) -> Tasks:
+    try:
+        from mixllm.integrations.lm_eval import Tasks
+    except ModuleNotFoundError as error:
+        raise MixllmError(f"--tasks: needs {error.name}; pip install 'mixllm[lm-eval]'") from None
+    return Tasks([name.strip() for name in names.split(",")], include, limit)

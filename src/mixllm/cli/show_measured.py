@@ -27,6 +27,17 @@ def show_measurements(console: Console, found: Mapping[str, Measurement]) -> Non
     console.print(fill(f"{len(found[REFERENCE].nll)} windows. {_ERRORS}", width=console.width))
 
 
+def show_tasks(console: Console, scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """A line a task and metric, a column a model. scores: by model, task and metric."""
+    table = _table("task", "metric", *scores)
+    table.columns[1].justify = "left"
+    for task, metrics in next(iter(scores.values())).items():
+        for metric in metrics:
+            if metric != "documents" and not metric.endswith("_error"):
+                table.add_row(task, metric, *(_score(by_task[task], metric) for by_task in scores.values()))
+    console.print(table)
+
+
 def show_comparison(console: Console, measured: Measured) -> None:
     """A line a model, then each quantized model's difference from the first."""
     for found in (measured_table(measured), difference_table(measured)):
@@ -68,6 +79,13 @@ def _figures(measured: Measurement, reference: Measurement) -> tuple[str, ...]:
     kl, top1 = mean_and_error(measured.kl), mean_and_error(100 * measured.top1)
     # To first order: d exp(nll) = exp(nll) d nll.
     return _pair((measured.perplexity, measured.perplexity * error), 2), _pair(kl, 4), _pair(top1, 1)
+
+
+def _score(metrics: Mapping[str, float | None], metric: str) -> str:
+    value, error = metrics[metric], metrics.get(f"{metric}_error")
+    if value is None:
+        return ""
+    return f"{value:.4f}" if error is None else _pair((value, error), 4)
 
 
 def _pair(mean_and_error: tuple[float, float], digits: int) -> str:

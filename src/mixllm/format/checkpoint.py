@@ -115,7 +115,7 @@ def _require(source: Source, name: str) -> None:
 
 def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_bytes: int) -> None:
     split = split_state_dict_into_shards_factory(
-        {name: stored[name] for name in sorted(stored, key=natural)},
+        {name: stored[name] for name in saving_order(stored)},
         get_storage_size=lambda tensor: tensor.bytes,
         # Empty tensors share the null pointer, and save_pretrained keeps what shares memory together.
         get_storage_id=lambda tensor: None if tensor.bytes else 0,
@@ -176,6 +176,16 @@ def copy_companions(source: Path, out: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
+
+
+def saving_order(names: Iterable[str]) -> list[str]:
+    """The order in which save_pretrained takes tensors: by the names of transformers' own modules."""
+    names = list(names)
+    # Where files have experts in block_sparse_moe, one by one, transformers has them in mlp.
+    moved = any(".block_sparse_moe.experts." in name for name in names)
+    return sorted(
+        names, key=lambda name: natural(name.replace(".block_sparse_moe.", ".mlp.") if moved else name)
+    )
 
 
 def natural(name: str) -> list[tuple[Any, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from mixllm.errors import MixllmError
 from mixllm.files import read_json
 
 QUANT_METHOD = "mixllm"
-VERSION: int = Format().version
+# 1 is the version of every Format; with layers of experts a checkpoint is of version 2.
+VERSION = 2
+EXPERT = re.compile(r"\.experts\.\d+\.")
 # 127 * 128 * K must stay below 2^31, or a sum over all inputs of a row would not fit an int32.
 MOST_INPUTS = 132_000
 
@@ -53,7 +56,8 @@ def quantization_config(format: Format, modules: Mapping[str, QuantizedModule]) 
         }
         for name, module in modules.items()
     }
-    return {"quant_method": QUANT_METHOD, **format.model_dump(), "modules": entries}
+    version = VERSION if any(map(EXPERT.search, modules)) else 1
+    return {"quant_method": QUANT_METHOD, **format.model_dump(), "version": version, "modules": entries}
 
 
 def read_config(path: Path) -> tuple[Format, dict[str, QuantizedModule]]:
@@ -79,10 +83,15 @@ def parse_config(data: Mapping[str, Any], where: str) -> tuple[Format, dict[str,
         )
     if missing := [field for field in (*Format.model_fields, "modules") if field not in data]:
         raise MixllmError(f"{where}: {missing[0]} is missing")
-    format = parse(Format, {k: v for k, v in data.items() if k not in ("quant_method", "modules")}, where)
     entries = data["modules"]
     if not isinstance(entries, dict) or not entries:
         raise MixllmError(f"{where}: modules names no quantized module")
+    fields = {name: value for name, value in data.items() if name not in ("quant_method", "modules")}
+    if version == VERSION:
+        fields["version"] = 1
+    elif expert := next(filter(EXPERT.search, entries), None):
+        raise MixllmError(f"{where}: version {version} has no experts, but modules names {expert}")
+    format = parse(Format, fields, where)
     return format, {name: _module(entry, f"{where}: modules: {name}") for name, entry in entries.items()}
 
 

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from mixllm.config import Format
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.rounded import Rounded
-
-# Below this a float16 is subnormal and its steps are no longer relative.
-LEAST_HALF = 2.0**-14
+from mixllm.format.rounded import LEAST_HALF, Rounded
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 
+# Below the first a float16 is subnormal and its steps are no longer relative; the second is its largest.
+LEAST_HALF, MOST_HALF = 2.0**-14, 65504.0
 ELEMENTS_AT_ONCE = 2**26
 
 
@@ -47,6 +49,21 @@ class Rounded:
         k = self.codes.shape[1]
         zeros, scales = (spread(t, k) for t in (self.zeros, self.scales))
         return (self.codes.float() - zeros.float()) * scales
+
+    def scaled(self, factors: Tensor) -> Rounded:
+        """The same integers with each row's scale multiplied: factors float32 [N], above 0.
+
+        Group scales that were halves are rounded to halves again.
+        """
+        by_row = factors[:, None].to(self.scales.device)
+        if self.row_scales is None:
+            exact = self.scales * by_row
+            halves = exact.clamp(LEAST_HALF, MOST_HALF).half().float()
+            scales = torch.where(self.scales.half().float() == self.scales, halves, exact)
+            return replace(self, scales=scales)
+        rows = self.row_scales[:, None] * by_row
+        scales = rows.expand_as(self.scales) if self.multipliers is None else rows * self.multipliers
+        return replace(self, scales=scales.contiguous(), row_scales=rows[:, 0])
 
 
 def spread(per_group: Tensor, k: int) -> Tensor:

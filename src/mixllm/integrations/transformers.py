@@ -19,10 +19,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixllm.errors import MixllmError
+from mixllm.experts import FUSED, split_experts
 from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
 from mixllm.format.pack import shapes
 from mixllm.format.shards import FLOATS, Header
 from mixllm.format.validate import GUARD, validate_tensors
+from mixllm.names import in_files, in_model
 from mixllm.nn import MixLinear
 
 if TYPE_CHECKING:
@@ -55,12 +57,25 @@ class MixllmQuantizer(HfQuantizer):
         if checkpoint_files is None:
             raise MixllmError("from_pretrained(state_dict=...): give the checkpoint's directory instead")
         headers = validate_tensors(map(Path, checkpoint_files), self.format, self.quantized)
+        split = split_experts(model, headers)
         for name, module in self.quantized.items():
-            linear = _linear(model, name, module)
-            model.set_submodule(name, self._skeleton(name, module, linear, headers))
+            path = in_model(name, model)
+            linear = _linear(model, path, module)
+            model.set_submodule(path, self._skeleton(name, module, linear, headers))
         _check_others(model, headers)
+        renamed = {name: in_files(name, headers) for name, _ in model.named_parameters()}
+        self.renamed = {own: model.get_parameter(own).dtype for own, held in renamed.items() if own != held}
         ignored = model._keys_to_ignore_on_load_unexpected or ()
-        model._keys_to_ignore_on_load_unexpected = {*ignored, *map(_pattern, self.quantized)}
+        # transformers joins the guards of all experts under the names of the fused weights.
+        fused = (f"{path}.{name}" for path in split for name in FUSED)
+        guards = (*(f"{in_model(name, model)}.{GUARD}" for name in self.quantized), *fused)
+        model._keys_to_ignore_on_load_unexpected = {*ignored, *(f"^{re.escape(name)}$" for name in guards)}
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        # transformers 5.17 loads a tensor that it renames in the file's dtype, whatever was asked for.
+        for name, dtype in self.renamed.items():
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.to(dtype)
 
     def _skeleton(
         self, name: str, module: QuantizedModule, linear: nn.Linear, headers: dict[str, Header]
@@ -75,7 +90,8 @@ class MixllmQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, str]]:
         state = dict(model.state_dict())
-        state |= {f"{name}.{GUARD}": torch.empty(0, dtype=torch.uint8) for name in self.quantized}
+        names = (in_model(name, model) for name in self.quantized)
+        state |= {f"{name}.{GUARD}": torch.empty(0, dtype=torch.uint8) for name in names}
         return state, {}
 
     def is_serializable(self) -> bool:
@@ -107,7 +123,7 @@ def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
 def _check_others(model: nn.Module, headers: dict[str, Header]) -> None:
     # transformers 5.17 takes a tensor of any shape into a quantized model.
     for name, tensor in model.state_dict().items():
-        header = headers.get(name)
+        header = headers.get(in_files(name, headers))
         if header is None:
             continue
         if header.shape != tensor.shape:
@@ -115,7 +131,3 @@ def _check_others(model: nn.Module, headers: dict[str, Header]) -> None:
             raise MixllmError(f"{header.file}: tensor {name}: its shape is {shapes}")
         if tensor.is_floating_point() and header.torch_dtype not in FLOATS:
             raise MixllmError(f"{header.file}: tensor {name}: its dtype is {header.dtype}, not a float's")
-
-
-def _pattern(name: str) -> str:
-    return rf"^{re.escape(name)}\.{GUARD}$"

@@ -129,7 +129,7 @@ def _linear_shapes(source: Source) -> dict[str, int]:
     return {
         name: layer.weight.numel()
         for i, block in enumerate(blocks)
-        for name, layer in linears(block, f"{prefix}.{i}").items()
+        for name, layer in linears(block, f"{prefix}.{i}", source).items()
     }
 
 

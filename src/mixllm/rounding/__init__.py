@@ -12,6 +12,7 @@ from mixllm.rounding.clip import best_grid
 from mixllm.rounding.gptq import gptq
 from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor, factor, rotate_both
+from mixllm.rounding.refine import refine
 
 
 def needs_hessian(config: QuantConfig) -> bool:
@@ -48,6 +49,7 @@ def _round(w: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) 
     if config.rounding == "gptq":
         assert factor is not None
         codes, chosen = gptq(w, grids, factor, clip=config.clip, fixed=fixed)
+        codes, chosen = refine(w, codes, chosen, grids, factor, config.sweeps)
     else:
         parts, weights = w.split(GROUP_SIZE, dim=1), diagonal.split(GROUP_SIZE)
         chosen = [fixed or best_grid(grids, p, d, config.clip) for p, d in zip(parts, weights, strict=True)]
@@ -57,13 +59,16 @@ def _round(w: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) 
 
 def _rounded(codes: Tensor, bits: Tensor, chosen: list[Grid], grids: Grids) -> Rounded:
     scales = torch.cat([grid.scale for grid in chosen], dim=1)
-    multipliers = torch.cat([grid.multiplier for grid in chosen], dim=1).to(torch.uint8)
-    row_scales = {"group": None, "group_int": grids.row_scale, "row": scales[:, :1]}[grids.kind]
+    multipliers = torch.cat([grid.multiplier for grid in chosen], dim=1)
+    row_scales = None
+    if grids.kind != "group":
+        row_scales = scales[:, :1] / multipliers[:, :1]
+        scales = row_scales * multipliers
     return Rounded(
         bits=bits,
         codes=codes.to(torch.int8),
         zeros=torch.cat([grid.zero for grid in chosen], dim=1).to(torch.uint8),
         scales=scales,
         row_scales=None if row_scales is None else row_scales[:, 0],
-        multipliers=multipliers if grids.kind == "group_int" else None,
+        multipliers=multipliers.to(torch.uint8) if grids.kind == "group_int" else None,
     )

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
-from mixllm.format.pack import LEAST_HALF
-from mixllm.rounding.grid import MOST_HALF, MULTIPLIER_MAX, Grid, Grids
+from mixllm.format.rounded import LEAST_HALF, MOST_HALF
+from mixllm.rounding.grid import MULTIPLIER_MAX, Grid, Grids
 
 ROWS = 8
 # Adding and taking away 1.5 * 2^23 rounds half to even; what is too large for it is clamped anyway.

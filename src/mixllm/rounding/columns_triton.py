@@ -20,11 +20,13 @@ ROWS = 8
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annotation
     w_ptr,
+    origin_ptr,
     codes_ptr,
     errors_ptr,
     grid_ptr,
     upper_ptr,
     n,
+    FROM_ORIGIN: tl.constexpr,
     LENGTH: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -34,6 +36,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     inside = (row < n)[:, None] & (column < LENGTH)[None, :]
     place = row[:, None] * LENGTH + column[None, :]
     w = tl.load(w_ptr + place, mask=inside, other=0.0)
+    origin = tl.load(origin_ptr + place, mask=inside, other=0.0)
     scale = tl.load(grid_ptr + row, mask=row < n, other=1.0)
     zero = tl.load(grid_ptr + n + row, mask=row < n, other=0.0)
     low = tl.load(grid_ptr + 2 * n + row, mask=row < n, other=0.0)
@@ -48,7 +51,8 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
         code = tl.minimum(tl.maximum(nearest + zero, low), high)
         upper = tl.load(upper_ptr + j * LENGTH + column, mask=column < LENGTH, other=0.0)
         diagonal = tl.sum(tl.where(column == j, upper, 0.0), axis=0)
-        error = (now - (code - zero) * scale) / diagonal
+        start = tl.sum(tl.where(here, origin, 0.0), axis=1) if FROM_ORIGIN else now
+        error = (start - (code - zero) * scale) / diagonal
         codes = tl.where(here, code[:, None], codes)
         errors = tl.where(here, error[:, None], errors)
         w = tl.where((column > j)[None, :], w - error[:, None] * upper[None, :], w)
@@ -56,13 +60,15 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     tl.store(errors_ptr + place, errors, mask=inside)
 
 
-def launch(block: Tensor, grid: Grid, upper: Tensor) -> tuple[Tensor, Tensor]:
+def launch(block: Tensor, grid: Grid, upper: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See mixllm.rounding.columns.round_columns; block [N, L], L <= 128."""
     n, length = block.shape
     block = block.contiguous()
+    start = block if origin is None else origin.contiguous()
     codes, errors = torch.empty_like(block), torch.empty_like(block)
     fields = torch.cat([grid.scale, grid.zero, grid.low, grid.high])
     _kernel[(triton.cdiv(n, ROWS),)](
-        block, codes, errors, fields, upper.contiguous(), n, LENGTH=length, ROWS=ROWS, COLUMNS=GROUP_SIZE
-    )
+        block, start, codes, errors, fields, upper.contiguous(), n,
+        FROM_ORIGIN=origin is not None, LENGTH=length, ROWS=ROWS, COLUMNS=GROUP_SIZE,
+    )  # fmt: skip
     return codes, errors

@@ -26,8 +26,14 @@ def divided(
     and returns tensors and a small note. Returns all tensors together, and the notes.
     """
     own = {tuple(group.names): group.hessian for group in found}
-    found.clear()
     groups = ranks.union(list(own))
+    seen = {tuple(group.names): group.tokens for group in found}
+    tokens = torch.tensor(
+        [seen.get(names, 0) for names in groups], device=next(iter(linears.values())).weight.device
+    )
+    ranks.add(tokens)
+    counts = dict(zip(groups, tokens.tolist(), strict=True))
+    found.clear()
     sizes = [[(linears[name].out_features, linears[name].in_features) for name in names] for names in groups]
     # Cholesky and inverse, then GPTQ row by row.
     owners = ranks.owners([sum(n * k**2 for n, k in size) + 2 * size[0][1] ** 3 for size in sizes])
@@ -38,7 +44,10 @@ def divided(
         if owner == ranks.rank:
             hessians[names] = hessian
     # The last ones first: a model's widest inputs are its last, and leave room for the others' results.
-    made = {names: make(Shared(list(names), hessians.pop(names))) for names in reversed(list(hessians))}
+    made = {
+        names: make(Shared(list(names), hessians.pop(names), counts[names]))
+        for names in reversed(list(hessians))
+    }
     tensors: dict[Key, Tensor] = {}
     notes = []
     for names, owner in zip(groups, owners, strict=True):

@@ -7,6 +7,7 @@ section 3.2), 8-bit rows symmetric (zero = 0, codes -127..127).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from mixllm.config import Format
-from mixllm.format.pack import LEAST_HALF
+from mixllm.format.rounded import LEAST_HALF, MOST_HALF
 
-MOST_HALF = 65504.0
 # Integer group scales: |row| <= 119 steps leaves room in an int8 for the zero point's rounding.
 ROW_STEPS, MULTIPLIER_MAX = 119, 16
 INT8_MIN, INT8_MAX = -128, 127
+# A group's float scale is searched in steps of this share of it.
+SCALE_STEP = 0.04
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,29 @@ class Grids:
             multiplier = torch.where(self.four, steps, multiplier)
             scale = self.row_scale * multiplier
         scale = unit_if_zero(scale)
-        zero = torch.where(self.four, (-low / scale).round().clamp(0, 15), 0.0)
+        return self._grid(scale, (-low / scale).round(), multiplier)
+
+    def near(self, grid: Grid) -> Iterator[Grid]:
+        """The grids a step from `grid` in scale or zero point (a row without one has `grid` again).
+
+        None for "row", where groups cannot differ.
+        """
+        if self.kind == "row":
+            return
+        if self.kind == "group_int":
+            for step in (-1, 1):
+                other = torch.where(
+                    self.four, (grid.multiplier + step).clamp(1, MULTIPLIER_MAX), grid.multiplier
+                )
+                yield self._grid(grid.scale / grid.multiplier * other, grid.zero, other)
+        else:
+            for factor in (1 - SCALE_STEP, 1 + SCALE_STEP):
+                yield self._grid(self._stored(grid.scale * factor), grid.zero, grid.multiplier)
+        for step in (-1, 1):
+            yield self._grid(grid.scale, grid.zero + step, grid.multiplier)
+
+    def _grid(self, scale: Tensor, zero: Tensor, multiplier: Tensor) -> Grid:
+        zero = torch.where(self.four, zero.clamp(0, 15), 0.0)
         # multiplier * (code - zero) must stay an int8.
         first = torch.where(self.four, (zero + (INT8_MIN / multiplier).ceil()).clamp(min=0), -INT8_MAX)
         last = torch.where(self.four, (zero + (INT8_MAX / multiplier).floor()).clamp(max=15), INT8_MAX)
@@ -93,6 +117,17 @@ class Grids:
         """For a kernel, float32 [2, N]: has the row 4 bits; its scale, or whether its scales are halves."""
         own = self.half if self.row_scale is None else self.row_scale
         return torch.stack((self.four[:, 0].float(), own[:, 0].float()))
+
+
+def stack(grids: list[Grid]) -> Grid:
+    """C grids of N rows as one of C N rows."""
+    return Grid(*(torch.cat(parts) for parts in zip(*(vars(grid).values() for grid in grids), strict=True)))
+
+
+def pick(grids: list[Grid], best: Tensor) -> Grid:
+    """Of each row the grid with the number best, int64 [N]."""
+    fields = zip(*(vars(grid).values() for grid in grids), strict=True)
+    return Grid(*(torch.stack(parts).gather(0, best[None, :, None])[0] for parts in fields))
 
 
 def fits_half(weight: Tensor, four: Tensor, format: Format) -> Tensor:

@@ -21,10 +21,11 @@ ROWS_AT_ONCE, SOLVED_AT_ONCE = 2048, 1024
 
 @dataclass
 class Shared:
-    """Linear layers that read the same input, and H = X'X of that input: float32 [K, K]."""
+    """Linear layers that read the same input, H = X'X of that input, float32 [K, K], and X's tokens."""
 
     names: list[str]
     hessian: Tensor
+    tokens: int = 0
 
 
 @contextmanager
@@ -48,6 +49,7 @@ def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
                     found.append(shared)
             if shared.names[0] == name:
                 add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
+                shared.tokens += x[..., 0].numel()
             last["input"], last["shared"] = x, shared
 
         return add
@@ -81,11 +83,15 @@ class Factor:
     groups: the column numbers of each group [L], in the order of processing.
     diagonal: float32 [K], the diagonal of H, in the layer's own column order.
     upper: float32 [K, K], upper Cholesky factor of the damped inverse of H in processing order.
+    hessian: float32 [K, K], H itself, in the layer's own column order.
+    added: what damping adds to its diagonal.
     """
 
     groups: list[Tensor]
     diagonal: Tensor
     upper: Tensor
+    hessian: Tensor
+    added: float
 
 
 def rotate_both(hessian: Tensor) -> Tensor:
@@ -125,7 +131,8 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
         if not failed:
             del h
             invert_lower(lower)
-            return Factor(groups, diagonal, lower.flip((0, 1)))
+            added = damping * mean * sum(10.0**taken for taken in range(step + 1))
+            return Factor(groups, diagonal, lower.flip((0, 1)), hessian, added)
     raise MixllmError(
         f"{where}: the Hessian has no Cholesky factor; use more calibration text or a larger --damping"
     )

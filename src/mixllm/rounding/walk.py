@@ -18,8 +18,9 @@ from mixllm.format.spool import Spool
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
-from mixllm.rounding import factor_of, needs_hessian, round_rows
+from mixllm.rounding import needs_hessian, round_rows
 from mixllm.rounding.divided import divided
+from mixllm.rounding.few import factor_if_seen, warning
 from mixllm.rounding.hessian import Shared, collect
 from mixllm.rounding.observed import Observed, observed, seen_by_all, watch
 
@@ -43,13 +44,16 @@ def round_model(
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
     room: what boundary states may take.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
+    An expert that saw too few tokens is rounded to nearest, not observed, and counted in one note.
     ranks: the processes that call this together, with the same arguments; all get the same layers.
     finished: at process 0, the first blocks as a walk that was cut has rounded them; they only feed those
         after them.
     """
     calibrated = needs_hessian(config)
     batches = list(ranks.share(ids).split(batch)) if calibrated else []
+    total = ids.numel() if calibrated else 0
     n = len(decoder)
+    few: list[str] = []
     begin: int = ranks.tell(len(finished) if finished else 0)
     if begin == n:
         return
@@ -64,7 +68,7 @@ def round_model(
         left = n - begin
         with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
             for i, block in walk:
-                done = _round_block(block, states.read(i), widths, config, seen, ranks)
+                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
                 yield from done.items()
                 if not calibrated:
                     bar.advance()
@@ -73,6 +77,8 @@ def round_model(
                     block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
                 hidden = states.take(i)
                 states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
+    if few:
+        progress.note(warning(few))
 
 
 def _put_back(
@@ -87,40 +93,55 @@ def _put_back(
         block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
 
 
+# What was observed of layers, and the names of those whose Hessian saw too few tokens.
+_Notes = tuple[dict[str, Observed], list[str]]
+
+
 def _round_block(
     block: Block,
     states: Iterable[Tensor],
     widths: Mapping[str, Tensor],
     config: QuantConfig,
+    total: int,
     seen: dict[str, Observed] | None,
+    few: list[str],
     ranks: Ranks,
 ) -> dict[str, Rounded]:
-    """The block's linears rounded, in model order, by the Hessians that its states give."""
+    """The block's linears rounded, in model order, by the Hessians that its states give.
+
+    total: tokens of all states of all ranks; few: gets the names of linears that saw too few of them.
+    """
     linears = block.linears
+    nearest = config.model_copy(update={"rounding": "rtn"}) if total else config
     with collect(linears) as found, watch(linears) as inputs:
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
 
-    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], dict[str, Observed]]:
-        factor = factor_of(group.hessian, config, group.names[0])
+    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], _Notes]:
+        factor = factor_if_seen(group, config, total)
+        how = nearest if factor is None else config
         fields: dict[tuple[str, str], Tensor] = {}
         notes: dict[str, Observed] = {}
         for name in group.names:
             weight = linears[name].weight
-            rounded = round_rows(weight, widths[name].to(weight.device), config, factor)
+            rounded = round_rows(weight, widths[name].to(weight.device), how, factor)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
-            if seen is not None:
+            if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
                 notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
-        return fields, notes
+        return fields, (notes, [] if factor is not None else group.names)
 
     fields, notes = divided(found, linears, ranks, make)
     done: dict[str, Rounded] = {}
     for name, linear in linears.items():
         own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
         bits = widths[name].to(linear.weight.device)
-        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, config, None)
-    if seen is not None:
-        seen.update({name: note for part in notes for name, note in part.items()})
+        done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, nearest, None)
+        if total and not own:
+            few.append(name)
+    for observations, names in notes:
+        few.extend(names)
+        if seen is not None:
+            seen.update(observations)
     return done

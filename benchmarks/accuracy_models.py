@@ -1,0 +1,85 @@
+"""Makes the models of the accuracy table, in memory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy_variants import Variant
+from torch import Tensor, nn
+
+from mixllm.config import Format, QuantConfig
+from mixllm.format.rounded import Rounded
+from mixllm.kernels import Backend
+from mixllm.kernels.activations import fake_quantize
+from mixllm.nn import MixLinear
+from mixllm.pipeline import Job, is_uniform, make_plan, rounded_layers, sizes
+from mixllm.plan import Plan
+from mixllm.rotation import rotate
+from mixllm.salience_file import Salience
+
+
+def file_name(config: QuantConfig) -> str:
+    """One for all configs that share a salience."""
+    return f"{config.format.weight_scale}-{config.score}-{config.error}.safetensors"
+
+
+class FloatWeightsA8(nn.Module):
+    """A float linear layer that sees its inputs as int8 would leave them."""
+
+    def __init__(self, linear: nn.Linear, format: Format) -> None:
+        super().__init__()
+        weight = rotate(linear.weight) if format.rotation == "hadamard" else linear.weight
+        self.weight, self.bias, self.format = weight.detach(), linear.bias, format
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(fake_quantize(x, self.format), self.weight.to(x.dtype), self.bias)
+
+
+class Builder:
+    """Makes variants of one model; those that differ only in their activations share a rounding."""
+
+    def __init__(self, job: Job, reference: nn.Module, backend: Backend, saliences: Path) -> None:
+        """saliences: a directory that has every salience file_name() asks for."""
+        self.job, self.reference, self.backend, self.saliences = job, reference, backend, saliences
+        self.rounded: dict[str, dict[str, Rounded]] = {}
+
+    @torch.no_grad()
+    def build(self, variant: Variant) -> tuple[nn.Module, dict[str, Any]]:
+        """The variant as a model, and what it takes (nothing to say of float weights)."""
+        model = copy.deepcopy(self.reference)
+        config = variant.config
+        if config is None:
+            assert variant.format is not None
+            for name in self.job.shapes:
+                model.set_submodule(name, FloatWeightsA8(model.get_submodule(name), variant.format))
+            return model, {}
+        plan = make_plan(self.job, config, None if is_uniform(config) else self.salience(config))
+        for name, layer in self.round(plan, config).items():
+            old = model.get_submodule(name)
+            if variant.activations == 8:
+                layer_a8 = MixLinear.from_rounded(layer, config.format, old.bias)
+                layer_a8.backend = self.backend
+                model.set_submodule(name, layer_a8)
+            else:
+                weight = layer.dequantize()
+                old.weight.data = rotate(weight) if config.format.rotation == "hadamard" else weight
+        size = sizes(plan, config)
+        return model, {
+            "payload_bits": size.payload_bits,
+            "bits": size.bits,
+            "bytes": size.checkpoint_bytes,
+            "rows8_percent": size.total.percent,
+            "rows8_percent_by_kind": {kind: share.percent for kind, share in size.by_kind.items()},
+        }
+
+    def salience(self, config: QuantConfig) -> Salience:
+        return Salience.load(self.saliences / file_name(config))
+
+    def round(self, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
+        key = config.model_dump_json()
+        if key not in self.rounded:
+            self.rounded = {key: rounded_layers(self.job, plan, config)}
+        return self.rounded[key]

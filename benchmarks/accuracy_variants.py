@@ -1,0 +1,77 @@
+"""The lines of the accuracy table: which weights, chosen how, rounded how, with which activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mixllm.config import PROFILES, Format, QuantConfig, Scope
+
+# What follows GPTQ, which the paper has not: nothing, better codes, and tuned scales too.
+PLAIN: dict[str, Any] = {"sweeps": 0, "tune": 0}
+SWEPT: dict[str, Any] = {"sweeps": 2, "tune": 0}
+TUNED: dict[str, Any] = {"sweeps": 2, "tune": 4}
+AFTER: dict[str, dict[str, Any]] = {"": PLAIN, ", swept": SWEPT, ", swept, tuned": TUNED}
+METHODS: dict[str, dict[str, Any]] = {
+    "RTN": {"rounding": "rtn", "clip": False},
+    "clip": {"rounding": "rtn", "clip": True},
+    "GPTQ": {"rounding": "gptq", "clip": False, "order": False, **PLAIN},
+    "GPTQ+order+clip": {"rounding": "gptq", "clip": True, "order": True, **PLAIN},
+}
+BUDGETS: list[dict[str, float]] = [
+    {"channels": 10},
+    {"channels": 20},
+    {"channels": 50},
+    {"bits": 4.4},
+    {"bits": 4.8},
+]
+# The paper's own salience, and the one that mixllm uses by default.
+PAPER_SCORE = {"score": "taylor", "error": "rtn"}
+OUR_SCORE = {"score": "fisher", "error": "gptq"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One line of the table. config None: float weights; activations: bits of the activations, 8 or 16."""
+
+    name: str
+    config: QuantConfig | None
+    activations: int
+    format: Format | None = None
+
+
+def variants(base: dict[str, Any]) -> list[Variant]:
+    """base: QuantConfig fields that all share (calibration, samples, window)."""
+    found = [Variant(f"float, A8 {name}", None, 8, format) for name, format in PROFILES.items()]
+    found += [mixed("fast", {"bits": 4.4}, "global", base), mixed("paper", {"channels": 10}, "global", base)]
+    found += [
+        mixed("fast", {"bits": bits}, "global", base, AFTER[how]) for bits in (4.4, 4.8) for how in AFTER
+    ]
+    for bits in (4, 8):
+        for method, fields in reversed(METHODS.items()):
+            config = QuantConfig(format=PROFILES["paper"], bits=bits, **fields, **base)
+            found += [Variant(f"paper W{bits}A{a} {method}", config, a) for a in (16, 8)]
+        for after, fields in AFTER.items() if bits == 4 else [("", PLAIN)]:
+            config = QuantConfig(format=PROFILES["fast"], bits=bits, **fields, **base)
+            found += [Variant(f"fast W{bits}A{a} GPTQ+order+clip{after}", config, a) for a in (16, 8)]
+    scopes: tuple[Scope, ...] = ("global", "local", "random")
+    found += [mixed("paper", budget, scope, base) for budget in reversed(BUDGETS) for scope in scopes]
+    found += [
+        mixed("fast", budget, scope, base) for budget in ({"bits": 4.4}, {"bits": 4.8}) for scope in scopes
+    ]
+    return list({variant.name: variant for variant in found}.values())
+
+
+def mixed(
+    profile: str,
+    budget: dict[str, float],
+    scope: Scope,
+    base: dict[str, Any],
+    after: dict[str, Any] = PLAIN,
+) -> Variant:
+    """4- and 8-bit rows: the paper's rule with the paper's score, true bits with mixllm's own."""
+    score = PAPER_SCORE if "channels" in budget else OUR_SCORE
+    fields = {"format": PROFILES[profile], "scope": scope, **budget, **score, **after, **base}
+    text = f"{budget['bits']} bits" if "bits" in budget else f"{budget['channels']} % channels"
+    name = f"{profile} {text} {scope}" + next(name for name, found in AFTER.items() if found is after)
+    return Variant(name, QuantConfig.model_validate(fields), 8)

@@ -1,0 +1,39 @@
+"""What a tensor is called in a model's files, where transformers' modules have another name for it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+# (in the model, in the files): modules that transformers renamed after models were published.
+RENAMED = (
+    ("lm_head.", "embed_out."),  # GPT-NeoX
+    (".mlp.", ".block_sparse_moe."),  # Mixtral and its kin
+)
+
+
+class Names(Protocol):
+    """A model's files, asked for a tensor's name: a Source, a dict, a set."""
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+
+def in_files(name: str, held: Names) -> str:
+    """The name in `held`, a model's files, of the tensor that the model calls `name`; else `name` itself."""
+    older = (name.replace(new, old) for new, old in RENAMED)
+    return next((candidate for candidate in (name, *older) if candidate in held), name)
+
+
+def in_model(name: str, model: nn.Module) -> str:
+    """The path in `model` of the module that its files call `name`; else `name` itself."""
+    newer = (name.replace(old, new) for new, old in RENAMED)
+    return next((candidate for candidate in (name, *newer) if _has(model, candidate)), name)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

@@ -1,0 +1,35 @@
+"""Experts that calibration hardly reached.
+
+An expert sees the tokens that are routed to it, and a Hessian of few of them says little of others. GPTQ
+from n tokens makes a greater error on other tokens than rounding to nearest until n is between one and two
+tokens an input (measured: docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mixllm.config import QuantConfig
+from mixllm.rounding import factor_of
+from mixllm.rounding.hessian import Factor, Shared
+
+LEAST = 1.5  # tokens an input
+
+
+def factor_if_seen(shared: Shared, config: QuantConfig, total: int) -> Factor | None:
+    """factor_of the layers' Hessian; None where it is of too few tokens for GPTQ.
+
+    total: tokens of the text; a layer that saw all of them is no expert.
+    """
+    enough = shared.tokens >= min(total, LEAST * len(shared.hessian))
+    return factor_of(shared.hessian, config, shared.names[0]) if enough else None
+
+
+def warning(layers: Iterable[str]) -> str:
+    """One line about layers, by name, that were rounded to nearest since their expert saw too few tokens."""
+    experts = list(dict.fromkeys(name.rpartition(".")[0] for name in layers))
+    many = f"{len(experts)} experts" if len(experts) > 1 else "1 expert"
+    return (
+        f"{many} saw too few calibration tokens for GPTQ and got rounding to nearest "
+        f"({experts[0]}{' ...' if len(experts) > 1 else ''}); more --samples reach more of them"
+    )

@@ -1,0 +1,127 @@
+"""Row scales learned end to end: what the float model says, the quantized one shall say.
+
+Rounding sees one layer at a time; what its errors add up to over the whole model can still be made smaller
+by the one thing that is not an integer, the scale of each row. They are tuned by Adam on the mean
+KL(float || quantized) over the calibration windows, as the last phase of EfficientQAT (arXiv 2407.11062)
+tunes step sizes on a loss. Codes, zeros and multipliers stay, so nothing changes at run time.
+
+The gradient goes through the model block by block: a forward pass keeps the states between blocks, and the
+backward pass runs each block again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mixllm.blocks import Block, Decoder
+from mixllm.config import Format
+from mixllm.format.rounded import Rounded
+from mixllm.progress import Progress
+from mixllm.tuning.layer import TunedLinear
+
+LEARNING_RATE = 1e-3
+# Windows a step: enough for a steady gradient, few enough for many steps.
+WINDOWS = 4
+
+
+def tune_scales(
+    decoder: Decoder,
+    ids: Tensor,
+    layers: Mapping[str, Rounded],
+    format: Format,
+    *,
+    epochs: int,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Rounded]:
+    """The same layers, by full module name, with tuned row scales.
+
+    ids: int64 [samples, L], the calibration windows, seen `epochs` times each. The quantized blocks are
+    on the decoder's device all the time: a byte a weight.
+    """
+    steps = -(-len(ids) // WINDOWS)
+    order = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack, _quick_products(), progress.stage("tune", (epochs + 1) * steps) as bar:
+        wanted = []
+        for part in ids.split(WINDOWS):
+            wanted.append(_float_states(decoder, part))
+            bar.advance()
+        target = torch.cat(wanted)
+        blocks = [_open(stack, decoder, i, layers, format) for i in range(len(decoder))]
+        tuned = [linears for _, linears in blocks]
+        gains = [layer.gain for linears in tuned for layer in linears.values()]
+        adam = torch.optim.Adam(gains, lr=LEARNING_RATE, betas=(0.9, 0.99))
+        fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
+        for _ in range(epochs):
+            for chosen in torch.randperm(len(ids), generator=order).split(WINDOWS):
+                _set_gradients(decoder, blocks, ids[chosen], target[chosen])
+                adam.step()
+                fading.step()
+                bar.advance()
+    return {
+        name: layers[name].scaled(layer.gain.detach().exp())
+        for linears in tuned
+        for name, layer in linears.items()
+    }
+
+
+@contextmanager
+def _quick_products() -> Iterator[None]:
+    """Let float32 products have ten bits of mantissa, many times as fast on a GPU; gradients are noisier."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+Tuned = tuple[Block, dict[str, TunedLinear]]
+
+
+def _float_states(decoder: Decoder, ids: Tensor) -> Tensor:
+    """What leaves the float model's last block, on the CPU: [B, L, D]."""
+    hidden = decoder.embed(ids)
+    for i in range(len(decoder)):
+        with decoder.block(i) as block, torch.no_grad():
+            hidden = block(hidden)
+    return hidden.cpu()
+
+
+def _open(stack: ExitStack, decoder: Decoder, i: int, layers: Mapping[str, Rounded], format: Format) -> Tuned:
+    """Block i with tuned layers in the place of its linears, until the stack ends."""
+    block = stack.enter_context(decoder.block(i))
+    linears = {}
+    for name, linear in block.linears.items():
+        linears[name] = TunedLinear(layers[name], format, linear.bias).to(decoder.device)
+        block.replace(name, linears[name])
+        # The float weight is not needed any more, and all blocks are there at once.
+        linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+    return block, linears
+
+
+def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
+    """Put the gradient of the windows' mean KL divergence into every gain."""
+    states = [decoder.embed(ids)]
+    with torch.no_grad():
+        for block, _ in blocks:
+            states.append(block(states[-1]))
+    hidden = states.pop().requires_grad_()
+    with torch.enable_grad():
+        loss = decoder.divergence(hidden, target.to(hidden.device), ids).mean()
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    for block, linears in reversed(blocks):
+        hidden = states.pop().requires_grad_()
+        with torch.enable_grad():
+            out = block(hidden)
+        gains = [layer.gain for layer in linears.values()]
+        # An expert that no token chose has no gradient.
+        gradient, *own = torch.autograd.grad(
+            out, [hidden, *gains], gradient, allow_unused=True, materialize_grads=True
+        )
+        for gain, part in zip(gains, own, strict=True):
+            gain.grad = part

@@ -1,0 +1,114 @@
+"""Tuned scales bring a quantized model nearer to the float one, in every kind of block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mixllm.blocks import Decoder
+from mixllm.config import PROFILES, Format, QuantConfig
+from mixllm.evaluate import measure
+from mixllm.format.rounded import Rounded
+from mixllm.nn import MixLinear
+from mixllm.progress import Silent
+from mixllm.rounding import round_rows
+from mixllm.source import open_source
+from mixllm.tuning import tune_scales
+from tests.mixtures import is_expert, write_with_idle_expert
+from tests.models import ARCHITECTURES, MIXTURES, VOCAB, write_tiny
+
+
+def rounded_model(path: Path, format: Format) -> tuple[Decoder, dict[str, Rounded]]:
+    decoder = Decoder.open(open_source(str(path), path), torch.device("cpu"), torch.float32)
+    config = QuantConfig(format=format, rounding="rtn", clip=False)
+    layers = {}
+    for i in range(len(decoder)):
+        with decoder.block(i) as block:
+            for name, linear in block.linears.items():
+                bits = torch.full((linear.out_features,), 4, dtype=torch.uint8)
+                bits[::5] = 8
+                layers[name] = round_rows(linear.weight, bits, config, None)
+    return decoder, layers
+
+
+def divergence(path: Path, layers: dict[str, Rounded], format: Format, ids: Tensor) -> float:
+    from transformers import AutoModelForCausalLM
+
+    reference, model = (AutoModelForCausalLM.from_pretrained(path) for _ in range(2))
+    for name, layer in layers.items():
+        mixed = MixLinear.from_rounded(layer, format, model.get_submodule(name).bias)
+        mixed.backend = "reference"
+        model.set_submodule(name, mixed)
+    return float(measure({"m": model}, reference, ids)["m"].kl.mean())
+
+
+def windows(count: int) -> Tensor:
+    return torch.randint(4, VOCAB, (count, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_divergence_falls_on_every_architecture(architecture: str, tmp_path: Path) -> None:
+    write_tiny(tmp_path, architecture)
+    format, ids = PROFILES["fast"], windows(7)
+    decoder, layers = rounded_model(tmp_path, format)
+    tuned = tune_scales(decoder, ids, layers, format, epochs=6, seed=0, progress=Silent())
+    assert list(tuned) == list(layers)
+    before, after = (divergence(tmp_path, found, format, ids) for found in (layers, tuned))
+    assert after < 0.95 * before
+    for name, layer in layers.items():
+        assert torch.equal(layer.codes, tuned[name].codes)
+        factors = tuned[name].scales / layer.scales
+        assert 0.8 < float(factors.min()) <= float(factors.max()) < 1.25
+
+
+def test_experts_are_tuned_too_and_one_that_no_token_reaches_is_left(tmp_path: Path) -> None:
+    write_with_idle_expert(tmp_path, MIXTURES[0])
+    decoder, layers = rounded_model(tmp_path, PROFILES["fast"])
+    tuned = tune_scales(decoder, windows(5), layers, PROFILES["fast"], epochs=1, seed=0, progress=Silent())
+    experts = [name for name in layers if is_expert(name)]
+    moved = {name: not torch.equal(tuned[name].scales, layers[name].scales) for name in experts}
+    assert any(moved.values())
+    assert not all(moved.values())
+
+
+def test_the_decoder_is_as_before_afterwards(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    format, ids = PROFILES["paper"], windows(5)
+    decoder, layers = rounded_model(tmp_path, format)
+    first, second = (
+        tune_scales(decoder, ids, layers, format, epochs=1, seed=3, progress=Silent()) for _ in range(2)
+    )
+    for name in layers:
+        assert torch.equal(first[name].scales, second[name].scales)
+    with decoder.block(0) as block:
+        assert all(type(linear) is torch.nn.Linear for linear in block.linears.values())
+
+
+def test_gradient_is_that_of_the_whole_model(tmp_path: Path) -> None:
+    """A step's gains move against the gradient that autograd finds through all blocks at once."""
+    from transformers import AutoModelForCausalLM
+
+    from mixllm.tuning.layer import TunedLinear
+    from mixllm.tuning.tune import LEARNING_RATE
+
+    write_tiny(tmp_path, "qwen3")
+    format, ids = PROFILES["fast"], windows(3)
+    decoder, layers = rounded_model(tmp_path, format)
+    reference, model = (AutoModelForCausalLM.from_pretrained(tmp_path) for _ in range(2))
+    model.requires_grad_(False)
+    for name, layer in layers.items():
+        model.set_submodule(name, TunedLinear(layer, format, None))
+    q, p = (m(ids).logits[:, :-1].log_softmax(-1) for m in (model, reference))
+    (p.exp() * (p - q)).sum(-1).mean().backward()
+    tuned = tune_scales(decoder, ids, layers, format, epochs=1, seed=0, progress=Silent())
+    for name, layer in layers.items():
+        moved = (tuned[name].scales / layer.scales)[:, 0].log()
+        gradient = model.get_submodule(name).gain.grad
+        clear = gradient.abs() > 1e-6
+        # Adam's first step is the learning rate against the sign.
+        torch.testing.assert_close(
+            moved[clear], -LEARNING_RATE * gradient.sign()[clear], rtol=0.02, atol=1e-6
+        )
