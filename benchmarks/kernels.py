@@ -30,7 +30,7 @@ from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
-from mixllm.kernels.cuda import hopper, ops
+from mixllm.kernels.cuda import hopper, ops, skinny
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose
 
@@ -81,14 +81,18 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
+    few = tile is None and skinny.takes(0, scales, tokens)
     many = tile is None and hopper.takes(0, scales, tokens)
-    quantized = ops.quantize(x, rotate, group, many)
+    quantized = ops.quantize(x, rotate, group, few or many)
     few_tile = tile or choose(scales, tokens, device(0).shared_limit)
     sizes = (tokens, len(weights[0][0]), len(weights[0][1]), -(-k // GROUP_SIZE))
     many_tile = hopper.choose(scales, *sizes, device(0).multiprocessors)
 
     def product(weight: list[Tensor]) -> None:
-        if many:
+        if few:
+            chosen = skinny.choose(scales, tokens)
+            skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
+        elif many:
             hopper.gemm_into(y, *quantized[:3], weight, None, scales, group, many_tile)
         else:
             ops.gemm_into(y, *quantized, weight, None, scales, group, few_tile)

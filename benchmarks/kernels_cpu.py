@@ -1,9 +1,10 @@
 """Times of the CPU kernels against what a user would run instead, interleaved in one run.
 
-    python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5]
+    python benchmarks/kernels_cpu.py [--threads 2] [--shapes large|small|all] [--rounds 5] [--ggml FOLDER]
 
 Weights rotate past the last-level cache; each figure is the best of its rounds. Writes
-benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where installed.
+benchmarks/results/kernels-cpu-MODEL-THREADS-threads.json. onnxruntime and onnx are used where installed,
+llama.cpp's ggml where its shared libraries' folder is given.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
+import ggml_product
 import torch
 from torch import Tensor
 
@@ -30,7 +33,6 @@ from mixllm.kernels import cpu
 LARGE = [(14336, 4096), (4096, 4096), (4096, 14336)]
 SMALL = [(576, 576), (1536, 576), (576, 1536)]
 TOKENS = [1, 4, 16, 64, 256]
-CACHE = 64 << 20  # more than the last-level caches of the machines this ran on
 SHARE8 = 0.1
 # torch's 4-bit product is fast in bfloat16 alone.
 BFLOAT16 = ("torch bf16", "torch int4")
@@ -62,36 +64,49 @@ def mixed(n: int, k: int, format: Format) -> MixedWeight:
     )
 
 
-def contenders(n: int, k: int, threads: int) -> dict[str, list[Run]]:
+def contenders(n: int, k: int, threads: int, ggml: Path | None) -> dict[str, list[Run]]:
     """Each of enough copies that none is still in a cache when its turn comes again."""
+    cache = last_level_cache()
 
     def copies(bytes_of_one: float, make: Callable[[], Run]) -> list[Run]:
-        return [make() for _ in range(1 + int(CACHE / bytes_of_one))]
+        return [make() for _ in range(2 + int(1.25 * cache / bytes_of_one))]
 
-    def dense(dtype: torch.dtype) -> Run:
-        w = torch.randn(n, k).to(dtype)
+    def dense(w: Tensor) -> Run:
         return lambda x: torch.nn.functional.linear(x, w)
 
-    def torch_int4() -> Run:
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k)).int(), 1)
-        group = 64 if k % 128 else 128
-        qparams = torch.rand(k // group, n, 2).bfloat16()
-        return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, group, qparams)
+    def int4(w: Tensor) -> Run:
+        return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, group, qparams)
 
     runs: dict[str, list[Run]] = {}
     for name, format in PROFILES.items():
-        runs[f"mixllm {name}"] = copies(n * k / 2, lambda f=format: cpu.prepare(mixed(n, k, f), f))
-    runs["torch fp32"] = copies(4 * n * k, lambda: dense(torch.float32))
-    runs["torch bf16"] = copies(2 * n * k, lambda: dense(torch.bfloat16))
-    runs["torch int4"] = copies(n * k / 2, torch_int4)
+        weight = mixed(n, k, format)
+        runs[f"mixllm {name}"] = copies(n * k / 2, lambda w=weight, f=format: cpu.prepare(w, f))
+    w = torch.randn(n, k)
+    runs["torch fp32"] = copies(4 * n * k, lambda: dense(w.clone()))
+    runs["torch bf16"] = copies(2 * n * k, lambda: dense(w.bfloat16()))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (n, k)).int(), 1)
+    group = 64 if k % 128 else 128
+    qparams = torch.rand(k // group, n, 2).bfloat16()
+    runs["torch int4"] = copies(n * k / 2, lambda: int4(packed.clone()))
     if not missing("onnxruntime", "onnx"):
-        from benchmarks.onnx_nbits import session
+        from onnx_nbits import model, session
 
+        graph = model(n, k)
         for level in (0, 4):
             runs[f"onnxruntime MatMulNBits level {level}"] = copies(
-                n * k / 2, lambda a=level: session(n, k, a, threads)
+                n * k / 2, lambda a=level: session(graph(a), threads)
             )
+    if ggml:
+        for kind in ggml_product.TYPES:
+            layer = partial(ggml_product.Layer, ggml, kind, n, k, threads)
+            runs[f"ggml {kind}"] = copies(n * k / 2, layer)
     return runs
+
+
+def last_level_cache() -> int:
+    """Its size in bytes, as Linux tells it."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max(int(size.read_text().strip().removesuffix("K")) for size in sizes) << 10
 
 
 def missing(*packages: str) -> list[str]:
@@ -117,8 +132,8 @@ def read_bandwidth() -> float:
     return data.nbytes / min(seconds(lambda x: x.sum(), data) for _ in range(10)) / 1e9
 
 
-def measure(n: int, k: int, threads: int, rounds: int) -> list[dict[str, object]]:
-    runs = contenders(n, k, threads)
+def measure(n: int, k: int, threads: int, rounds: int, ggml: Path | None) -> list[dict[str, object]]:
+    runs = contenders(n, k, threads, ggml)
     rows = []
     for tokens in TOKENS:
         x = torch.randn(tokens, k)
@@ -154,6 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shapes", choices=["large", "small", "all"], default="all")
+    parser.add_argument("--ggml", type=Path, help="folder of libggml-base.so and libggml-cpu.so")
     parser.add_argument("--note", default="", help="what else the machine was doing; kept in the results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -168,6 +184,7 @@ def main() -> None:
         "threads": options.threads,
         "instruction_set": cpu.instruction_sets()[0],
         "versions": {p: importlib.metadata.version(p) for p in packages},
+        "ggml": ggml_product.described(options.ggml) if options.ggml else None,
         "commit": commit.strip(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "note": options.note,
@@ -176,7 +193,7 @@ def main() -> None:
     times: list[dict[str, object]] = []
     with torch.no_grad():
         for n, k in shapes:
-            times += measure(n, k, options.threads, options.rounds)
+            times += measure(n, k, options.threads, options.rounds, options.ggml)
             path = here / "results" / f"kernels-cpu-{name.lower()}-{options.threads}-threads.json"
             text = json.dumps(result | {"times": times}, indent=1)
             write_atomically(path, lambda to, text=text: to.write_text(text + "\n"))

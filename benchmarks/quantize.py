@@ -88,6 +88,8 @@ def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: W
     vocabulary = source.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (config.samples, config.window), generator=generator)
     job = Job(source, decoder, ids)
+    told = job.needs(measured=True)
+    print(f"  told: {told.device / 1e9:.2f} GB GPU, {told.host / 1e9:.2f} GB host, {told}", flush=True)
     salience = score(job, config, watching)
     with watching.stage("plan", 0):
         plan = make_plan(job, config, salience)
@@ -98,6 +100,7 @@ def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: W
         "seconds": round(time.perf_counter() - began, 2),
         "seconds_until_plan": round(chosen, 2),
         "payload_bits": sizes(plan, config).payload_bits,
+        "told": {"gpu": told.device, "host": told.host, "temporary": told.temporary, "batch": told.batch},
     }
 
 

@@ -18,6 +18,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 6,
         "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": True,
     },
+    "small": {
+        "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 6, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "vocab_size": 16384,
+    },
     "llama-3.2-1b": {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True,

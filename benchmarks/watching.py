@@ -56,7 +56,7 @@ class Watching:
                 thread.join()
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         if self._gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()

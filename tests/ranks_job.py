@@ -1,26 +1,29 @@
 """Runs on several processes, for tests/test_ranks.py: python -m tests.ranks_job MODEL OUT SIZE MODE ...
 
+MODE: whole (salience, plan, rounding), quantize (the public call), lost or hangs (process 1 dies or sleeps).
 Each run's processes are forked from this one, which has imported everything once. Process R of a run leaves
 OUT/SIZE-MODE/R.safetensors, R.err (its standard error) and R.code (its exit code).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
+from mixllm.pipeline import quantize
 from mixllm.plan import choose
 from mixllm.progress import Silent
 from mixllm.ranks import Ranks, joined
@@ -33,21 +36,31 @@ from tests.models import VOCAB
 SAMPLES, LENGTH = 6, 40
 
 
+TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 20
+
+
+def quantized(model: Path, out: Path) -> None:
+    """The whole job: OUT/result, and at every process the summary that it was given."""
+    text = model.parent / "text.txt"
+    config = QuantConfig(bits=5, samples=SAMPLES, window=LENGTH, calibration=str(text))
+    summary = quantize(str(model), out / "result", config, device="cpu")
+    (out / f"{os.environ['RANK']}.json").write_text(json.dumps(asdict(summary)))
+
+
 def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     decoder = Decoder.open(Source(model), torch.device("cpu"), torch.float32)
     ids = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
-    config, room = QuantConfig(bits=5), Room(10**9, 0)
+    config = QuantConfig(bits=5)
     if mode == "lost" and ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "hangs" and ranks.rank == 1:
         signal.pause()
-    with TemporaryDirectory() as work:
-        common = {"work": Path(work), "room": room, "batch": 2, "progress": Silent(), "ranks": ranks}
-        salience = measure_salience(decoder, ids, config, **common)
-        plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
-        widths = {name: module.widths for name, module in plan.modules.items()}
-        seen: dict[str, Observed] = {}
-        rounded = dict(round_model(decoder, ids, widths, config, seen=seen, **common))
+    common = {"batch": 2, "progress": Silent(), "ranks": ranks}
+    salience = measure_salience(decoder, ids, config, **common)
+    plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    seen: dict[str, Observed] = {}
+    rounded = dict(round_model(decoder, ids, widths, config, seen=seen, **common))
     result = {f"{name}.codes": layer.codes for name, layer in rounded.items()}
     result |= {f"{name}.widths": tensor for name, tensor in widths.items()}
     result |= {f"{name}.loss": module.loss[4] for name, module in salience.modules.items()}
@@ -79,6 +92,9 @@ def run(model: Path, out: Path, size: int, mode: str) -> None:
 def one(model: Path, out: Path, mode: str) -> int:
     wait = timedelta(seconds=5 if mode == "hangs" else 60)
     try:
+        if mode == "quantize":
+            quantized(model, out)
+            return 0
         with joined(torch.device("cpu"), wait) as ranks:
             main(model, out, mode, ranks)
     except MixllmError as error:
@@ -93,5 +109,6 @@ def one(model: Path, out: Path, mode: str) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     model, out = Path(sys.argv[1]), Path(sys.argv[2])
+    (model.parent / "text.txt").write_text(TEXT)
     for size, mode in zip(sys.argv[3::2], sys.argv[4::2], strict=True):
         run(model, out / f"{size}-{mode}", int(size), mode)

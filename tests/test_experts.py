@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import Decoder
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import Experts, split_experts
 from mixllm.format.rounded import Rounded
@@ -18,12 +18,12 @@ from mixllm.progress import Silent
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.walk import round_model
 from mixllm.salience import candidate_errors, measure_salience
+from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.mixtures import fused_part, is_expert, original, write_with_idle_expert
 from tests.models import MIXTURES, VOCAB, write_tiny
 
 SAMPLES, LENGTH = 5, 19
-ROOM = Room(10**9, 10**9)
 IDS = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
 RTN = QuantConfig(error="rtn", score="taylor")
 
@@ -53,6 +53,10 @@ def opened(path: Path) -> Decoder:
     return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
 
 
+def measured(decoder: Decoder, config: QuantConfig, batch: int = 2) -> Salience:
+    return measure_salience(decoder, IDS, config, batch=batch, progress=Silent())
+
+
 def rounded(decoder: Decoder, notes: Silent, config: QuantConfig, ids: Tensor = IDS) -> dict[str, Rounded]:
     """Every layer at 4 bits."""
     widths = {
@@ -60,9 +64,7 @@ def rounded(decoder: Decoder, notes: Silent, config: QuantConfig, ids: Tensor = 
         for i in range(len(decoder))
         for name, layer in decoder.linears(i).items()
     }
-    return dict(
-        round_model(decoder, ids, widths, config, work=Path(), room=ROOM, batch=len(ids), progress=notes)
-    )
+    return dict(round_model(decoder, ids, widths, config, batch=len(ids), progress=notes))
 
 
 @torch.no_grad()
@@ -97,9 +99,9 @@ def test_every_expert_is_quantized_and_the_router_is_not(tiny: tuple[Path, Any])
     assert len(routers) == 2 and len(experts(dict.fromkeys(names))) == 2 * 3 * model.config.num_local_experts
 
 
-def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -> None:
     path, model = tiny
-    found = measure_salience(opened(path), IDS, RTN, work=tmp_path, room=ROOM, batch=2, progress=Silent())
+    found = measured(opened(path), RTN)
     names = experts(found.modules)
     errors = {name: candidate_errors(fused_part(model, name), RTN, None) for name in names}
     expected = {name: torch.zeros(len(WIDTHS), error.shape[1]) for name, error in errors.items()}
@@ -117,14 +119,9 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any], t
 
 
 @pytest.mark.parametrize("score", ["fisher", "taylor"])
-def test_salience_does_not_depend_on_the_batch(tiny: tuple[Path, Any], tmp_path: Path, score: str) -> None:
+def test_salience_does_not_depend_on_the_batch(tiny: tuple[Path, Any], score: str) -> None:
     config = QuantConfig.model_validate({"error": "rtn", "score": score})
-    one, all_ = (
-        measure_salience(
-            opened(tiny[0]), IDS, config, work=tmp_path, room=ROOM, batch=batch, progress=Silent()
-        )
-        for batch in (1, SAMPLES)
-    )
+    one, all_ = (measured(opened(tiny[0]), config, batch) for batch in (1, SAMPLES))
     for name, module in experts(one.modules).items():
         torch.testing.assert_close(module.loss[4], all_.modules[name].loss[4], rtol=1e-3, atol=1e-9)
 
@@ -150,10 +147,10 @@ def test_each_expert_is_rounded_by_the_hessian_of_its_tokens(tiny: tuple[Path, A
 
 
 @pytest.mark.parametrize("error", ["gptq", "rtn"])
-def test_an_expert_without_tokens(idle: Path, tmp_path: Path, error: str) -> None:
+def test_an_expert_without_tokens(idle: Path, error: str) -> None:
     config = QuantConfig.model_validate({"error": error})
     decoder, notes = opened(idle), Notes()
-    salience = measure_salience(decoder, IDS, config, work=tmp_path, room=ROOM, batch=2, progress=notes)
+    salience = measured(decoder, config)
     layers = rounded(decoder, notes, config, IDS.repeat(40, 1))
     count = decoder.source.config.num_local_experts
     unseen = [name for name in experts(layers) if f".experts.{count - 1}." in name]
@@ -174,7 +171,8 @@ def test_few_tokens_are_told_and_rounded_to_nearest(tiny: tuple[Path, Any]) -> N
     notes = Notes()
     rounded(opened(tiny[0]), notes, QuantConfig(), IDS[:1, :5])
     assert len(notes.heard) == 1 and "experts saw too few" in notes.heard[0]
-    rounded(opened(tiny[0]), (quiet := Notes()), QuantConfig(rounding="rtn", clip=False), IDS[:1, :5])
+    plain = QuantConfig(rounding="rtn", clip=False)
+    rounded(opened(tiny[0]), (quiet := Notes()), plain, IDS[:1, :5])
     assert quiet.heard == []
 
 

@@ -31,6 +31,18 @@ def test_json_lines_give_rate_and_time_left_not_more_often_than_the_interval():
     assert (end["event"], end["done"], end["seconds"]) == ("end", 8, 20.0)
 
 
+def test_json_lines_tell_the_block_and_the_memory():
+    stream, seconds = io.StringIO(), iter([0.0, 6.0, 12.0, 13.0])
+    with JsonLines(stream, clock=lambda: next(seconds)).stage("rounding", total=6, blocks=3) as bar:
+        bar.advance()
+        bar.advance(4)
+    _, first, second, end = events(stream.getvalue())
+    assert (first["block"], first["blocks"], second["block"]) == (0, 3, 2)
+    for event in (first, second, end):
+        assert isinstance(event["host_bytes"], int) and 10**7 < event["host_bytes"] < 10**11
+        assert event["gpu_peak_bytes"] == 0
+
+
 def test_json_lines_of_a_cut_stage_have_no_end():
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), JsonLines(stream).stage("salience", total=2):
@@ -43,6 +55,14 @@ def test_bars_show_stage_count_and_notes_as_they_are():
     run(Bars(Console(file=stream, width=100)))
     text = stream.getvalue()
     assert "rounding" in text and "3/3" in text and "[done]" in text
+
+
+def test_bars_count_blocks_and_show_memory():
+    stream = io.StringIO()
+    with Bars(Console(file=stream, width=120)).stage("rounding", total=12, blocks=3) as bar:
+        bar.advance(8)
+    text = stream.getvalue()
+    assert "block 2/3" in text and " GB" in text and "GPU" not in text
 
 
 def test_bars_leave_the_terminal_usable_after_ctrl_c():

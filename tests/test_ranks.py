@@ -20,12 +20,13 @@ from tests.models import write_tiny
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of all runs, see tests/ranks_job.py."""
+@pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of all runs, see tests/ranks_job.py; both ranks see tokens of a mixture's experts."""
     path = tmp_path_factory.mktemp("ranks")
-    write_tiny(path / "model")
+    write_tiny(path / "model", request.param)
     wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
+    wanted += [*("1", "quantize"), *("2", "quantize")]
     command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return path
@@ -63,6 +64,24 @@ def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]
                 assert torch.equal(tensor, several[name])
             elif name.endswith((".loss", ".seen")):
                 torch.testing.assert_close(several[name], tensor, rtol=1e-2, atol=1e-9)
+
+
+def test_the_whole_job_on_two_processes(runs: Path) -> None:
+    one, two = (runs / f"{size}-quantize" for size in (1, 2))
+    for out, ranks in ((one, 1), (two, 2)):
+        for rank in range(ranks):
+            assert (out / f"{rank}.code").read_text() == "0", (out / f"{rank}.err").read_text()
+    assert (two / "0.json").read_text() == (two / "1.json").read_text()
+    files = [sorted(file.name for file in (out / "result").iterdir()) for out in (one, two)]
+    assert files[0] == files[1]
+    assert (one / "result/mixllm/plan.json").read_text() == (two / "result/mixllm/plan.json").read_text()
+    tensors = [load_file(out / "result/model.safetensors") for out in (one, two)]
+    assert {name: t.shape for name, t in tensors[0].items()} == {
+        name: t.shape for name, t in tensors[1].items()
+    }
+    codes = [name for name in tensors[0] if ".codes" in name]
+    differ = sum(int((tensors[0][name] != tensors[1][name]).sum()) for name in codes)
+    assert differ <= 1e-3 * sum(tensors[0][name].numel() for name in codes)
 
 
 @pytest.mark.parametrize("mode", ["lost", "hangs"])

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mixllm.blocks import Decoder, Room
+from mixllm.blocks import ON_DEVICE, Decoder, Room
+from mixllm.blocks.states import spacing
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
-from mixllm.salience import candidate_errors, measure_salience, spacing
+from mixllm.salience import candidate_errors, measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 
 SAMPLES, LENGTH = 5, 19
-PLENTY = Room(10**9, 0)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gpt_neox"])
@@ -33,9 +33,9 @@ def ids() -> Tensor:
     return torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
 
 
-def measured(path: Path, work: Path, config: QuantConfig, batch: int = 2, room: Room = PLENTY) -> Salience:
+def measured(path: Path, config: QuantConfig, batch: int = 2, room: Room = ON_DEVICE) -> Salience:
     decoder = Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
-    return measure_salience(decoder, ids(), config, work=work, room=room, batch=batch, progress=Silent())
+    return measure_salience(decoder, ids(), config, room=room, batch=batch, progress=Silent())
 
 
 def tap(seen: dict[str, tuple[Tensor, Tensor]], name: str) -> Any:
@@ -82,7 +82,7 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
 def test_equals_the_formula(tiny: tuple[Path, nn.Module], tmp_path: Path, score: str, profile: str) -> None:
     path, model = tiny
     config = QuantConfig.model_validate({"format": PROFILES[profile], "score": score, "error": "rtn"})
-    found, expected = measured(path, tmp_path, config), naive(model, config)
+    found, expected = measured(path, config), naive(model, config)
     assert list(found.modules) == list(expected)
     for name, module in found.modules.items():
         assert module.in_features == model.get_submodule(name).in_features
@@ -93,13 +93,13 @@ def test_equals_the_formula(tiny: tuple[Path, nn.Module], tmp_path: Path, score:
 
 def test_does_not_depend_on_the_batch(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
     config = QuantConfig(error="gptq")
-    one, all_ = (measured(tiny[0], tmp_path, config, batch) for batch in (1, SAMPLES))
+    one, all_ = (measured(tiny[0], config, batch) for batch in (1, SAMPLES))
     for name, module in one.modules.items():
         torch.testing.assert_close(module.loss[4], all_.modules[name].loss[4], rtol=2e-2, atol=1e-9)
 
 
 def test_gptq_candidates_leave_nothing_behind(tiny: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    found = measured(tiny[0], tmp_path, QuantConfig(error="gptq"))
+    found = measured(tiny[0], QuantConfig(error="gptq"))
     assert list(tmp_path.iterdir()) == []
     four = sum(float(m.loss[4].sum()) for m in found.modules.values())
     eight = sum(float(m.loss[8].sum()) for m in found.modules.values())
@@ -110,9 +110,7 @@ def test_gptq_error_predicts_less_loss_than_rtn(tiny: tuple[Path, nn.Module], tm
     total = {
         error: sum(
             float(m.loss[4].sum())
-            for m in measured(
-                tiny[0], tmp_path, QuantConfig.model_validate({"error": error})
-            ).modules.values()
+            for m in measured(tiny[0], QuantConfig.model_validate({"error": error})).modules.values()
         )
         for error in ("gptq", "rtn")
     }
@@ -122,7 +120,7 @@ def test_gptq_error_predicts_less_loss_than_rtn(tiny: tuple[Path, nn.Module], tm
 def test_gptq_error_does_not_follow_how_the_model_is_rounded(
     tiny: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
-    plain, nearest = (measured(tiny[0], tmp_path, QuantConfig(rounding=r)) for r in ("gptq", "rtn"))
+    plain, nearest = (measured(tiny[0], QuantConfig(rounding=r)) for r in ("gptq", "rtn"))
     for name, module in plain.modules.items():
         assert torch.equal(module.loss[4], nearest.modules[name].loss[4])
 
@@ -132,8 +130,8 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
     """Boundaries on disk, and those made a second time, give the same bits."""
     config = QuantConfig(error="gptq")
     boundary = SAMPLES * LENGTH * open_source(str(tiny[0])).config.hidden_size * 4
-    plenty = measured(tiny[0], tmp_path, config)
-    little = measured(tiny[0], tmp_path, config, room=Room(fit * boundary, 0))
+    plenty = measured(tiny[0], config)
+    little = measured(tiny[0], config, room=Room(fit * boundary, 0, tmp_path))
     assert list(tmp_path.iterdir()) == []
     for name, module in plenty.modules.items():
         for width in WIDTHS:

@@ -86,6 +86,11 @@ class QuantConfig(BaseModel):
     window: int = Field(default=2048, ge=8)
     seed: int = 0
 
+    @property
+    def tunes(self) -> bool:
+        """Whether row scales are tuned after rounding."""
+        return self.rounding == "gptq" and self.tune > 0
+
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, data: Any) -> Any:

@@ -19,7 +19,7 @@ from mixllm.progress import Progress
 
 if TYPE_CHECKING:
     from mixllm.evaluate import Measurement
-    from mixllm.pipeline import Job
+    from mixllm.job import Job
     from mixllm.plan import Report
     from mixllm.source import Source
 
@@ -87,7 +87,7 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
 
     model: another one than the package's. Raises MixllmError if the package is not installed.
     """
-    from mixllm.pipeline import open_job
+    from mixllm.job import open_job
 
     model = model or str(find_model())
     out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""What ends a program with one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class MixllmError(Exception):
 
     The command line prints the message alone and exits with code 2; library callers catch it.
     """
+
+
+class Interrupted(Exception):
+    """Ctrl-C, where there is more to say of it: one line that says how to go on; exit code 130."""

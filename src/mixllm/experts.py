@@ -9,7 +9,7 @@ rounded, stored and run like any other linear layer. The router is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,12 @@ def owners(linears: Mapping[str, nn.Module], model: nn.Module) -> dict[str, Expe
     experts = (part for part in model.modules() if isinstance(part, Expert))
     found = {id(layer): expert for expert in experts for layer in expert.children()}
     return {name: found[id(layer)] for name, layer in linears.items() if id(layer) in found}
+
+
+def routed(model: nn.Module, config: Any) -> float:
+    """The share of a mixture's experts that a token meets, 1 for other models. config: the text model's."""
+    mixtures = (len(module) for module in model.modules() if isinstance(module, Experts))
+    return float(getattr(config, "num_experts_per_tok", 1)) / next(mixtures, 1)
 
 
 def _is_fused(module: nn.Module) -> bool:

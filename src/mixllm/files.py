@@ -11,27 +11,41 @@ from typing import Any
 
 from mixllm.errors import MixllmError
 
+_TEMPORARY = ".tmp"
+_FULL = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "no space left in the quota",
+    errno.EFBIG: "larger than a file may be here",
+}
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, then give it that name.
 
     A reader sees the old file, the new one or none, whatever interrupts: the temporary file is fsynced
-    before the rename and removed on any error, Ctrl-C included. Raises MixllmError when no space is left.
+    before the rename and removed on any error, Ctrl-C included; what a killed process leaves is found by
+    sweep(). Raises MixllmError when no space is left.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
         write(temporary)
         temporary.chmod(mode)  # safetensors replaces the file by one that only its owner may read
-        _sync(temporary)
+        sync_to_disk(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync_to_disk(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if _is_full(error):
-            raise MixllmError(f"{path}: no space left; free some disk space and run again") from None
+        if reason := full(error):
+            raise MixllmError(f"{path}: {reason}; free some disk space and run again") from None
         raise
+
+
+def sweep(directory: Path) -> None:
+    """Remove the temporary files that killed processes left in a directory and those below it."""
+    for file in directory.rglob(f".*{_TEMPORARY}"):
+        file.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -61,7 +75,8 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
+    """Return once a file, or the names in a directory, would outlive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,8 +84,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _is_full(error: BaseException) -> bool:
+def full(error: BaseException) -> str | None:
+    """What an error says of a disk that takes no more; None if it says nothing of the kind."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _FULL.get(error.errno or 0)
     # safetensors reports what the system said only as text.
-    return any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+    return next((reason for code, reason in _FULL.items() if f"(os error {code})" in str(error)), None)

@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
-from mixllm.blocks import Decoder, Room
 from mixllm.card import new_card
+from mixllm.clock import Clock
 from mixllm.config import WIDTHS, QuantConfig
-from mixllm.data import load_text, windows
+from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
-from mixllm.files import write_json
-from mixllm.format.checkpoint import write_checkpoint
-from mixllm.format.pack import pack
+from mixllm.files import read_json, write_json
+from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
+from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
-from mixllm.placement import device_name, pick_device, pick_dtype, versions
-from mixllm.plan import ModulePlan, Plan, Report, choose, report
+from mixllm.format.spool import Spool
+from mixllm.given import Given, read_given
+from mixllm.job import Job, open_job
+from mixllm.placement import device_name, pick_device, versions
+from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
-from mixllm.records import LAYERS, LOG, PLAN, RECORDS, SALIENCE, SUMMARY
+from mixllm.ranks import Ranks, joined
+from mixllm.records import LAYERS, LOG, PLAN, RECORDS, RUN, SALIENCE, SUMMARY
+from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
-from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.source import Source, open_source
+from mixllm.salience_file import Salience
+from mixllm.salience_kept import Kept
 from mixllm.tuning import tune_scales
 
-# Enough for full matrix products on each; the boundary states of a batch are small beside its block.
-TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+SHARD_SIZE = "5GB"
+# What the first of several processes tells the others to do with it.
+SCORE, ROUND, END = "score", "round", "end"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made, and how: `out`, sizes (see mixllm.plan.Report), seconds by stage, the day (UTC) and
-    versions. model: as it was given; device: where it was computed."""
+    """What a run made, and how: `out`, sizes (see mixllm.plan.Report), seconds by stage (where it was cut
+    and went on, since then), the day (UTC) and versions. model: as it was given; device: where it was
+    computed."""
 
     out: str
     model: str
@@ -52,63 +60,26 @@ class Summary:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Job:
-    """A model opened for quantization, and its calibration windows int64 [samples, window]."""
+def score(
+    job: Job, config: QuantConfig, progress: Progress | None = None, stage: Path | None = None
+) -> Salience:
+    """The salience of every output channel (see mixllm.salience).
 
-    source: Source
-    decoder: Decoder
-    ids: Tensor
-
-    @property
-    def batch(self) -> int:
-        """Windows that go through a block at once."""
-        return max(1, TOKENS_AT_ONCE[self.decoder.device.type] // self.ids.shape[1])
-
-    @property
-    def room(self) -> Room:
-        """What boundary states may take in memory."""
-        return Room(8 * 10**9, 8 * 10**9)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """(out_features, in_features) of every linear layer to be quantized, in model order."""
-        linears = {
-            name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()
-        }
-        return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
-
-
-def open_job(
-    model: str, config: QuantConfig, *, device: str = "auto", dtype: str = "auto", work: Path
-) -> Job:
-    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
-
-    device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
+    stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
+    several may have come to different blocks).
     """
-    from transformers import AutoTokenizer
-
-    where = pick_device(device)
-    source = open_source(model, work)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    texts = load_text(config.calibration)
-    ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
-    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids)
-
-
-def score(job: Job, config: QuantConfig, progress: Progress | None = None) -> Salience:
-    """The salience of every output channel (see mixllm.salience)."""
-    with TemporaryDirectory(prefix="mixllm-") as work:
+    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING)
+    with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
-            job.decoder, job.ids, config, work=Path(work), room=job.room, batch=job.batch,
-            other_bytes=other_bytes(job), progress=progress or Silent(),
+            job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
+            other_bytes=job.other_bytes, progress=progress or Silent(), ranks=job.ranks, kept=kept,
         )  # fmt: skip
 
 
 def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
     """Spend the config's budget. salience may be None where the budget leaves no choice (see is_uniform)."""
     if is_uniform(config):
-        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, other_bytes(job))
+        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, job.other_bytes)
     assert salience is not None
     plan = choose(salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed)
     return replace(plan, format=config.format)
@@ -125,37 +96,88 @@ def write_quantized(
     config: QuantConfig,
     out: Path,
     progress: Progress | None = None,
-    seen: dict[str, Observed] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Round by the plan and fill the existing directory `out` with the checkpoint; seen: see round_model."""
-    rounded = rounded_layers(job, plan, config, progress, seen)
-    packed = ((name, pack(layer, config.format)) for name, layer in rounded)
-    write_checkpoint(out, job.source, config.format, packed)
+    """Round by the plan and fill the directory `out` with the checkpoint.
+
+    What a call with the same arguments has finished in `out` before it was cut is not done again.
+    """
+    spool = Spool(out / SPOOL)
+    if not (out / LAYERS).is_file():
+        _round(job, plan, config, spool, progress or Silent())
+        if config.tunes:
+            _tune(job, config, spool, progress or Silent())
+        (out / RECORDS).mkdir(exist_ok=True)
+        write_json(out / LAYERS, spool.notes())
+    counts = plan.counts()
+    modules = {
+        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
+        for name in job.shapes
+    }
+    assemble(out, job.source, config.format, modules, _last(spool) if config.tunes else spool, shard_bytes)
+    spool.remove()
 
 
-def rounded_layers(
-    job: Job,
-    plan: Plan,
-    config: QuantConfig,
-    progress: Progress | None = None,
-    seen: dict[str, Observed] | None = None,
-) -> Iterator[tuple[str, Rounded]]:
-    """Every linear layer rounded by the plan and, after GPTQ, tuned: (full name, Rounded), in model order."""
-    progress = progress or Silent()
+def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill the spool with every block that is not there yet, and what was observed of its layers."""
     widths = {name: module.widths for name, module in plan.modules.items()}
-    with TemporaryDirectory(prefix="mixllm-") as work:
-        walk = round_model(
-            job.decoder, job.ids, widths, config, work=Path(work), room=job.room, batch=job.batch,
-            progress=progress, seen=seen,
-        )  # fmt: skip
-        if config.rounding != "gptq" or not config.tune:
-            yield from walk
-            return
-        layers = dict(walk)
-    tuned = tune_scales(
+    blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
+    seen: dict[str, Observed] = {}
+    job.ranks.tell((ROUND, widths))
+    with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
+        rounded = _rounded(job, widths, config, Path(work), progress, seen, spool)
+        for count in blocks[len(spool) :]:
+            layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
+            spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
+        deque(rounded, maxlen=0)  # the walk's own end
+
+
+def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill a second spool with the layers of the first, tuned; one that a cut run has begun is begun anew."""
+    if job.ranks.size > 1:
+        raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
+    _last(spool).remove()
+    tuned, blocks = _last(spool), [spool.block(i) for i in range(len(spool))]
+    layers = {name: unpack(weight, config.format) for block in blocks for name, weight in block.items()}
+    found = _tuned(job, config, layers, progress)
+    for block in blocks:
+        tuned.append({name: pack(found[name], config.format) for name in block}, {})
+
+
+def _last(spool: Spool) -> Spool:
+    """Where tuned layers wait."""
+    return Spool(spool.directory / "tuned")
+
+
+def _tuned(
+    job: Job, config: QuantConfig, layers: dict[str, Rounded], progress: Progress
+) -> dict[str, Rounded]:
+    return tune_scales(
         job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
     )
-    yield from tuned.items()
+
+
+def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
+    """Every linear layer as write_quantized writes it, in memory, in model order."""
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    with TemporaryDirectory(prefix=SCRATCH) as work:
+        layers = dict(_rounded(job, widths, config, Path(work), Silent(), {}))
+    return _tuned(job, config, layers, Silent()) if config.tunes else layers
+
+
+def _rounded(
+    job: Job,
+    widths: Mapping[str, Tensor],
+    config: QuantConfig,
+    work: Path,
+    progress: Progress,
+    seen: dict[str, Observed],
+    finished: Spool | None = None,
+) -> Iterator[tuple[str, Rounded]]:
+    return round_model(
+        job.decoder, job.ids, widths, config, room=job.room(work, measured=False), batch=job.batch,
+        progress=progress, seen=seen, ranks=job.ranks, finished=finished,
+    )  # fmt: skip
 
 
 def quantize(
@@ -168,30 +190,90 @@ def quantize(
     plan: str | Path | None = None,
     salience: str | Path | None = None,
     overwrite: bool = False,
+    resume: Resume = "auto",
+    shard_size: str = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> Summary:
     """Quantize `model` into the directory `out`, which appears only when it is whole.
 
     plan: a plan file to follow instead of choosing; salience: a salience file to choose from instead of
-    measuring. Both, and the summary, are kept in out/mixllm. Raises MixllmError for what the user gave.
+    measuring. Both, and the summary, are kept in out/mixllm. shard_size: of the checkpoint's files.
+    resume: "auto" goes on with what an earlier, cut run with the same arguments has finished, and does
+    nothing where it has finished all; "require" refuses to start from nothing; "never" starts anew.
+    Started by torchrun, several processes do this together; the first alone writes and tells, all return
+    the same. Raises MixllmError for what the user gave.
     """
     config, out = config or QuantConfig(), Path(out)
-    clock = _Clock()
-    with _staging(out, overwrite) as stage:
-        (stage / RECORDS).mkdir()
-        with (stage / LOG).open("w", encoding="utf-8") as log:
-            told = Together(progress or Silent(), JsonLines(log))
-            with clock("open"):
-                job = open_job(model, config, device=device, dtype=dtype, work=out.parent)
+    with joined(pick_device(device)) as ranks:
+        if not ranks.first:
+            with ranks.one_first():
+                job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+            return _follow(job, config)
+        summary = _lead(
+            model, out, config, ranks, device, dtype, plan, salience, overwrite, resume, shard_size, progress
+        )
+        ranks.tell((END, summary))
+        return summary
+
+
+def _follow(job: Job, config: QuantConfig) -> Summary:
+    """Do this process's part of what the first one does, and return what it returns."""
+    order: str
+    given: Any
+    while True:
+        order, given = job.ranks.tell()
+        if order == SCORE:
+            score(job, config)
+        elif order == ROUND:
+            with TemporaryDirectory(prefix=SCRATCH) as work:
+                deque(_rounded(job, given, config, Path(work), Silent(), {}), maxlen=0)
+        else:
+            summary: Summary = given
+            return summary
+
+
+def _lead(
+    model: str,
+    out: Path,
+    config: QuantConfig,
+    ranks: Ranks,
+    device: str,
+    dtype: str,
+    plan: str | Path | None,
+    salience: str | Path | None,
+    overwrite: bool,
+    resume: Resume,
+    shard_size: str,
+    progress: Progress | None,
+) -> Summary:
+    told, clock, shard_bytes = progress or Silent(), Clock(), parse_size(shard_size)
+    _check_out(out, overwrite or (resume != "never" and (out / RUN).is_file()))
+    with clock("open"):
+        with ranks.one_first():
+            job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+        given = read_given(job.shapes, plan, salience)
+        identity = identify(
+            job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype,
+            shard_size=shard_bytes, files={"plan": plan, "salience": salience},
+        )  # fmt: skip
+    if not overwrite and finished(out, identity):
+        told.note(f"{out}: finished before; nothing to do")
+        # JSON has no numbers for keys, so what the plan says is counted again.
+        again = {"report": asdict(sizes(Plan.load(out / PLAN), config))}
+        return Summary(**{**read_json(out / SUMMARY), **again})
+    _check_out(out, overwrite)
+    with workspace(out, identity, resume, told) as stage:
+        with (stage / LOG).open("a", encoding="utf-8") as log:
+            JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
+            told = Together(told, JsonLines(log))
+            require_space(stage, _disk_bytes(job, config, given, shard_bytes))
             with clock("salience"):
-                chosen, scores = _plan(job, config, plan, salience, told)
-            if scores is not None:
-                scores.save(stage / SALIENCE)
+                chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)
             with clock("round"):
-                seen: dict[str, Observed] = {}
-                write_quantized(job, chosen, config, stage, told, seen)
-            write_json(stage / LAYERS, {name: asdict(layer) for name, layer in seen.items()})
+                write_quantized(job, chosen, config, stage, told, shard_bytes)
+        if scores is not None and not (stage / SALIENCE).is_file():
+            scores.save(stage / SALIENCE)
         summary = Summary(
             out=str(out),
             model=model,
@@ -212,71 +294,48 @@ def sizes(plan: Plan, config: QuantConfig) -> Report:
     return report(plan.counts(), config.format, plan.other_bytes)
 
 
-def other_bytes(job: Job) -> int:
-    """Bytes on disk of the tensors that stay as they are."""
-    quantized = {f"{name}.weight" for name in job.shapes}
-    return sum(job.source.bytes(name) for name in job.source.names if name not in quantized)
+def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -> int:
+    """The most that the run will have on disk at once."""
+    plan, scores = given
+    if plan is None:
+        checkpoint = checkpoint_bytes(job.shapes, config, job.other_bytes)
+    else:
+        checkpoint = sizes(plan, config).checkpoint_bytes
+    measuring = 0
+    if plan is None and scores is None and not is_uniform(config):
+        states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
+        measuring = measuring_bytes(states, job.needs(measured=True).temporary)
+    return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tunes)
 
 
-def _plan(
+def _choose(
     job: Job,
     config: QuantConfig,
-    plan: str | Path | None,
-    salience: str | Path | None,
-    progress: Progress | None,
+    given: Given,
+    stage: Path,
+    progress: Progress,
 ) -> tuple[Plan, Salience | None]:
-    if plan is not None:
-        chosen = Plan.load(Path(plan))
-        _check_fit(chosen.modules, job, plan)
-        return chosen, None
-    scores = None
-    if salience is not None:
-        scores = Salience.load(Path(salience))
-        _check_fit(scores.modules, job, salience)
-    elif not is_uniform(config):
-        scores = score(job, config, progress)
-    return make_plan(job, config, scores), scores
+    """The plan, and the salience it comes from; one that is measured here is kept in `stage` at once."""
+    plan, scores = given
+    if plan is None:
+        if scores is None and not is_uniform(config):
+            scores = _measured(job, config, stage, progress)
+        plan = make_plan(job, config, scores)
+    if scores is None:
+        (stage / SALIENCE).unlink(missing_ok=True)  # of a run with another budget
+    return plan, scores
 
 
-def _check_fit(
-    modules: Mapping[str, ModulePlan] | Mapping[str, ModuleSalience], job: Job, where: str | Path
-) -> None:
-    expected = job.shapes
-    shapes = {name: (module.out_features, module.in_features) for name, module in modules.items()}
-    for name in {**expected, **shapes}:
-        if shapes.get(name) != expected.get(name):
-            has, needs = shapes.get(name, "missing"), expected.get(name, "no such layer")
-            raise MixllmError(
-                f"{where}: {name}: {has}, but the model has {needs}; it was made for another model"
-            )
+def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) -> Salience:
+    if not (stage / SALIENCE).is_file():
+        job.ranks.tell((SCORE, None))
+        score(job, config, progress, stage).save(stage / SALIENCE)
+        shutil.rmtree(stage / MEASURING, ignore_errors=True)
+    return Salience.load(stage / SALIENCE)
 
 
-@contextmanager
-def _staging(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when all went well, and is removed otherwise."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+def _check_out(out: Path, taken_is_fine: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not taken_is_fine:
         raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
-    try:
-        yield stage
-        if out.exists():
-            shutil.rmtree(out)
-        stage.rename(out)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.seconds[stage] = round(time.monotonic() - began, 3)
+    if out.is_mount():
+        raise MixllmError(f"{out}: is a mount point, which cannot be replaced; give a directory in it")

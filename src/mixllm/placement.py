@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -16,11 +17,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str) -> torch.device:
-    """auto (the first GPU if there is one, else the CPU), cpu, cuda:1; MixllmError if it is not there."""
+    """auto (a GPU if there is one, else the CPU), cpu, cuda, cuda:1; MixllmError if it is not there.
+
+    Of several GPUs, auto and cuda are the first, or, of processes that torchrun starts, each one's own.
+    """
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = own if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(own if name == "cuda" else name)
     except RuntimeError:
         raise MixllmError(f"device: {name} is unknown; give auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -1,9 +1,10 @@
-"""How long-running work says where it is: stage, rate and time left, to a person or to a log.
+"""How long-running work says where it is: stage, block, rate, time left and memory, to a person or to a log.
 
-    with progress.stage("salience: forward", total=30) as bar:
+    with progress.stage("salience: forward", total=30 * 8, blocks=30) as bar:
         for block in blocks:
-            ...
-            bar.advance()
+            for batch in batches:
+                ...
+                bar.advance()
 
 Stages follow one another; they do not nest.
 """
@@ -17,9 +18,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol, TextIO, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from mixllm.memory import gpu_peak_bytes, host_bytes
 
 T = TypeVar("T")
 
@@ -29,8 +32,9 @@ class Stage(Protocol):
 
 
 class Progress(Protocol):
-    def stage(self, name: str, total: int) -> AbstractContextManager[Stage]:
-        """A stretch of work of `total` equal steps."""
+    def stage(self, name: str, total: int, blocks: int = 0) -> AbstractContextManager[Stage]:
+        """A stretch of work of `total` equal steps; blocks: of the model, each as many steps, where it goes
+        through them."""
         ...
 
     def note(self, message: str) -> None:
@@ -49,7 +53,7 @@ class Silent:
     """Says nothing."""
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         yield _Steps(lambda _: None)
 
     def note(self, message: str) -> None:
@@ -63,20 +67,21 @@ class Bars:
         self._console = console
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         columns = (
             TextColumn("{task.description:<22}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             _Rate(),
             TimeRemainingColumn(elapsed_when_finished=True),
+            _Memory(),
         )
         with RichProgress(*columns, console=self._console) as bars:
-            task = bars.add_task(name, total=total)
+            task = bars.add_task(name, total=total, blocks=blocks)
             yield _Steps(lambda steps: bars.advance(task, steps))
 
     def note(self, message: str) -> None:
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 class JsonLines:
@@ -92,7 +97,7 @@ class JsonLines:
         self._stream, self._interval, self._clock = stream, interval, clock
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         began = written = self._clock()
         done = 0
 
@@ -104,11 +109,21 @@ class JsonLines:
                 written = now
                 rate = done / (now - began)
                 left = (total - done) / rate
-                self._write("step", stage=name, done=done, total=total, rate=rate, seconds_left=left)
+                where = {"block": done * blocks // total, "blocks": blocks} if blocks else {}
+                self._write(
+                    "step",
+                    stage=name,
+                    done=done,
+                    total=total,
+                    **where,
+                    rate=rate,
+                    seconds_left=left,
+                    **_memory(),
+                )
 
         self._write("start", stage=name, total=total)
         yield _Steps(step)
-        self._write("end", stage=name, done=done, total=total, seconds=self._clock() - began)
+        self._write("end", stage=name, done=done, total=total, seconds=self._clock() - began, **_memory())
 
     def note(self, message: str) -> None:
         self._write("note", message=message)
@@ -127,9 +142,9 @@ class Together:
         self._parts = parts
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         with ExitStack() as stack:
-            stages = [stack.enter_context(part.stage(name, total)) for part in self._parts]
+            stages = [stack.enter_context(part.stage(name, total, blocks)) for part in self._parts]
 
             def step(steps: int) -> None:
                 for stage in stages:
@@ -150,9 +165,30 @@ class _Steps:
         self._step(steps)
 
 
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        done, total, blocks = int(task.completed), int(task.total or 0), task.fields["blocks"]
+        return Text(f"block {done * blocks // total}/{blocks}" if blocks and total else f"{done}/{total}")
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
+        speed, blocks = task.finished_speed or task.speed, task.fields["blocks"]
+        if not speed or not task.total:
             return Text("")
-        return Text(f"{speed:.1f} a second" if speed >= 1 else f"{1 / speed:.1f} s each")
+        if blocks:
+            speed *= blocks / task.total
+        each = "a block" if blocks else "each"
+        return Text(f"{speed:.1f} a second" if speed >= 1 else f"{1 / speed:.1f} s {each}")
+
+
+class _Memory(ProgressColumn):
+    max_refresh = 1.0
+
+    def render(self, task: Task) -> Text:
+        host, gpu = (size / 1e9 for size in _memory().values())
+        return Text(f"{host:.1f} GB" + (f", GPU at most {gpu:.1f} GB" if gpu else ""))
+
+
+def _memory() -> dict[str, int]:
+    return {"host_bytes": host_bytes(), "gpu_peak_bytes": gpu_peak_bytes()}

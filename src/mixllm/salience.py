@@ -25,13 +25,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
+from mixllm.blocks.states import spacing
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import rows_at_once
@@ -43,6 +43,7 @@ from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.salience_kept import Kept
 from mixllm.scores import over_scattered, over_tokens
 
 # The number under which gradients are kept, beside those of boundaries.
@@ -54,36 +55,46 @@ def measure_salience(
     ids: Tensor,
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     other_bytes: int = 0,
     progress: Progress,
     ranks: Ranks = ALONE,
+    kept: Kept | None = None,
 ) -> Salience:
     """Score every output channel of the decoder's linear layers at each width of WIDTHS.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     ranks: the processes that call this together, with the same arguments; all get the same salience.
+    kept: where a measurement with the same arguments, that was cut, left what it had scored.
     """
-    own, n = ranks.share(ids), len(decoder)
+
+    def salience() -> Salience:
+        return Salience(found, config.score, config.error, ids.numel(), config.format, other_bytes)
+
+    before = None if kept is None else kept.load()
+    todo = len(decoder) if before is None else before[0]
+    found: dict[str, ModuleSalience] = {} if before is None else before[1].modules
+    own = ranks.share(ids)
     batches = list(own.split(batch))
     # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(n, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
-    segments = [range(start, min(start + stride, n)) for start in range(0, n, stride)][::-1]
+    stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
     back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    found: dict[str, ModuleSalience] = {}
-    with States(decoder.device, work, room) as states, closing(decoder.walk([*range(n), *back])) as walk:
+    with States(decoder.device, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        with progress.stage("salience: forward", n * len(batches)) as bar:
-            for i, block in islice(walk, n):
+        with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
+            for i, block in islice(walk, todo):
                 hidden = states.take(i) if i % stride else states.read(i)
                 states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
-        with progress.stage("salience: loss", len(batches)) as bar:
-            grads = map(partial(_loss_gradient, decoder), states.take(n), batches)
-            states.put(GRADIENTS, stepped(grads, bar), soon=True)
-        with progress.stage("salience: backward", len(back) * len(batches)) as bar:
+        if before is None:
+            with progress.stage("salience: loss", len(batches)) as bar:
+                grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
+                states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        else:
+            states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
+        with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
             for segment in segments:
                 for i, block in islice(walk, len(segment) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
@@ -93,25 +104,9 @@ def measure_salience(
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
                     found = {**scores.result(config, len(ids), ranks), **found}
-    return Salience(
-        modules=found,
-        score=config.score,
-        error=config.error,
-        tokens=ids.numel(),
-        format=config.format,
-        other_bytes=other_bytes,
-    )
-
-
-def spacing(blocks: int, fit: int) -> int:
-    """How many blocks apart boundaries are kept, so that no more than `fit` are there at once: the least,
-    since those between are computed again; where none is enough, the one that keeps the fewest."""
-
-    def at_once(stride: int) -> int:
-        return -(-blocks // stride) + stride - 1
-
-    strides = range(1, blocks + 1)
-    return next((stride for stride in strides if at_once(stride) <= fit), min(strides, key=at_once))
+                    if kept is not None and i:
+                        kept.save(i, salience(), states.read(GRADIENTS))
+    return salience()
 
 
 def _errors(

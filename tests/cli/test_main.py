@@ -135,4 +135,4 @@ def test_starting_is_quick_and_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
     assert time.perf_counter() - began < 5
-    assert quantize.quantize.__doc__ == "Quantize MODEL into the directory OUT."
+    assert (quantize.quantize.__doc__ or "").startswith("Quantize MODEL into the directory OUT.")

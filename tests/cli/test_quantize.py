@@ -79,11 +79,39 @@ def test_a_dry_run_only_tells(tiny: Tiny, tmp_path: Path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_leaves_nothing(tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixllm.pipeline.pack", interrupt)
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
+    tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("mixllm.pipeline.pack", interrupt)
+        assert quantize(tiny, tmp_path / "out", "--quiet") == 130
+    partial = tmp_path / ".out.partial"
+    line = f"error: interrupted; the same command goes on with what is in {partial}\n"
+    assert capsys.readouterr().err == line
+    assert [file.name for file in tmp_path.iterdir()] == [partial.name]
+    assert quantize(tiny, tmp_path / "out", "--resume", "require") == 0
+    note = f"{partial}: goes on where an earlier run stopped: salience measured\n"
+    assert capsys.readouterr().err.startswith(note)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tiny.out / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_before_anything_is_done_leaves_nothing(
+    tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mixllm.pipeline.measure_salience", interrupt)
     assert quantize(tiny, tmp_path / "out", "--quiet") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shard_size(tiny: Tiny, tmp_path: Path, capsys):
+    assert quantize(tiny, tmp_path / "out", "--quiet", "--shard-size", "100KB") == 0
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 1 and all(shard.stat().st_size < 110_000 for shard in shards)
+    assert quantize(tiny, tmp_path / "out2", "--quiet", "--shard-size", "5 apples") == 2
+    assert "shard size: '5 apples' is no size" in capsys.readouterr().err

@@ -37,6 +37,8 @@ def test_rmsnorm(tokens: int, k: int, rotate: bool, group: int, dtype: torch.dty
     normed = x.float() * (x.float().pow(2).mean(1, keepdim=True) + 1e-5).rsqrt()
     expected = ops.quantize(normed.to(dtype) * weight, rotate, group)
     assert_alike(rmsnorm_quantize(x, weight, 1e-5, rotate, group), expected, tokens)
+    tiled = ops.quantize(normed.to(dtype) * weight, rotate, group, True)
+    assert_alike(rmsnorm_quantize(x, weight, 1e-5, rotate, group, True), tiled, tokens)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

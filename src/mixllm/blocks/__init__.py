@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from mixllm.blocks.block import Block
 from mixllm.blocks.decoder import Decoder
-from mixllm.blocks.states import Room, States
+from mixllm.blocks.states import ON_DEVICE, Room, States
 
-__all__ = ["Block", "Decoder", "Room", "States"]
+__all__ = ["ON_DEVICE", "Block", "Decoder", "Room", "States"]

@@ -56,6 +56,12 @@ class Decoder:
         """Features of a hidden state."""
         return int(self.source.config.get_text_config().hidden_size)
 
+    @property
+    def outside(self) -> int:
+        """Parameters outside the blocks, shared ones once."""
+        inside = self.prefix + "."
+        return sum(p.numel() for n, p in self.model.named_parameters() if not n.startswith(inside))
+
     def linears(self, i: int) -> dict[str, nn.Linear]:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
         return linears(self._blocks[i], f"{self.prefix}.{i}", self.source)

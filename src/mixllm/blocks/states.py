@@ -16,10 +16,11 @@ from mixllm.errors import MixllmError
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that states may take on the device and in host memory; what is more goes to disk."""
+    """Bytes that states may take on the device and in host memory; what is more goes to files in `disk`."""
 
     device: int
-    host: int
+    host: int = 0
+    disk: Path | None = None
 
     def boundaries(self, size: int) -> int:
         """How many boundaries of `size` bytes fit, beside two that are always there: states and gradients."""
@@ -29,12 +30,12 @@ class Room:
 class States:
     """Lists of tensors by number, each tensor placed by itself; a context, at whose end all are gone.
 
-    device: where the tensors come from and go back to; work: a directory for what fits no memory.
+    device: where the tensors come from and go back to.
     Copies to and from the host run beside the computation: the next tensor is on its way while one is used.
     """
 
-    def __init__(self, device: torch.device, work: Path, room: Room) -> None:
-        self._device, self._work = device, work
+    def __init__(self, device: torch.device, room: Room) -> None:
+        self._device, self._disk = device, room.disk
         self._left = {"device": room.device, "host": room.host if device.type == "cuda" else 0}
         self._kept: dict[int, list[_Part]] = {}
         self._lane = _Lane(device)
@@ -85,8 +86,9 @@ class States:
                 self._left[where] -= size
                 held = tensor if where == "device" else self._lane.away(tensor)
                 return _Part(where, size, tensor.dtype, tensor.shape, held)
+        assert self._disk is not None
         self._files += 1
-        file = self._work / f"{self._files}.states"
+        file = self._disk / f"{self._files}.states"
         try:
             tensor.cpu().contiguous().view(torch.uint8).numpy().tofile(file)
         except OSError as error:
@@ -103,6 +105,23 @@ class States:
             yield coming.pop(0).ready()
         for last in coming:
             yield last.ready()
+
+
+ON_DEVICE = Room(2**62)
+
+
+def at_once(blocks: int, stride: int) -> int:
+    """Boundaries kept at once by a walk there and back in which one in `stride` is kept and those between are
+    made again on the way back."""
+    return -(-blocks // stride) + stride - 1
+
+
+def spacing(blocks: int, fit: int) -> int:
+    """The least stride by which no more than `fit` boundaries are there at once; where there is none, the one
+    that keeps the fewest."""
+    strides = range(1, blocks + 1)
+    fewest = min(strides, key=lambda stride: at_once(blocks, stride))
+    return next((stride for stride in strides if at_once(blocks, stride) <= fit), fewest)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import typer
 
 from mixllm import __version__
 from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize, report
-from mixllm.errors import MixllmError
+from mixllm.errors import Interrupted, MixllmError
 
 USER, INTERRUPTED = 2, 130
 # What the operating system refuses for reasons that the user can mend.
@@ -64,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail("interrupted", INTERRUPTED) if ended == INTERRUPTED else 0
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
+    except Interrupted as error:
+        return _fail(str(error), INTERRUPTED)
     except MixllmError as error:
         return _fail(str(error), USER)
     except _UsageError as error:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import QuantConfig
-from mixllm.errors import MixllmError
+from mixllm.errors import Interrupted, MixllmError
+
+if TYPE_CHECKING:
+    from mixllm.estimate import Estimate
 
 
 @config_flags()
@@ -25,13 +28,25 @@ def quantize(
         bool, typer.Option("--dry-run", help="Only say what the run needs in time, memory and disk.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")] = False,
+    resume: Annotated[
+        Literal["auto", "require", "never"],
+        typer.Option(
+            help="What a run with the same arguments had done before it was cut: go on with it if there is "
+            "any; do so or end with an error; start anew."
+        ),
+    ] = "auto",
+    shard_size: Annotated[str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")] = "5GB",
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
-    """Quantize MODEL into the directory OUT."""
+    """Quantize MODEL into the directory OUT.
+
+    A run that was cut, by Ctrl-C, a kill, a full disk or a power failure, goes on from the block it was at
+    when the same command is given again, and ends with the same bytes. Its work is in .OUT.partial.
+    """
     if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
         raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
     if plan is not None and salience is not None:
@@ -39,14 +54,22 @@ def quantize(
     chosen = config(given)
     quiet_libraries(bars=not quiet)
     if dry_run:
-        _tell_needs(model, out, chosen, device, dtype, plan is None and salience is None, json)
+        needs = _needs(model, out, chosen, plan is None and salience is None, device, dtype, shard_size)
+        print_json(needs) if json else _tell(needs, out)
         return
     from mixllm import pipeline
+    from mixllm.resume import partial_of
 
-    summary = pipeline.quantize(
-        model, out, chosen, device=device, dtype=dtype, plan=plan, salience=salience,
-        overwrite=overwrite, progress=progress(quiet),
-    )  # fmt: skip
+    try:
+        summary = pipeline.quantize(
+            model, out, chosen, device=device, dtype=dtype, plan=plan, salience=salience,
+            overwrite=overwrite, resume=resume, shard_size=shard_size, progress=progress(quiet),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if not partial_of(out).exists():
+            raise
+        how = "--resume auto" if resume == "never" else "the same command"
+        raise Interrupted(f"interrupted; {how} goes on with what is in {partial_of(out)}") from None
     if json:
         print_json(summary)
         return
@@ -57,20 +80,24 @@ def quantize(
     )
 
 
-def _tell_needs(
-    model: str, out: Path, chosen: QuantConfig, device: str, dtype: str, choose: bool, json: bool
-) -> None:
+def _needs(
+    model: str, out: Path, chosen: QuantConfig, choose: bool, device: str, dtype: str, shard_size: str
+) -> Estimate:
+    from mixllm.disk import parse_size
     from mixllm.estimate import estimate
     from mixllm.pipeline import is_uniform
 
-    measured = choose and not is_uniform(chosen)
-    needs = estimate(model, out, chosen, device=device, dtype=dtype, measured=measured)
-    if json:
-        print_json(needs)
-        return
+    return estimate(
+        model, out, chosen, device=device, dtype=dtype,
+        measured=choose and not is_uniform(chosen), shard_bytes=parse_size(shard_size),
+    )  # fmt: skip
+
+
+def _tell(needs: Estimate, out: Path) -> None:
+    gpu = f", {size(needs.gpu_bytes)} on the GPU" if needs.gpu_bytes else ""
     print(
         f"time    about {duration(needs.seconds)} on {needs.device}\n"
-        f"memory  about {size(needs.memory_bytes)}\n"
+        f"memory  about {size(needs.memory_bytes)}{gpu}\n"
         f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "
         f"{size(needs.free_bytes)} free"
     )

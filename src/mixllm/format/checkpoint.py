@@ -1,23 +1,22 @@
 """Writing a checkpoint: a directory that Hugging Face tools expect, in bounded memory.
 
-Layers arrive one by one, in any order, and wait in a spool on disk. Once all are there the final
-shards are filled in the order and with the sizes that transformers' save_pretrained uses, so that
-loading and saving again gives the same bytes. What a shard has taken is deleted from the spool.
+Layers arrive block by block and wait in a spool on disk. Once all are there the final shards are filled
+in the order and with the sizes that transformers' save_pretrained uses, so that loading and saving again
+gives the same bytes. What a shard has taken is deleted from the spool. A process that dies leaves whole
+files only, and assemble() goes on from them.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mixllm.config import Format
@@ -25,7 +24,9 @@ from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_atomically, write_json
 from mixllm.format.config import QuantizedModule, quantization_config, read_config
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.validate import GUARD, validate
+from mixllm.format.shards import read_headers, save
+from mixllm.format.spool import Spool
+from mixllm.format.validate import validate
 
 if TYPE_CHECKING:
     from mixllm.source import Source
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["QuantizedModule", "quantization_config", "read_config", "validate", "write_checkpoint"]
 
 SHARD_BYTES = 5 * 10**9
+SPOOL = ".spool"
 # The float model's weights, and its card, whose figures are not those of the quantized model.
 WEIGHT_SUFFIXES = {
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf"),
@@ -43,7 +45,7 @@ FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 class _Stored(NamedTuple):
-    """Where a tensor waits: in a spool file, or (None) in the source."""
+    """Where a tensor waits: in a spool file, or (None) in the source; also None once its shard is written."""
 
     file: Path | None
     bytes: int
@@ -56,45 +58,59 @@ def write_checkpoint(
     weights: Iterable[tuple[str, MixedWeight]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Fill the existing directory `out`. config.json is written last: before it no loader sees a model.
+    """Fill the empty directory `out`; see assemble.
 
     weights: (module name, tensors) of each quantized linear layer, lazily; on any device.
-    Tensors of the source that no quantized layer replaces, tokenizer, chat template, generation_config
-    and whatever else came with the model are copied as they are.
-    Raises MixllmError when the disk is full or a module is not in the source.
     """
-    spool = out / ".spool"
-    shutil.rmtree(spool, ignore_errors=True)  # what a killed run left
-    spool.mkdir()
+    spool = Spool(out / SPOOL)
+    modules: dict[str, QuantizedModule] = {}
     try:
-        modules, stored = _spool(spool, source, weights)
-        replaced = {f"{name}.weight" for name in modules}
-        for name in source.names:
-            if name not in replaced:
-                stored[name] = _Stored(None, source.bytes(name))
-        _write_shards(out, source, stored, shard_bytes)
+        for name, weight in weights:
+            rows = {4: len(weight.codes4), 8: len(weight.codes8)}
+            modules[name] = QuantizedModule(weight.in_features, weight.out_features, rows)
+            _require(source, name)
+            spool.append({name: weight}, {})
+        assemble(out, source, format, modules, spool, shard_bytes)
     finally:
-        shutil.rmtree(spool, ignore_errors=True)
+        spool.remove()
+
+
+def assemble(
+    out: Path,
+    source: Source,
+    format: Format,
+    modules: Mapping[str, QuantizedModule],
+    spool: Spool,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Make a checkpoint of `spool`, which holds the tensors of all `modules`, and use it up.
+
+    Tensors of the source that no quantized layer replaces, tokenizer, chat template, generation_config
+    and whatever else came with the model are copied as they are. config.json is written last: before it
+    no loader sees a model. Called again after a process died, with the same arguments, it goes on: shards
+    in `out` are whole and stay. Raises MixllmError when the disk is full or a layer is not there.
+    """
+    replaced = {f"{name}.weight" for name in modules}
+    stored = {name: _Stored(None, source.bytes(name)) for name in source.names if name not in replaced}
+    written = read_headers(out.glob("model*.safetensors"))
+    stored.update({n: _Stored(None, header.bytes) for n, header in written.items() if n not in stored})
+    # A process that died between writing a shard and emptying the spool leaves tensors in both.
+    stored.update(
+        {n: _Stored(header.file, header.bytes) for n, header in read_headers(spool.files()).items()}
+    )
+    for name in modules:
+        _require(source, name)
+        if f"{name}.rows" not in stored:
+            raise MixllmError(f"{out}: layer {name} is not there; quantize the model anew")
+    _write_shards(out, source, stored, shard_bytes)
+    spool.remove()
     copy_companions(source.path, out)
     write_json(out / "config.json", _config(source, format, modules))
 
 
-def _spool(
-    spool: Path, source: Source, weights: Iterable[tuple[str, MixedWeight]]
-) -> tuple[dict[str, QuantizedModule], dict[str, _Stored]]:
-    modules: dict[str, QuantizedModule] = {}
-    stored: dict[str, _Stored] = {}
-    for name, weight in weights:
-        if f"{name}.weight" not in source:
-            raise MixllmError(f"{source.path}: holds no tensor {name}.weight, which was to be replaced")
-        tensors = {f"{name}.{key}": tensor.cpu().contiguous() for key, tensor in weight.tensors().items()}
-        tensors[f"{name}.{GUARD}"] = torch.empty(0, dtype=torch.uint8)
-        file = spool / f"{len(modules)}.safetensors"
-        save(file, tensors)
-        stored.update({key: _Stored(file, tensor.nbytes) for key, tensor in tensors.items()})
-        rows = {4: len(weight.codes4), 8: len(weight.codes8)}
-        modules[name] = QuantizedModule(weight.in_features, weight.out_features, rows)
-    return modules, stored
+def _require(source: Source, name: str) -> None:
+    if f"{name}.weight" not in source:
+        raise MixllmError(f"{source.path}: holds no tensor {name}.weight, which was to be replaced")
 
 
 def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_bytes: int) -> None:
@@ -108,7 +124,8 @@ def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_b
     )
     waiting = Counter(place.file for place in stored.values())
     for shard, names in split.filename_to_tensors.items():
-        save(out / shard, dict(_read(source, stored, names)))
+        if not (out / shard).exists():
+            save(out / shard, dict(_read(source, stored, names)))
         for file, taken in Counter(stored[name].file for name in names).items():
             waiting[file] -= taken
             if file and not waiting[file]:
@@ -132,12 +149,7 @@ def _read(source: Source, stored: dict[str, _Stored], names: Iterable[str]) -> I
                 yield name, tensors.get_tensor(name)
 
 
-def save(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
-
-
-def _config(source: Source, format: Format, modules: dict[str, QuantizedModule]) -> dict[str, Any]:
+def _config(source: Source, format: Format, modules: Mapping[str, QuantizedModule]) -> dict[str, Any]:
     config = read_json(source.path / "config.json")
     if "dtype" not in config and "torch_dtype" not in config:
         # Without it, loaders take the dtype of the first float tensor they find: here, a scale's.

@@ -14,8 +14,10 @@ Rows are sorted: all 4-bit rows first, then all 8-bit rows, each kind in its ori
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -40,3 +42,8 @@ class MixedWeight:
         """The tensors by their names in a checkpoint."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "in_features"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device: torch.device | str) -> MixedWeight:
+        """The layer with its tensors on another device."""
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)

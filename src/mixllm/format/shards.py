@@ -1,16 +1,19 @@
-"""What a checkpoint's safetensors files say they hold, before any of it is read."""
+"""A checkpoint's safetensors files: written whole, and what they say they hold before any of it is read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mixllm.errors import MixllmError
-from mixllm.files import read_json
+from mixllm.files import read_json, write_atomically
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -36,6 +39,17 @@ class Header:
     def torch_dtype(self) -> torch.dtype | None:
         """None for a dtype that no tensor of a quantized layer has."""
         return DTYPES.get(self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensor's data. Raises KeyError for a dtype that no tensor of a quantized layer has."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; MixllmError when no space is left."""
+    about = {"format": "pt", **(metadata or {})}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
 
 
 def find_shards(path: Path) -> list[Path]:

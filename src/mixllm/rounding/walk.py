@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from mixllm.blocks import Block, Decoder, Room, States
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import QuantConfig
+from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
+from mixllm.format.spool import Spool
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
@@ -28,44 +31,66 @@ def round_model(
     widths: Mapping[str, Tensor],
     config: QuantConfig,
     *,
-    work: Path,
-    room: Room,
+    room: Room = ON_DEVICE,
     batch: int,
     progress: Progress,
     seen: dict[str, Observed] | None = None,
     ranks: Ranks = ALONE,
+    finished: Spool | None = None,
 ) -> Iterator[tuple[str, Rounded]]:
-    """Round every linear of the decoder; yields (full name, Rounded) in model order.
+    """Round every linear of the decoder; yields (full name, Rounded) in model order, block by block.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
-    room: what boundary states may take in memory; work: a directory for those that fit none.
+    room: what boundary states may take.
     seen: filled, where given and there is a Hessian, with what was observed of each linear.
-    An expert that saw too few tokens is rounded to nearest; one note to `progress` counts those.
+    An expert that saw too few tokens is rounded to nearest, not observed, and counted in one note.
+    ranks: the processes that call this together, with the same arguments; all get the same layers.
+    finished: at process 0, the first blocks as a walk that was cut has rounded them; they only feed those
+        after them.
     """
     calibrated = needs_hessian(config)
     batches = list(ranks.share(ids).split(batch)) if calibrated else []
     total = ids.numel() if calibrated else 0
     n = len(decoder)
     few: list[str] = []
-    with (
-        progress.stage("round", n * max(1, len(batches))) as bar,
-        States(decoder.device, work, room) as states,
-        closing(decoder.walk(range(n))) as walk,
-    ):
-        states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        for i, block in walk:
-            done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
-            yield from done.items()
-            if not calibrated:
-                bar.advance()
-            for name, rounded in done.items():
-                linear = block.linears[name]
-                block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
-            hidden = states.take(i)
-            states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
+    begin: int = ranks.tell(len(finished) if finished else 0)
+    if begin == n:
+        return
+    order = range(0 if calibrated else begin, n)
+    with States(decoder.device, room) as states, closing(decoder.walk(order)) as walk:
+        states.put(order.start, (decoder.embed(part) for part in batches), soon=True)
+        if order.start < begin:
+            with progress.stage("round: blocks done", begin * len(batches), blocks=begin) as bar:
+                for i, block in islice(walk, begin):
+                    _put_back(block, finished.block(i) if finished else {}, config, decoder.device, ranks)
+                    states.put(i + 1, stepped(map(block, states.take(i)), bar), soon=True)
+        left = n - begin
+        with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
+            for i, block in walk:
+                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
+                yield from done.items()
+                if not calibrated:
+                    bar.advance()
+                for name, rounded in done.items():
+                    linear = block.linears[name]
+                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+                hidden = states.take(i)
+                states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
         progress.note(warning(few))
+
+
+def _put_back(
+    block: Block, layers: Mapping[str, MixedWeight], config: QuantConfig, device: torch.device, ranks: Ranks
+) -> None:
+    """Replace the block's linears by finished layers, which process 0 has."""
+    own = {(name, key): t.to(device) for name, layer in layers.items() for key, t in layer.tensors().items()}
+    tensors, _ = ranks.give(0, own)
+    for name, linear in block.linears.items():
+        stored: dict[str, Any] = {key: tensor for (layer, key), tensor in tensors.items() if layer == name}
+        weight = MixedWeight(linear.in_features, **stored)
+        block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
 
 
 # What was observed of layers, and the names of those whose Hessian saw too few tokens.
@@ -102,7 +127,7 @@ def _round_block(
             weight = linears[name].weight
             rounded = round_rows(weight, widths[name].to(weight.device), how, factor)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
-            if seen is not None:
+            if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
                 notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
         return fields, (notes, [] if factor is not None else group.names)

@@ -24,6 +24,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixllm.errors import MixllmError
+from mixllm.files import sync_to_disk
 from mixllm.source.config import one_line
 
 # A tokenizer's attribute -> the metadata's word for it.
@@ -51,9 +52,10 @@ def convert(file: Path, work: Path | None = None) -> Path:
     try:
         _write(file, _metadata(file), part)
         part.chmod(0o755)
-        _sync(*part.iterdir(), part)
+        for written in (*part.iterdir(), part):
+            sync_to_disk(written)
         part.rename(done)
-        _sync(parent)
+        sync_to_disk(parent)
     except (OSError, SafetensorError) as error:
         # Another process may have been quicker: its directory is as good.
         if not done.is_dir():
@@ -95,15 +97,6 @@ def _write(file: Path, metadata: dict[str, Any], out: Path) -> None:
     model.generation_config = read.generation_config
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-def _sync(*paths: Path) -> None:
-    for path in paths:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _exact_dtype(model: torch.nn.Module) -> torch.dtype:

@@ -60,6 +60,15 @@ def test_all_instruction_sets_give_the_same_bits(isa: str, format: Format) -> No
 
 
 @isas
+@pytest.mark.parametrize("format", shapes.FORMATS[::3], ids=shapes.FORMAT_IDS[::3])
+@pytest.mark.parametrize("t", [33, 130])
+def test_several_blocks_at_once_give_the_same_bits(isa: str, format: Format, t: int) -> None:
+    """Enough rows for a piece of work to be several blocks, the last one fewer; 4 and 8 bits meet in one."""
+    weight, x = layer(format, 700, 1100, 0.3, 7), shapes.inputs(t, 1100, 8)
+    assert torch.equal(cpu.prepare(weight, format, isa)(x), cpu.prepare(weight, format, "portable")(x))
+
+
+@isas
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("format", [Format(), Format(rotation="none")], ids=["hadamard", "none"])
 def test_other_dtypes_have_the_bits_of_the_reference(isa: str, dtype: torch.dtype, format: Format) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mixllm.kernels.cuda import hopper
+from mixllm.kernels.cuda import hopper, skinny
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -23,11 +23,12 @@ LIMITS = {
     "sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90a": 232448, "sm_100": 232448, "sm_120": 101376
 }  # fmt: skip
 KINDS = [Scales(0, True), Scales(1, False), Scales(1, True), Scales(0, False), Scales(2, False)]
-# VECTORS, ROTATE, TAIL, GROUP, FUSED
+# VECTORS, ROTATE, TAIL, GROUP, FUSED, PARTS
 QUANTIZERS = [
-    (1, 1, 0, 0, 0), (2, 0, 0, 128, 0), (4, 1, 1, 0, 0), (4, 1, 0, 512, 0), (4, 1, 1, 256, 0),
-    (4, 1, 0, 0, 1), (4, 1, 0, 0, 2),
+    (1, 1, 0, 0, 0, 1), (2, 0, 0, 128, 0, 1), (4, 1, 1, 0, 0, 1), (4, 1, 0, 512, 0, 1), (4, 1, 1, 256, 0, 1),
+    (4, 1, 0, 0, 1, 1), (4, 1, 0, 0, 2, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
 ]  # fmt: skip
+CLUSTERS = {"sm_90a", "sm_100", "sm_120"}
 REPORT = Path(__file__).with_name("ptxas.json")
 
 Job = tuple[str, dict[str, int], int]  # source, macros, dynamic shared memory
@@ -49,9 +50,15 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**many.macros(), **scales.macros()}
                 name = " ".join(["hopper.cu", *map(str, macros.values())])
                 found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
+            for _, few in skinny.table(scales.key):
+                macros = {**few.macros(), **scales.macros()}
+                name = " ".join(["skinny.cu", *map(str, macros.values())])
+                found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
     for kind in range(3):
         for quantizer in QUANTIZERS:
-            names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED")
+            names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED", "PARTS")
+            if quantizer[-1] > 1 and arch not in CLUSTERS:
+                continue
             for tiled in range(2 if arch == "sm_90a" else 1):
                 macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True)), "TILED": tiled}
                 found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)

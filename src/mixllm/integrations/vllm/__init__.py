@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 
 # Minor versions that tests/serving was run with; docs/serving.md says where.
-TESTED = ("0.32",)
+TESTED = ("0.31", "0.32")
 
 
 def register() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
-from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
 from mixllm.config import Format
 from mixllm.errors import MixllmError
@@ -68,10 +68,12 @@ class MixllmConfig(QuantizationConfig):
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.modules = hf_to_vllm_mapper.apply_dict(self.modules)
 
-    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         if not isinstance(layer, LinearBase):
-            self._refuse_other(layer, prefix)
-            return None
+            method = self._experts_method(layer, prefix)
+            if method is None:
+                self._refuse_other(layer, prefix)
+            return method
         names = self._checkpoint_names(prefix)
         quantized = {name: self.modules[name] for name in names if name in self.modules}
         if not quantized:
@@ -81,6 +83,13 @@ class MixllmConfig(QuantizationConfig):
                 f"{prefix}: vLLM joins {', '.join(names)} into one layer, but {missing[0]} is not quantized"
             )
         return MixllmLinearMethod(self.format, quantized, prefix)
+
+    def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        try:
+            from mixllm.integrations.vllm.experts import experts_method
+        except ImportError:  # an older vLLM, whose experts are built otherwise: they are refused
+            return None
+        return experts_method(layer, prefix, self.format, self.modules)
 
     def _checkpoint_names(self, prefix: str) -> list[str]:
         """The checkpoint's modules that make up a layer of vLLM: q, k and v for qkv."""

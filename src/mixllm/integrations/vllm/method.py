@@ -61,7 +61,7 @@ class MixllmLinearMethod(LinearMethodBase):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Raises MixllmError for a checkpoint that lacks tensors or whose tensors are not sound."""
         device = layer.get_parameter(GUARD).device
-        weight = self._weight(layer)
+        weight = self._weight(layer, device)
         moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
         kernel = prepare(MixedWeight(weight.in_features, **moved), self.format)
         layer.register_buffer("kernel", keep(kernel), persistent=False)
@@ -70,11 +70,11 @@ class MixllmLinearMethod(LinearMethodBase):
         y: Tensor = torch.ops.mixllm.served_linear(x, layer.kernel, bias, self.channels)
         return y
 
-    def _weight(self, layer: torch.nn.Module) -> MixedWeight:
+    def _weight(self, layer: torch.nn.Module, device: torch.device) -> MixedWeight:
         if self.dummy:
             eights = sum(module.rows[8] for module in self.modules.values())
             share = eights / sum(module.out_features for module in self.modules.values())
-            return placeholder_weight(self.format, self.channels, self.inputs, share)
+            return placeholder_weight(self.format, self.channels, self.inputs, share, device)
         rank = getattr(layer, "tp_rank", 0) if self.parts > 1 else 0
         return self.pieces.assemble(self.layer_loader, self.channels, rank * self.inputs, self.inputs)
 

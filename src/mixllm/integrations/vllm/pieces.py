@@ -75,16 +75,18 @@ class Pieces:
         raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
 
 
-def placeholder_weight(format: Format, channels: int, inputs: int, share: float) -> MixedWeight:
+def placeholder_weight(
+    format: Format, channels: int, inputs: int, share: float, device: torch.device
+) -> MixedWeight:
     """Random codes with plausible scales, `share` of the channels 8-bit: what load_format "dummy" serves."""
     n8 = round(share * channels)
     n4 = channels - n8
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def integers(low: int, high: int, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
-        return torch.randint(low, high, shape, dtype=dtype, generator=generator)
+        return torch.randint(low, high, shape, dtype=dtype, generator=generator, device=device)
 
-    order = torch.randperm(channels, generator=generator).to(torch.int32)
+    order = torch.randperm(channels, generator=generator, device=device).to(torch.int32)
     sizes = {name: shape for name, (shape, _) in shapes(format, n4, n8, inputs).items()}
     groups = format.groups(inputs)
     zeros = 1 if format.weight_scale == "row" else groups
@@ -96,8 +98,8 @@ def placeholder_weight(format: Format, channels: int, inputs: int, share: float)
         rows=torch.cat((order[:n4].sort().values, order[n4:].sort().values)),
         codes4=pack_nibbles(integers(0, 16, n4, inputs)),
         zeros4=pack_nibbles(integers(7, 9, n4, zeros)),
-        scales4=torch.full(sizes["scales4"], scale / (32 if multipliers is not None else 4)),
+        scales4=torch.full(sizes["scales4"], scale / (32 if multipliers is not None else 4), device=device),
         codes8=integers(-127, 128, n8, inputs, dtype=torch.int8),
-        scales8=torch.full(sizes["scales8"], scale / 64),
+        scales8=torch.full(sizes["scales8"], scale / 64, device=device),
         multipliers4=None if multipliers is None else pack_nibbles(multipliers),
     )

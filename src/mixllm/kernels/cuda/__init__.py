@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import hopper, ops
+from mixllm.kernels.cuda import hopper, ops, skinny
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
 from mixllm.kernels.cuda.tiles import Scales, choose, table
@@ -36,14 +36,21 @@ class CudaLinear:
         if bias is not None:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"
-        many = hopper.takes(x.device.index, self.scales, len(flat))
-        quantized = ops.quantize(flat, rotate, self.group, many)
-        if many:
-            kinds = (x.dtype, self.scales.weight, self.group)
-            y = hopper.gemm_many(*quantized[:3], self.tensors, bias, channels, *kinds)
-            return cast(Tensor, y.reshape(*x.shape[:-1], channels))
-        y = ops.gemm(*quantized, self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
+        where = (x.device.index, self.scales, len(flat))
+        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(*where))
+        rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
+        if skinny.takes(*where):
+            y = skinny.gemm_few(*quantized, *rest)
+        elif hopper.takes(*where):
+            y = hopper.gemm_many(*quantized[:3], *rest)
+        else:
+            y = ops.gemm(*quantized, *rest)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
+
+
+def takes_tiled(index: int, scales: Scales, tokens: int) -> bool:
+    """Whether a product of so many tokens wants its activations in the order of hopper and skinny."""
+    return skinny.takes(index, scales, tokens) or hopper.takes(index, scales, tokens)
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -69,15 +76,18 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
         ops.product(index, linear.scales, choose(linear.scales, most, limit))
+    for most, tile in skinny.table(linear.scales.key):
+        if skinny.takes(index, linear.scales, most):
+            skinny.product(index, linear.scales, tile)
     if hopper.takes(index, linear.scales, hopper.LEAST_TOKENS):
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    shapes = {
-        (ops.launch_shape(n, padded)[0], hopper.takes(index, linear.scales, n))
-        for n in (1, 65, hopper.LEAST_TOKENS)
-    }
+    tokens = [1, 17, 65, hopper.LEAST_TOKENS, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
+    clusters = device(index).capability >= (9, 0)
+    launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, linear.scales, n)) for n in tokens]
+    shapes = {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     for dtype in (torch.float16, torch.bfloat16):
-        for vectors, tiled in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled)
+        for vectors, parts, tiled in shapes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled, parts=parts)

@@ -22,6 +22,7 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 # One flag for each block of a product's grid, or each warp of a decoding one; no GPU has so many resident.
 FLAGS = 4096
 MOST_THREADS = 896
+PART_THREADS = 256
 BAND = 16
 
 
@@ -73,16 +74,18 @@ def quantize_into(
     """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
     padded = codes.numel() // tokens
-    vectors, threads, rounds = launch_shape(tokens, padded)
+    vectors, threads, rounds, parts = launch_shape(
+        tokens, padded, device(x.device.index).capability >= (9, 0)
+    )
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     width = 16 // x.element_size()
     other = None if fused is None else fused.other.data_ptr()
     aligned = x.data_ptr() % 16 == 0 and (other or 0) % 16 == 0 and x.stride(0) % width == 0
     kind = 0 if fused is None else fused.kind
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3)
+    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3, parts)
     run.launch(
-        tokens,
+        tokens * parts,
         threads,
         _Quantize(
             x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
@@ -93,30 +96,36 @@ def quantize_into(
     )  # fmt: skip
 
 
-def launch_shape(tokens: int, padded: int) -> tuple[int, int, int]:
-    """Vectors of 8 a thread, threads a block, rounds: many threads for few tokens, else many vectors."""
+def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:
+    """Vectors of 8 a thread, threads a block, rounds, blocks a token: many threads for few tokens, else many
+    vectors. Where blocks can be clusters very few tokens are shared among small ones, a round each."""
     total = padded // 8
+    if clusters and tokens <= 16 and total <= 8 * 4 * PART_THREADS:
+        parts = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
+        vectors = next(n for n in (1, 2, 4) if total <= parts * n * PART_THREADS)
+        return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
     for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
         threads = -(-total // vectors // 64) * 64
         if threads <= (MOST_THREADS if tokens <= 64 or vectors == 4 else 256):
-            return vectors, max(threads, 64), 1
-    return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS))
+            return vectors, max(threads, 64), 1, 1
+    return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
-    tiled: bool = False,
+    tiled: bool = False, parts: int = 1,
 ) -> Kernel:  # fmt: skip
-    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused, tiled)
+    macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused, tiled, parts)
     return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
 
 def quantizer_macros(
-    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: bool = False
-) -> dict[str, int]:
+    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: bool = False,
+    parts: int = 1,
+) -> dict[str, int]:  # fmt: skip
     return {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
-        "FUSED": fused, "TILED": int(tiled),
+        "FUSED": fused, "TILED": int(tiled), "PARTS": parts,
     }  # fmt: skip
 
 

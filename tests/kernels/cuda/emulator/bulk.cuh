@@ -36,6 +36,11 @@ inline void barrier_expect(u32 barrier, int bytes) {
   const Engine engine;
   barriers_there[barrier / 8].count(1, bytes);
 }
+inline void barrier_arrive(u32 barrier) {
+  const Engine engine;
+  barriers_there[barrier / 8].count(1, 0);
+}
+inline void barrier_arrive_after_copies(u32 barrier) { barrier_arrive(barrier); }
 inline void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
   if (to % 16 || reinterpret_cast<u64>(from) % 16 || bytes % 16 || bytes <= 0) std::abort();
   const Engine engine;

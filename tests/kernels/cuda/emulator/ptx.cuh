@@ -120,6 +120,13 @@ template <typename T>
 inline T __shfl_xor_sync(u32, T v, int other) {
   return of_warp(v)[threadIdx.x % 32 ^ other];
 }
+inline u32 __ballot_sync(u32, bool v) {
+  u32 bits = 0;
+  const auto all = of_warp<u32>(v);
+  for (int lane = 0; lane < 32; ++lane) bits |= all[lane] << lane;
+  return bits;
+}
+inline int __ffs(u32 v) { return __builtin_ffs(static_cast<int>(v)); }
 inline u32 __reduce_max_sync(u32, u32 v) {
   const auto all = of_warp(v);
   return *std::max_element(all.begin(), all.end());

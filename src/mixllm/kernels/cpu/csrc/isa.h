@@ -4,13 +4,18 @@
 
 struct Isa {
     const char* name;
-    int most_tokens; // in a tile
+    const int* widths;  // of a tile, in tokens
+    int most_blocks;    // of rows that one call of multiply gains from
+    int64_t few_tokens; // a call with no more than these is faster with `for_few`
+    const Isa* for_few;
     void (*quantize)(const MixllmWeight&, const MixllmCall&, const Tile&, int token, float* room);
     void (*clear)(const MixllmWeight&, const Tile&, int token);
-    void (*product)(const MixllmWeight&, int64_t block, const Tile&, float* y);
+    // The outputs of `blocks` blocks of rows, from block `first` on, for all tokens of `count` tiles.
+    void (*multiply)(
+        const MixllmWeight&, const MixllmCall&, int64_t first, int64_t blocks, const Tile* tiles, int64_t count);
 };
 
-extern const Isa kPortableIsa, kAvx2Isa, kAvx512Isa, kNeonIsa;
+extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa;
 
 // The sets that this machine has, best first; the portable one is always the last. Null after the last.
 const Isa* isa_at(int32_t index);

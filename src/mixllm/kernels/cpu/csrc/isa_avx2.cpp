@@ -13,4 +13,4 @@ namespace {
 #include "quantize.h"
 } // namespace
 
-const Isa kAvx2Isa = {"avx2", Avx2::kMostTokens, quantize_token, clear_token, product<Avx2>};
+const Isa kAvx2Isa = {"avx2", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Avx2>};

@@ -13,4 +13,4 @@ namespace {
 #include "quantize.h"
 } // namespace
 
-const Isa kAvx512Isa = {"avx512", Avx512::kMostTokens, quantize_token, clear_token, product<Avx512>};
+const Isa kAvx512Isa = {"avx512", kWidths24, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Avx512>};

@@ -13,4 +13,4 @@ namespace {
 #include "quantize.h"
 } // namespace
 
-const Isa kNeonIsa = {"neon", Neon::kMostTokens, quantize_token, clear_token, product<Neon>};
+const Isa kNeonIsa = {"neon", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Neon>};

@@ -11,4 +11,4 @@ namespace {
 #include "quantize.h"
 } // namespace
 
-const Isa kPortableIsa = {"portable", Portable::kMostTokens, quantize_token, clear_token, product<Portable>};
+const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>};

@@ -1,5 +1,7 @@
 // One block of 16 rows times one tile of tokens: the inner loops, written once for every instruction set.
 #pragma once
+#include "block.h"
+#include "store.h"
 #include "tile.h"
 
 // f(0), f(1) .. f(N - 1), unrolled whole in every compiler: only so do an array's elements stay in registers.
@@ -11,17 +13,6 @@ __attribute__((always_inline)) inline void repeat(const Function& f) {
     }
 }
 #define MIXLLM_EACH(i) [&](int i) __attribute__((always_inline))
-
-// Bytes of weights asked for ahead of their use: hardware stops at a page's end.
-constexpr int64_t kAhead = 2048;
-
-// A block of rows: where its numbers begin.
-struct Block {
-    const uint8_t *codes, *zeros, *factors;
-    const void* scales;
-    const float* row_scales;
-    int64_t zero_step; // bytes from one group's zeros to the next's; 0 where a row has one
-};
 
 template <class L, int Bits>
 struct Sums {
@@ -127,24 +118,13 @@ void product_by_group(const MixllmWeight& w, const Block& b, const Tile& tile, f
 
 template <class L, int T>
 void product_of_width(const MixllmWeight& w, int64_t block, const Tile& tile, float* y) {
-    const int64_t groups = ceil_div(w.inputs, kGroup), padded = padded_inputs(w.inputs);
-    const bool eight = block >= w.blocks4;
-    const int64_t at = eight ? block - w.blocks4 : block;
-    const int32_t kind = eight ? w.scale_kind8 : w.scale_kind;
-    const int64_t scale_bytes = kind == kGroupHalf ? 2 : 4;
-    Block b;
-    b.codes = eight ? w.codes8 + at * kRows * padded : w.codes4 + at * kRows * padded / 2;
-    b.zero_step = w.zero_groups == 1 ? 0 : kRows;
-    b.zeros = w.zeros4 + at * w.zero_groups * kRows;
-    b.factors = w.factors4 + at * w.zero_groups * kRows;
-    b.scales = static_cast<const uint8_t*>(eight ? w.scales8 : w.scales4) + at * groups * kRows * scale_bytes;
-    b.row_scales = w.row_scales + block * kRows;
-    if (kind == kRowScale)
-        eight ? product_by_row<L, 8, T>(w, b, tile, y) : product_by_row<L, 4, T>(w, b, tile, y);
-    else if (kind == kGroupHalf)
-        eight ? product_by_group<L, 8, true, T>(w, b, tile, y) : product_by_group<L, 4, true, T>(w, b, tile, y);
+    const Block b = block_of(w, block);
+    if (b.kind == kRowScale)
+        b.eight ? product_by_row<L, 8, T>(w, b, tile, y) : product_by_row<L, 4, T>(w, b, tile, y);
+    else if (b.kind == kGroupHalf)
+        b.eight ? product_by_group<L, 8, true, T>(w, b, tile, y) : product_by_group<L, 4, true, T>(w, b, tile, y);
     else
-        eight ? product_by_group<L, 8, false, T>(w, b, tile, y) : product_by_group<L, 4, false, T>(w, b, tile, y);
+        b.eight ? product_by_group<L, 8, false, T>(w, b, tile, y) : product_by_group<L, 4, false, T>(w, b, tile, y);
 }
 
 // y [tile.width][16]: the block's outputs without bias.
@@ -163,4 +143,15 @@ void product(const MixllmWeight& w, int64_t block, const Tile& tile, float* y) {
             case 24: return product_of_width<L, 24>(w, block, tile, y);
         }
     }
+}
+
+template <class L>
+void multiply(
+    const MixllmWeight& w, const MixllmCall& call, int64_t first, int64_t blocks, const Tile* tiles, int64_t count) {
+    alignas(64) float y[kMostTokens * kRows];
+    for (int64_t block = first; block < first + blocks; block++)
+        for (const Tile* tile = tiles; tile < tiles + count; tile++) {
+            product<L>(w, block, *tile, y);
+            store(w, call, block, 1, *tile, y);
+        }
 }

@@ -14,20 +14,43 @@ inline int32_t peak_bits(const float* x, int64_t count) {
     return peak;
 }
 
-// One activation group of one token, `count` inputs; codes of four inputs are `step` bytes apart. |x / scale| is
-// at most 127 (1 + 2^-23), which rounds to 127, so nothing has to be clamped.
-inline void quantize_group(const float* x, int64_t count, float scale, int8_t* codes, int64_t step) {
-    constexpr float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds half to even
-    for (int64_t k = 0; k < count; k += 4) {
-        int8_t four[4];
-        for (int j = 0; j < 4; j++) four[j] = int8_t(to_bits(x[k + j] / scale + magic));
-        std::memcpy(codes + k / 4 * step, four, 4);
+// Where a tile has the codes of token t from input k on, a multiple of 4.
+template <int Run>
+inline int8_t* codes_at(const Tile& tile, int t, int64_t k) {
+    return tile.codes + (k / Run * tile.width + t) * Run + k % Run;
+}
+
+typedef int8_t Codes __attribute__((vector_size(16)));
+
+// Inputs [from, to) of one token, multiples of 8; returns the sum of their codes. |x / scale| is at most
+// 127 (1 + 2^-23), which rounds to 127, so nothing has to be clamped.
+template <int Run>
+inline int32_t quantize_inputs(const float* x, int64_t from, int64_t to, float scale, const Tile& tile, int t) {
+    constexpr float magic = 12582912.0f; // 1.5 * 2^23: adding it rounds half to even, and leaves the code in the last bits
+    const int32_t bits_of_zero = int32_t(to_bits(magic));
+    Ints sums = {};
+    int64_t k = from;
+    for (; k + 16 <= to; k += 16) {
+        const Ints code = Ints(load16(x + k) / scale + magic) - bits_of_zero;
+        const Codes codes = __builtin_convertvector(code, Codes);
+        sums += code;
+        for (int i = 0; i < 16; i += least(Run, 16))
+            std::memcpy(codes_at<Run>(tile, t, k + i), reinterpret_cast<const char*>(&codes) + i, least(Run, 16));
     }
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += sums[i];
+    for (; k < to; k++) {
+        const int32_t code = int32_t(to_bits(x[k] / scale + magic)) - bits_of_zero;
+        codes_at<Run>(tile, t, k - k % 4)[k % 4] = int8_t(code);
+        sum += code;
+    }
+    return sum;
 }
 
 // `room` holds padded_inputs(inputs) floats.
+template <int Run>
 inline void quantize_token(const MixllmWeight& w, const MixllmCall& call, const Tile& tile, int t, float* room) {
-    const int64_t inputs = w.inputs, padded = padded_inputs(inputs), step = 4 * tile.width;
+    const int64_t inputs = w.inputs, padded = padded_inputs(inputs);
     const int64_t start = (tile.first + t) * call.pitch;
     if (call.type == kFloat32) {
         std::memcpy(room, static_cast<const float*>(call.x) + start, size_t(inputs) * 4);
@@ -51,24 +74,18 @@ inline void quantize_token(const MixllmWeight& w, const MixllmCall& call, const 
             for (int64_t i = k; i < end; i++) room[i] = 0;
             scale = 1;
         }
-        int8_t* codes = tile.codes + k / 4 * step + 4 * t;
-        quantize_group(room + k, end - k, scale, codes, step);
+        for (int64_t from = k; from < end; from += kGroup)
+            tile.sums[from / kGroup * tile.width + t] =
+                quantize_inputs<Run>(room, from, least(from + kGroup, end), scale, tile, t);
         tile.scales[group * tile.width + t] = finite ? scale : __builtin_nanf("");
     }
-    for (int64_t g = 0; g * kGroup < padded; g++) {
-        int64_t end = least((g + 1) * kGroup, padded);
-        int32_t sum = 0;
-        for (int64_t k = g * kGroup; k < end; k += 4) {
-            const int8_t* four = tile.codes + k / 4 * step + 4 * t;
-            sum += four[0] + four[1] + four[2] + four[3];
-        }
-        tile.sums[g * tile.width + t] = sum;
-    }
+    for (int64_t k = padded; k % Run; k += 4) std::memset(codes_at<Run>(tile, t, k), 0, 4);
 }
 
 // Room that the tile has beyond its tokens: zeros, so that the product needs no other path.
+template <int Run>
 inline void clear_token(const MixllmWeight& w, const Tile& tile, int t) {
-    for (int64_t k = 0; k < padded_inputs(w.inputs); k += 4) std::memset(tile.codes + (k * tile.width + 4 * t), 0, 4);
+    for (int64_t k = 0; k < padded_inputs(w.inputs); k += Run) std::memset(codes_at<Run>(tile, t, k), 0, Run);
     for (int64_t g = 0; g < ceil_div(w.inputs, kGroup); g++) tile.sums[g * tile.width + t] = 0;
     for (int64_t a = 0; a * w.activation_width < w.inputs; a++) tile.scales[a * tile.width + t] = 0;
 }

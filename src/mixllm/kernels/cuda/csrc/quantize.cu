@@ -7,11 +7,13 @@
 //   ROTATE  1: Hadamard blocks of 128 (a shorter last block in equal powers of two), method of rotation.py
 //   TAIL    1: inputs % 128 is not 0, so the last block is shorter
 //   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
+//   PARTS   blocks of a cluster that share a token, a round each (sm_90): few tokens then take less time, and small blocks
+//           find room beside the product that runs before; 1: a block has all of a token
 //   TILED   1: codes in the order that hopper.cu's copies want; see place()
 //   FUSED   what comes first: 0 nothing, 1 RMSNorm, 2 SiLU(x) * other; both round to the input's type where a model's
 //           own layers do, after the norm (the SiLU) and after the product
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
-#include "ptx.cuh"
+#include "sm90.cuh"
 
 struct Arguments {
   const void* x;      // [tokens][x_pitch], the first `inputs` of each row
@@ -260,17 +262,32 @@ __device__ __forceinline__ void group_tops(const float (&v)[VECTORS][8], u32 (&t
   }
 }
 
-extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __grid_constant__ Arguments p) {
+// A round of a part's own, or all rounds.
+__device__ __forceinline__ int first_round(u32 rank) { return PARTS > 1 ? static_cast<int>(rank) : 0; }
+__device__ __forceinline__ int last_round(const Arguments& p, u32 rank) {
+  return PARTS > 1 ? static_cast<int>(rank) : p.rounds - 1;
+}
+
+#if PARTS > 1
+#define CLUSTER __attribute__((cluster_dims(PARTS, 1, 1)))
+#else
+#define CLUSTER
+#endif
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) CLUSTER quantize(const __grid_constant__ Arguments p) {
   __shared__ u32 tops[VECTORS][MAX_WARPS];
   __shared__ int total;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const int token = blockIdx.x, round_inputs = VECTORS * 8 * blockDim.x;
+  const u32 rank = PARTS > 1 ? cluster_rank() : 0;
+  const int token = blockIdx.x / PARTS, round_inputs = VECTORS * 8 * blockDim.x;
+  const int first = first_round(rank), last = last_round(p, rank);
   // At once: the product's blocks may be there with their weights when this is done.
   let_next_kernel_start();
+  if constexpr (PARTS > 1) cluster_arrive();
   wait_for_earlier_kernels();
 
   if (token == 0)
-    for (int i = threadIdx.x; i < p.flag_count; i += blockDim.x) p.flags[i] = 0;
+    for (int i = rank * blockDim.x + threadIdx.x; i < p.flag_count; i += PARTS * blockDim.x) p.flags[i] = 0;
   if (threadIdx.x == 0) total = 0;
 
   const i64 offset = token * p.x_pitch * (INPUT == 2 ? 4 : 2);
@@ -285,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
   float v[VECTORS][8];
   u32 token_top = 0;
   if constexpr (GROUP == 0) {
-    for (int round = 0; round < p.rounds; ++round) {
+    for (int round = first; round <= last; ++round) {
       fetch(p, row, other, norm, round * round_inputs, v);
 #pragma unroll
       for (int k = 0; k < VECTORS; ++k) token_top = max(token_top, top_bits(v[k]));
@@ -294,13 +311,24 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
     if (lane == 0) tops[0][warp] = token_top;
     __syncthreads();
     token_top = __reduce_max_sync(0xFFFFFFFFu, lane < warps ? tops[0][lane] : 0u);
+    if constexpr (PARTS > 1) {
+      __shared__ u32 part_tops[PARTS];
+      cluster_wait();  // the others are there
+      if (threadIdx.x < PARTS) store_to_block(shared_address(part_tops + rank), threadIdx.x, token_top);
+      if (rank == 0 && threadIdx.x == 0) p.sums[token] = 0;
+      cluster_sync();
+#pragma unroll
+      for (int part = 0; part < PARTS; ++part) token_top = max(token_top, part_tops[part]);
+    }
+  } else if constexpr (PARTS > 1) {
+    cluster_wait();
   }
 
   int sum = 0;
   const Scale token_scale = scale_of(token_top);
   // Backwards, since the last round is still in registers.
-  for (int round = p.rounds - 1; round >= 0; --round) {
-    if (GROUP != 0 || round < p.rounds - 1) fetch(p, row, other, norm, round * round_inputs, v);
+  for (int round = last; round >= first; --round) {
+    if (GROUP != 0 || round < last) fetch(p, row, other, norm, round * round_inputs, v);
     u32 top[VECTORS];
     if constexpr (GROUP != 0) group_tops(v, top, tops);
 #pragma unroll
@@ -324,6 +352,11 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) quantize(const __gr
     sum = __reduce_add_sync(0xFFFFFFFFu, sum);
     if (lane == 0) atomicAdd(&total, sum);
     __syncthreads();
-    if (threadIdx.x == 0) p.sums[token] = total;
+    if (threadIdx.x == 0) {
+      if constexpr (PARTS > 1)
+        atomicAdd(p.sums + token, total);
+      else
+        p.sums[token] = total;
+    }
   }
 }

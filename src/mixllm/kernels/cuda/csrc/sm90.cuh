@@ -22,8 +22,20 @@ __device__ __forceinline__ void copy_bulk_to_all(u32 to, const void* from, int b
       : "memory");
 }
 
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  cluster_arrive();
+  cluster_wait();
+}
+
+// To the same place in block `rank`'s shared memory; the block has begun and does not end before it has seen it.
+__device__ __forceinline__ void store_to_block(u32 to, u32 rank, u32 v) {
+  asm volatile(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.shared::cluster.u32 [there], %2;\n}" ::"r"(to),
+      "r"(rank), "r"(v)
+      : "memory");
 }
 
 __device__ __forceinline__ u32 cluster_rank() {

@@ -33,9 +33,11 @@ template <bool UNSIGNED_A, int N>
 __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate);
 
 // Names of the operands, and the operands.
+#define NAMES_0_3 "%0, %1, %2, %3"
+#define NAMES_0_7 NAMES_0_3 ", %4, %5, %6, %7"
+#define NAMES_0_15 NAMES_0_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_0_31 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+  NAMES_0_15 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_0_63 \
   NAMES_0_31 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
@@ -45,8 +47,8 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, " \
   "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, " \
   "%119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define PLACES_8(i) \
-  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+#define PLACES_4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define PLACES_8(i) PLACES_4(i), PLACES_4(i + 4)
 #define PLACES_32(i) PLACES_8(i), PLACES_8(i + 8), PLACES_8(i + 16), PLACES_8(i + 24)
 #define PLACES_64(i) PLACES_32(i), PLACES_32(i + 32)
 
@@ -60,6 +62,13 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                               \
   }
 
+WGMMA(true, "u8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4(0))
+WGMMA(false, "s8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4(0))
+WGMMA(true, "u8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8(0))
+WGMMA(false, "s8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8(0))
+WGMMA(true, "u8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8(0), PLACES_8(8))
+WGMMA(false, "s8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8(0), PLACES_8(8))
+WGMMA(true, "u8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32(0))
 WGMMA(false, "s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32(0))
 WGMMA(true, "u8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
 WGMMA(false, "s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
@@ -69,6 +78,10 @@ WGMMA(true, "u8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131",
 #undef PLACES_64
 #undef PLACES_32
 #undef PLACES_8
+#undef PLACES_4
 #undef NAMES_64_127
 #undef NAMES_0_63
 #undef NAMES_0_31
+#undef NAMES_0_15
+#undef NAMES_0_7
+#undef NAMES_0_3

@@ -1,0 +1,64 @@
+"""The tiles that tune.py chooses from, by the most tokens that they are tried for."""
+
+from __future__ import annotations
+
+from mixllm.kernels.cuda.skinny import SkinnyTile
+from mixllm.kernels.cuda.tiles import Tile
+
+ANY = 1_000_000_000
+BUCKETS = {8: (1, 8), 16: (16,), 32: (32,), 64: (64,), 128: (128,), 256: (256,), ANY: (1024,)}
+
+
+def stream(bm: int, bn: int, wm: int, wn: int, wk: int, stages: int, blocks: int) -> Tile:
+    return Tile(bm, bn, wm, wn, wk, stages, blocks, True)
+
+
+def decoding(bn: int) -> list[Tile]:
+    return [
+        Tile(64, bn, 4, 1, 4, 4, 1),
+        stream(64, bn, 2, 4, 1, 6, 1),
+        stream(64, bn, 2, 8, 1, 3, 1),
+        stream(64, bn, 2, 8, 1, 4, 1),
+        stream(128, bn, 2, 4, 1, 3, 1),
+        stream(128, bn, 4, 4, 1, 4, 1),
+    ]
+
+
+CANDIDATES = {
+    8: decoding(8),
+    16: decoding(16),
+    32: [Tile(64, 32, 2, 1, 4, 3, 1), Tile(128, 32, 8, 1, 1, 4, 2), Tile(64, 32, 4, 1, 2, 3, 2)],
+    64: [Tile(64, 64, 2, 2, 2, 3, 2), Tile(128, 64, 4, 2, 1, 4, 2), Tile(64, 64, 2, 2, 1, 4, 3)],
+    128: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(128, 128, 2, 2, 1, 4, 2), Tile(64, 64, 2, 2, 1, 4, 3)],
+    256: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(256, 128, 4, 2, 1, 5, 1)],
+    ANY: [Tile(128, 64, 2, 2, 1, 4, 3), Tile(256, 128, 4, 2, 1, 5, 1), Tile(128, 128, 2, 2, 1, 4, 2)],
+}
+# With float32 sums beside the int32 ones a warp has no registers for a tile of 64 x 64.
+GROUPED = {
+    8: [t for t in decoding(8) if t.threads <= 256],
+    16: [t for t in decoding(16) if t.threads <= 256],
+    32: [Tile(64, 32, 4, 1, 2, 3, 2), Tile(128, 32, 8, 1, 1, 4, 2)],
+    64: [Tile(64, 64, 2, 2, 1, 4, 2), Tile(128, 64, 4, 2, 1, 4, 1)],
+    128: [Tile(128, 64, 4, 2, 1, 4, 1), Tile(64, 128, 2, 2, 1, 3, 2)],
+    256: [Tile(64, 128, 2, 2, 1, 3, 2), Tile(128, 64, 4, 2, 1, 4, 1)],
+    ANY: [Tile(64, 128, 2, 2, 1, 3, 2), Tile(128, 128, 4, 2, 1, 4, 1)],
+}
+
+
+def wide(bn: int, stages: int, room: int, *, bm: int = 128, wk: int = 2, blocks: int = 1) -> SkinnyTile:
+    return SkinnyTile(bm, bn, wk, 1, stages, blocks, room)
+
+
+SKINNY = {
+    8: [wide(8, 6, 2), wide(8, 11, 1), wide(8, 3, 2, wk=4)],
+    16: [wide(16, 5, 2), wide(16, 10, 1), wide(16, 2, 2, wk=4)],
+    32: [wide(32, 4, 2), wide(32, 9, 1), wide(32, 6, 2, bm=64)],
+    64: [wide(64, 6, 1), wide(64, 4, 2, bm=64, blocks=2)],
+    128: [wide(128, 4, 1), wide(128, 2, 2, bm=64, blocks=2)],
+}
+SKINNY_GROUPED = {
+    8: [wide(8, 5, 2), wide(8, 10, 1)],
+    16: [wide(16, 5, 2), wide(16, 10, 1)],
+    32: [wide(32, 8, 1)],
+    64: [wide(64, 6, 1), wide(64, 4, 2, bm=64, blocks=2)],
+}

@@ -1,0 +1,78 @@
+"""Tokens a second of SmolLM2-135M on the CPU, mixed and in bfloat16, interleaved in one run.
+
+    python benchmarks/model_cpu.py [--threads 2] [--prompt 256] [--tokens 32] [--rounds 3]
+
+The model has SmolLM2-135M's sizes and random weights, on which times don't depend; transformers runs both.
+Prints JSON: the best of the rounds, for a prompt taken in at once and for tokens one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from copy import deepcopy
+
+import torch
+from kernels_cpu import machine, mixed
+from torch import nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from mixllm.config import PROFILES
+from mixllm.kernels import cpu
+from mixllm.nn import MixLinear
+
+SIZES = LlamaConfig(
+    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+    num_key_value_heads=3, vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
+)  # fmt: skip
+
+
+def mix(model: LlamaForCausalLM, profile: str) -> LlamaForCausalLM:
+    """The model with random mixed weights in its decoder's layers."""
+    model, format = deepcopy(model), PROFILES[profile]
+    for module in model.model.layers.modules():
+        for name, linear in module.named_children():
+            if isinstance(linear, nn.Linear):
+                weight = mixed(linear.out_features, linear.in_features, format)
+                setattr(module, name, MixLinear.from_weight(weight, format))
+    return model
+
+
+def speeds(model: LlamaForCausalLM, prompt: int, tokens: int) -> tuple[float, float]:
+    """Tokens a second: of the prompt, and after it."""
+    cache = DynamicCache(config=model.config)
+    ids = torch.randint(0, model.config.vocab_size, (1, prompt))
+    start = time.perf_counter()
+    model(ids, past_key_values=cache, logits_to_keep=1)
+    middle = time.perf_counter()
+    for _ in range(tokens):
+        model(ids[:, :1], past_key_values=cache)
+    return prompt / (middle - start), tokens / (time.perf_counter() - middle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name, default in (("threads", 2), ("prompt", 256), ("tokens", 32), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    dense = LlamaForCausalLM(SIZES).to(torch.bfloat16).eval()
+    models = {"transformers bf16": dense} | {f"mixllm {name}": mix(dense, name) for name in PROFILES}
+    best = {name: (0.0, 0.0) for name in models}
+    with torch.no_grad():
+        for turn in range(options.rounds + 1):
+            for name, model in models.items():
+                prefill, decode = speeds(model, options.prompt, options.tokens)
+                if turn:  # the first lays weights out
+                    best[name] = (max(best[name][0], prefill), max(best[name][1], decode))
+    result = {"machine": machine(), "instruction_set": cpu.instruction_sets()[0]} | vars(options)
+    result["tokens_per_second"] = {
+        name: {"prompt": round(prefill, 1), "decode": round(decode, 1)}
+        for name, (prefill, decode) in best.items()
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

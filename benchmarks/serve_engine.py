@@ -1,0 +1,80 @@
+"""One vLLM engine under a bounded load; benchmarks/serve.py starts this once for each engine.
+
+    python benchmarks/serve_engine.py '{"engine": {...}, "load": {...}, "turn": FILE, "result": FILE}'
+
+"engine" is what vllm.LLM takes. The load waits until the lock of "turn" is free, so that engines that start
+at one time are measured one after the other. Figures go to "result": what is printed is vLLM's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def measure(engine: Any, vocabulary: int, load: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each concurrency, and one for a single prompt of load["prefill"] tokens, answered by one."""
+    rng = random.Random(0)
+    cases = [(n, load["prompt"], load["answer"]) for n in load["concurrency"]]
+    rows = []
+    for n, prompt, answer in [*cases, (1, load["prefill"], 1)]:
+        rounds = [once(engine, vocabulary, n, prompt, answer, rng) for _ in range(1 + load["rounds"])][1:]
+        row = {name: round(statistics.median(r[name] for r in rounds), 3) for name in rounds[0]}
+        rows.append({"concurrency": n, "prompt": prompt, "answer": answer, **row})
+    return rows
+
+
+def once(
+    engine: Any, vocabulary: int, n: int, prompt: int, answer: int, rng: random.Random
+) -> dict[str, float]:
+    """n prompts sent together; medians over them: time to the first token, to each one after it (ms)."""
+    from vllm import SamplingParams
+
+    prompts = [{"prompt_token_ids": rng.choices(range(vocabulary), k=prompt)} for _ in range(n)]
+    sampling = SamplingParams(max_tokens=answer, temperature=0, ignore_eos=True, detokenize=False)
+    start = time.perf_counter()
+    outputs = engine.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    times = [output.metrics for output in outputs]
+    found = {
+        "ttft_ms": statistics.median(t.first_token_latency for t in times) * 1e3,
+        "tokens_per_s": n * answer / seconds,
+    }
+    if answer > 1:
+        spans = [(t.last_token_ts - t.first_token_ts) / (answer - 1) for t in times]
+        found["tpot_ms"] = statistics.median(spans) * 1e3
+    return found
+
+
+def weights_bytes(worker: Any) -> int | None:
+    """What loading took of the device's memory; the CPU's engine does not say."""
+    return getattr(worker.model_runner, "model_memory_usage", None)
+
+
+def main() -> None:
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # weights_bytes is sent to the worker
+    from vllm import LLM
+
+    job = json.loads(sys.argv[1])
+    start = time.perf_counter()
+    # Without statistics there are no times of a request's tokens. Every prompt is new to the engine.
+    engine = LLM(disable_log_stats=False, enable_prefix_caching=False, **job["engine"])
+    ready = time.perf_counter() - start
+    vocabulary = engine.llm_engine.model_config.get_vocab_size()
+    with open(job["turn"], "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        rows = measure(engine, vocabulary, job["load"])
+    (weights,) = set(engine.collective_rpc(weights_bytes))
+    found = {"start_s": round(ready, 1), "weights_bytes": weights, "rows": rows}
+    Path(job["result"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":  # vLLM's own processes import this file again
+    main()

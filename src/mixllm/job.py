@@ -1,0 +1,89 @@
+"""A model and its calibration text, opened: what every stage of the pipeline works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from mixllm.blocks import Decoder, Room
+from mixllm.config import QuantConfig
+from mixllm.data import load_text, windows
+from mixllm.errors import MixllmError
+from mixllm.experts import routed
+from mixllm.needs import Needs, Sizes, needs
+from mixllm.placement import pick_device, pick_dtype
+from mixllm.ranks import ALONE, Ranks
+from mixllm.source import Source, open_source
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
+    together, and these."""
+
+    source: Source
+    decoder: Decoder
+    ids: Tensor
+    ranks: Ranks = ALONE
+
+    def needs(self, *, measured: bool) -> Needs:
+        """What a walk of this process takes, with what is free now; measured: one that measures salience."""
+        tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
+        blocks = [
+            {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
+            for i in range(len(decoder))
+        ]
+        share = routed(decoder.model, decoder.source.config.get_text_config())
+        sizes = Sizes(blocks, decoder.hidden_size, decoder.outside, share)
+        return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
+
+    @property
+    def batch(self) -> int:
+        """Windows that go through a block at once."""
+        return self.needs(measured=True).batch // self.ids.shape[1]
+
+    def room(self, work: Path, *, measured: bool) -> Room:
+        """What boundary states may take; work: a directory for those that fit no memory."""
+        return replace(self.needs(measured=measured).room, disk=work)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out_features, in_features) of every linear layer to be quantized, in model order."""
+        linears = {
+            name: layer for i in range(len(self.decoder)) for name, layer in self.decoder.linears(i).items()
+        }
+        return {name: (layer.out_features, layer.in_features) for name, layer in linears.items()}
+
+    @property
+    def other_bytes(self) -> int:
+        """Bytes on disk of the tensors that stay as they are."""
+        quantized = {f"{name}.weight" for name in self.shapes}
+        return sum(self.source.bytes(name) for name in self.source.names if name not in quantized)
+
+
+def open_job(
+    model: str,
+    config: QuantConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    work: Path,
+    ranks: Ranks = ALONE,
+) -> Job:
+    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
+
+    device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
+    """
+    from transformers import AutoTokenizer
+
+    where = pick_device(device)
+    source = open_source(model, work)
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    texts = load_text(config.calibration)
+    try:
+        ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
+    except MixllmError as error:
+        raise MixllmError(f"{config.calibration}: {error}") from None
+    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids, ranks)

@@ -1,0 +1,140 @@
+"""Few tokens on Hopper (csrc/skinny.cu): when it is taken, in which tiles, and the operator.
+
+Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128].
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.tiles import Scales
+
+TABLE = Path(__file__).with_name("skinny.json")
+
+
+@dataclass(frozen=True)
+class SkinnyTile:
+    """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
+    has room for."""
+
+    bm: int
+    bn: int
+    wk: int
+    kg: int
+    stages: int
+    blocks: int
+    room: int
+    sets: int = 2
+    cluster: int = 1
+
+    @property
+    def source(self) -> str:
+        return "skinny.cu"
+
+    @property
+    def threads(self) -> int:
+        return self.bm * 2 * self.kg + 32
+
+    def macros(self) -> dict[str, int]:
+        sizes = {
+            "BM": self.bm,
+            "BN": self.bn,
+            "WK": self.wk,
+            "KG": self.kg,
+            "SETS": self.sets,
+            "CLUSTER": self.cluster,
+        }
+        return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
+
+    def shared_bytes(self, scales: Scales) -> int:
+        """As csrc/skinny_ring.cuh lays it out."""
+        meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
+        stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
+        sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
+        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
+
+
+@cache
+def table(key: str) -> tuple[tuple[int, SkinnyTile], ...]:
+    """(most tokens, tile) in order of tokens."""
+    rows = json.loads(TABLE.read_text())[key]
+    return tuple((row.pop("tokens"), SkinnyTile(**row)) for row in rows)
+
+
+def takes(index: int, scales: Scales, tokens: int) -> bool:
+    """Whether so many tokens go this way on a GPU."""
+    return 0 < tokens <= table(scales.key)[-1][0] and device(index).capability == (9, 0)
+
+
+def choose(scales: Scales, tokens: int) -> SkinnyTile:
+    return next(tile for most, tile in table(scales.key) if tokens <= most)
+
+
+def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
+    macros = {**tile.macros(), **scales.macros()}
+    return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
+
+
+def gemm_into(
+    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
+    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile,
+) -> None:  # fmt: skip
+    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+    codes8, codes4, scales8, scales4, channels, row_scales = weight
+    target = device(y.device.index)
+    groups, tokens, _ = codes.shape
+    blocks = target.multiprocessors * tile.blocks
+    # A cluster's blocks work as one.
+    rows, workers = tile.bm * tile.cluster // 16, blocks // tile.cluster
+    tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
+    cut = tiles if tiles < 2 * workers else tiles % workers
+    if 2 * blocks * groups * 2 * blocks >= 2**31:
+        raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
+    if blocks * tile.bm // 16 > flags.numel():
+        raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
+    partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    product(target.index, scales, tile).launch(
+        blocks,
+        tile.threads,
+        _Gemm(
+            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
+            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
+            _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
+                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
+            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
+        ),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("mixllm::gemm_few", mutates_args=("flags",), device_types="cuda")
+def gemm_few(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
+    y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    if y.numel():
+        scales = Scales(weight_scales, group == 0)
+        with torch.cuda.device(y.device):
+            tile = choose(scales, len(y))
+            gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
+    return y
+
+
+@gemm_few.register_fake
+def _gemm_few_like(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    return codes.new_empty((codes.shape[1], channels), dtype=dtype)

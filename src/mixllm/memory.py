@@ -1,0 +1,28 @@
+"""How much memory this process takes, on the host and on the GPU."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+# Not what maps files: weights read from disk are the system's cache, which it takes back when it needs to.
+_OWN = ("RssAnon", "RssShmem")
+
+
+def host_bytes() -> int:
+    """Of this process's own now; where the system does not tell that apart, of all it ever had at once."""
+    if _STATUS.exists():
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return sum(int(fields[name].split()[0]) * 1024 for name in _OWN)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def gpu_peak_bytes() -> int:
+    """The most that tensors on the current CUDA device have taken at once so far; 0 where none is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_allocated())

@@ -1,0 +1,175 @@
+"""What a run takes of memory, known from shapes alone, and what that leaves for the states between blocks.
+
+The run and --dry-run ask here, so that the one does what the other said. Each count is of a moment at which
+much is alive at once; benchmarks/quantize.py prints what was told beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from mixllm.blocks.decoder import LOGITS_AT_ONCE
+from mixllm.blocks.states import Room, at_once, spacing
+from mixllm.config import WIDTHS
+from mixllm.errors import MixllmError
+from mixllm.format.config import EXPERT
+from mixllm.format.rounded import ELEMENTS_AT_ONCE
+from mixllm.memory import host_bytes
+from mixllm.tuning.tune import WINDOWS
+
+# States are given no more room than up to this, nor than a share of what is free when the run starts.
+MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
+# Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
+BASE_HOST, CUDA_HOST = 600 * 10**6, 1000 * 10**6
+# Enough for full matrix products on each; fewer where memory is short.
+TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+# Measured over counted, of what a batch leaves for its backward pass: norms and attention keep more.
+KEPT_BESIDE = 1.33
+# Float32 copies of the rows that are being rounded.
+COPIES = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state,
+    parameters outside the blocks, shared ones once, and the share of its experts that a token meets."""
+
+    blocks: Sequence[dict[str, tuple[int, int]]]
+    hidden: int
+    ends: int
+    routed: float = 1.0
+
+    @property
+    def weights(self) -> int:
+        return sum(n * k for block in self.blocks for n, k in block.values())
+
+    @property
+    def hessians(self) -> list[int]:
+        """K of every Hessian [K, K]; layers of one module with one K nearly always share their input."""
+        return [k for block in self.blocks for _, k in _inputs(block)]
+
+    @property
+    def met(self) -> float:
+        """Weights that a token meets."""
+        return sum(n * k * self.share(name) for block in self.blocks for name, (n, k) in block.items())
+
+    @property
+    def hessians_met(self) -> float:
+        """K^2 of every Hessian that a token adds to."""
+        return sum(k * k * self.share(name) for block in self.blocks for name, k in _inputs(block))
+
+    def share(self, name: str) -> float:
+        """Of all tokens, those that a layer sees."""
+        return self.routed if EXPERT.search(name) else 1.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run takes: `batch` tokens go through a block at once; device, host, temporary: bytes at their
+    peaks, on the GPU (0 without one), in host memory beyond the page cache, and in temporary files.
+    room: for states, of which `temporary` are those that find none in memory."""
+
+    batch: int
+    device: int
+    host: int
+    temporary: int
+    room: Room
+
+
+def needs(
+    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype, *, measured: bool
+) -> Needs:
+    """tokens: of the calibration text that this process takes, in windows of `window`; measured: the run
+    measures salience too. Raises MixllmError where one block and one window do not fit."""
+    gpu = device.type == "cuda"
+    memory = psutil.virtual_memory()
+    # What this process holds already is its to use.
+    free = memory.available + host_bytes()
+    most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
+    if gpu:
+        unused, total = torch.cuda.mem_get_info(device)
+        bound = int(SHARE * (unused + torch.cuda.memory_reserved(device)))
+        spare = max(0, min(MOST_HOST, int(SHARE * free)) - BASE_HOST - CUDA_HOST - _leaving(sizes))
+    else:
+        total, bound, spare = memory.total, int(SHARE * free) - BASE_HOST, 0
+    # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
+    comfortable = SHARE * min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
+    batch = max(window, most // window * window)
+    while (working := _working(sizes, batch, dtype, measured)) > comfortable and batch > window:
+        batch = max(window, batch // 2 // window * window)
+    if gpu:
+        bound = min(bound, max(MOST_DEVICE, working))
+    if working > bound:
+        raise MixllmError(
+            f"device: one block and one window of {window} tokens take {working / 1e9:.1f} GB, "
+            f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
+        )
+    boundary, blocks = tokens * sizes.hidden * dtype.itemsize, len(sizes.blocks)
+    room = Room(bound - working, spare)
+    # States and gradients on their way, and the boundaries that wait for the way back.
+    lists = 1 if not measured else 2 + at_once(blocks, spacing(blocks, room.boundaries(boundary)))
+    on_device = min(lists * boundary, room.device)
+    on_host = min(lists * boundary - on_device, room.host)
+    host = BASE_HOST + _leaving(sizes) + (CUDA_HOST + on_host if gpu else working + on_device)
+    return Needs(
+        batch=batch,
+        device=working + on_device if gpu else 0,
+        host=host,
+        temporary=lists * boundary - on_device - on_host,
+        room=room,
+    )
+
+
+def tuning_bytes(sizes: Sizes, samples: int, window: int, dtype: torch.dtype) -> int:
+    """What tuning takes at its peak: all codes and their zeros spread, twice a byte; the boundary states of a
+    step and the float model's last ones; what is outside the blocks; and the logits of a part of a step."""
+    boundaries = (len(sizes.blocks) + 1) * min(WINDOWS, samples) + samples
+    states = boundaries * window * sizes.hidden * dtype.itemsize
+    ends = sizes.ends * dtype.itemsize
+    return BASE_HOST + 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+
+
+def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
+    """Bytes at the peak of everything but the states between blocks."""
+    in_blocks = (_in_block(block, sizes, batch, dtype.itemsize, measured) for block in sizes.blocks)
+    return max(in_blocks) + sizes.ends * dtype.itemsize
+
+
+def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: bool) -> int:
+    """The most that working on a block takes; size: bytes of a value."""
+    weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
+    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
+    wide = max(max(shape) for shape in block.values())
+    inputs = [k for _, k in _inputs(block)]
+    hessians = 4 * sum(k * k for k in inputs)
+    # A block and the next one, read ahead.
+    common = 2 * weights * size
+    forward = batch * (size * (3 * wide + 4 * hidden) + 8 * hidden)
+    # All Hessians; of the widest its ordered copy and its factor; rows on their way to codes.
+    rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, len(WIDTHS) * max(n * k for n, k in block.values()))
+    rounding = hessians + 8 * max(k * k for k in inputs) + rows
+    collecting = hessians + 4 * max(k * k for k in inputs) + forward
+    moments = [forward, rounding, collecting]
+    if measured:
+        read = sum(k * sizes.share(name) for name, k in _inputs(block))
+        kept = size * (2 * out + read + 3 * wide + 4 * hidden) + 16 * hidden
+        moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
+        # Logits, their float32 copy, its logarithms and the gradients of these.
+        moments.append((4 * 4 + 2 * size) * LOGITS_AT_ONCE)
+    return common + max(moments)
+
+
+def _inputs(block: dict[str, tuple[int, int]]) -> list[tuple[str, int]]:
+    """Each input that the block's layers read: one of these layers, and K."""
+    return [
+        (name, k) for (_, k), name in {(n.rpartition(".")[0], k): n for n, (_, k) in block.items()}.items()
+    ]
+
+
+def _leaving(sizes: Sizes) -> int:
+    """Host bytes of a block's codes on their way to a file: packed, and as they are written."""
+    return 2 * max(sum(n * k for n, k in block.values()) for block in sizes.blocks) * 5 // 8

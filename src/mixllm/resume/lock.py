@@ -1,0 +1,55 @@
+"""A lock on a directory: one process writes there, and whatever ends that process frees it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mixllm.errors import MixllmError
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold `directory`, made if it is not there. Raises MixllmError while another process does.
+
+    The system drops the lock with the process, also on a network file system that knows locks, so there
+    is never a stale one. The file stays until release().
+    """
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / LOCK
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise MixllmError(
+                f"{directory}: another run writes there (process {holder}); wait for it or choose another OUT"
+            ) from None
+        if _same(handle, file):
+            break
+        os.close(handle)  # the holder before has finished and taken the directory's name away
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)
+
+
+def release(directory: Path) -> None:
+    """Remove the lock's file from a directory that has taken its final name."""
+    (directory / LOCK).unlink(missing_ok=True)
+
+
+def _same(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), file.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,101 @@
+"""The path for few tokens on Hopper, bit for bit against the reference; needs an sm_90 GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixllm.config import PROFILES, Format
+from mixllm.kernels import reference
+from mixllm.kernels.cuda import CudaLinear, layout, ops, skinny
+from tests import shapes
+from tests.gpu.test_cuda import CANARY, DTYPES, true_division
+from tests.kernels.cuda.weights import random_weight
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs an sm_90 GPU")]
+__all__ = ["true_division"]  # a fixture that is used by being here
+
+FAST = PROFILES["fast"]
+
+
+def run_guarded(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: skinny.SkinnyTile) -> Tensor:
+    """Into a poisoned output between canaries that must live; twice, with the same bits."""
+    channels = linear.weight.out_features
+    quantized = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
+    size = x.shape[0] * channels * x.element_size()
+    guarded = torch.full((512 + size + 512,), CANARY, dtype=torch.uint8, device="cuda")
+    y = guarded[512 : 512 + size].view(x.dtype).view(x.shape[0], channels)
+    results = []
+    for _ in range(2):
+        y.fill_(7777)
+        skinny.gemm_into(y, *quantized, linear.tensors, bias, linear.scales, linear.group, tile)
+        results.append(y.clone())
+        assert bool((quantized[3] == 0).all()), "flags are left as they were"
+    assert bool((guarded[:512] == CANARY).all())
+    assert bool((guarded[512 + size :] == CANARY).all())
+    assert torch.equal(results[0].nan_to_num(-5), results[1].nan_to_num(-5))
+    return results[0]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    format=st.sampled_from(shapes.FORMATS),
+    n4=st.integers(0, 700),
+    n8=st.integers(0, 400),
+    k=shapes.in_features,
+    t=st.integers(1, 128),
+    dtype=st.sampled_from(DTYPES),
+    half=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_product(
+    format: Format, n4: int, n8: int, k: int, t: int, dtype: torch.dtype, half: bool, seed: int
+) -> None:
+    n8 = max(n8, 1 - n4)
+    weight = random_weight(n4, n8, k, format, seed, half=half, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    t = min(t, skinny.table(linear.scales.key)[-1][0])
+    x = shapes.inputs(t, k, seed).cuda().to(dtype)
+    if t > 2:
+        x[t // 2, k // 2] = torch.nan
+    bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
+    y = run_guarded(linear, x, bias, skinny.choose(linear.scales, t))
+    expected = reference.ReferenceLinear(weight, format)(x, bias)
+    assert torch.equal(y.isnan(), expected.isnan())
+    if linear.scales.key == "whole":
+        assert torch.equal(y.nan_to_num(-5), expected.nan_to_num(-5))
+    else:
+        error = (y.float() - expected.float()).nan_to_num(0).norm() / expected.float().nan_to_num(0).norm()
+        assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("t", [1, 4, 16, 40, 100])
+def test_back_to_back_in_a_graph(t: int) -> None:
+    """Each product starts while the one before runs, on the same buffers: what it reads must be its own."""
+    weight = random_weight(1500, 200, 4096, FAST, t, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    inputs = [torch.randn(t, 4096, device="cuda", dtype=torch.half) for _ in range(12)]
+    tile = skinny.choose(linear.scales, t)
+    buffers = ops.quantize(inputs[0], True, 0, True)
+    outputs = [torch.full((t, 1700), 7777.0, device="cuda", dtype=torch.half) for _ in inputs]
+    alone = []
+    for x, y in zip(inputs, outputs, strict=True):
+        ops.quantize_into(x, True, 0, *buffers)
+        torch.cuda.synchronize()
+        skinny.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
+        torch.cuda.synchronize()
+        alone.append(y.clone())
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for x, y in zip(inputs, outputs, strict=True):
+            ops.quantize_into(x, True, 0, *buffers)
+            skinny.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
+    for _ in range(20):
+        for y in outputs:
+            y.fill_(7777)
+        graph.replay()
+        assert all(torch.equal(y, expected) for y, expected in zip(outputs, alone, strict=True))

@@ -1,0 +1,103 @@
+// Every instruction set of this machine against portable C++, bit for bit, with neither Python nor torch: for
+// processors that there is only an emulator of. Prints the sets that it compared; exit status 1 where two differ.
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "weight.h"
+
+extern "C" {
+const char* mixllm_isa_name(int32_t index);
+int32_t mixllm_linear(const MixllmWeight* weight, const MixllmCall* call);
+}
+
+namespace {
+std::mt19937 generator(1);
+
+template <class T>
+std::vector<T> random(int64_t count, int lowest, int highest) {
+    std::vector<T> values(static_cast<size_t>(count));
+    for (T& value : values) value = T(lowest + int(generator() % unsigned(highest - lowest + 1)));
+    return values;
+}
+
+// A weight in the kernels' order; multipliers keep m (q - z) an int8.
+struct Layer {
+    std::vector<uint8_t> codes4, codes8, zeros, factors;
+    std::vector<uint16_t> halves;
+    std::vector<float> floats, row_scales;
+    std::vector<int32_t> channels;
+    MixllmWeight weight;
+
+    Layer(int64_t rows4, int64_t rows8, int64_t inputs, ScaleKind kind, bool grouped, int64_t width, bool rotate) {
+        const int64_t blocks4 = ceil_div(rows4, kRows), blocks8 = ceil_div(rows8, kRows);
+        const int64_t padded = padded_inputs(inputs), groups = ceil_div(inputs, kGroup);
+        const int64_t zero_groups = grouped ? groups : 1, all = kRows * (blocks4 + blocks8);
+        codes4 = random<uint8_t>(blocks4 * kRows * padded / 2, 0, 255);
+        codes8 = random<uint8_t>(blocks8 * kRows * padded, 1, 255);
+        zeros = random<uint8_t>(blocks4 * zero_groups * kRows, 0, 15);
+        factors = random<uint8_t>(blocks4 * zero_groups * kRows, 1, kind == kRowScale && grouped ? 8 : 1);
+        halves = random<uint16_t>(all * groups, 0x2000, 0x3C00); // 0.008 to 1
+        for (int half : random<int>(all * groups, 1, 1000)) floats.push_back(float(half) / 1000);
+        row_scales = floats;
+        for (int64_t i = 0, channel = rows4 + rows8; i < all; i++) {
+            const bool there = i < kRows * blocks4 ? i < rows4 : i - kRows * blocks4 < rows8;
+            channels.push_back(there ? int32_t(--channel) : -1);
+        }
+        const void* scales = kind == kGroupHalf ? static_cast<const void*>(halves.data()) : floats.data();
+        weight = {codes4.data(), codes8.data(), zeros.data(), factors.data(), scales, scales, row_scales.data(),
+                  channels.data(), inputs, rows4 + rows8, blocks4, blocks8, zero_groups, width, kind, kind, rotate};
+    }
+};
+
+std::vector<uint32_t> outputs(const Layer& layer, const std::vector<uint32_t>& x, int64_t tokens, int32_t type, int32_t isa) {
+    const int64_t n = layer.weight.outputs, canary = 7;
+    std::vector<uint32_t> y(static_cast<size_t>(tokens * n + canary), 0xABCDABCD);
+    const MixllmCall call{x.data(), y.data(), nullptr, tokens, layer.weight.inputs, type, isa};
+    if (mixllm_linear(&layer.weight, &call) != 0) y.clear();
+    for (int64_t i = 0; i < canary; i++)
+        if (y[size_t(tokens * n + i)] != 0xABCDABCD) y.clear();
+    return y;
+}
+
+// Inputs of about the size of 1, as float32 or as two 16-bit floats a word.
+std::vector<uint32_t> inputs(int64_t count, int32_t type) {
+    std::vector<uint32_t> words;
+    for (uint32_t bits : random<uint32_t>(count, 0, 0x7FFFFF)) {
+        const uint32_t one = type == kFloat16 ? 0x3800 + (bits & 0x87FF) : 0x3F00 + (bits & 0x80FF);
+        words.push_back(type == kFloat32 ? 0x3F000000 + bits : one << 16 | one);
+    }
+    return words;
+}
+} // namespace
+
+int main() {
+    std::vector<std::string> names;
+    while (const char* name = mixllm_isa_name(int32_t(names.size()))) names.push_back(name);
+    const int32_t portable = int32_t(names.size()) - 1;
+    struct {
+        ScaleKind kind;
+        bool grouped;
+    } const scales[] = {{kRowScale, true}, {kRowScale, false}, {kGroupHalf, true}, {kGroupFloat, true}};
+    int compared = 0;
+    for (const auto& scale : scales)
+        for (const int64_t k : {31, 200, 576, 1100})
+            for (const int64_t width : {int64_t(128), int64_t(512), k})
+                for (const int64_t tokens : {1, 2, 3, 5, 14, 33}) {
+                    const Layer layer(37, 19, k, scale.kind, scale.grouped, width, tokens % 2);
+                    const int32_t type = int32_t(tokens % 3);
+                    const std::vector<uint32_t> x = inputs(tokens * k, type);
+                    const std::vector<uint32_t> expected = outputs(layer, x, tokens, type, portable);
+                    for (int32_t isa = 0; isa < portable; isa++, compared++)
+                        if (expected.empty() || outputs(layer, x, tokens, type, isa) != expected) {
+                            std::printf("%s differs: scale kind %d, K %d, activation width %d, %d tokens\n",
+                                        names[size_t(isa)].c_str(), scale.kind, int(k), int(width), int(tokens));
+                            return 1;
+                        }
+                }
+    for (const std::string& name : names) std::printf("%s ", name.c_str());
+    std::printf("agree in %d cases\n", compared);
+    return compared == 0;
+}

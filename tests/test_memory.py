@@ -1,0 +1,25 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixllm import memory
+
+
+def test_own_memory_is_what_tensors_take():
+    before = memory.host_bytes()
+    held = torch.ones(50_000_000, dtype=torch.uint8)
+    assert 45_000_000 < memory.host_bytes() - before < 100_000_000
+    del held
+
+
+def test_without_a_gpu_there_is_no_peak(monkeypatch: pytest.MonkeyPatch):
+    assert memory.gpu_peak_bytes() == 0
+    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 7)
+    monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
+    assert memory.gpu_peak_bytes() == 7
+
+
+def test_where_the_system_does_not_tell_it_is_the_peak(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    assert 10**7 < memory.host_bytes() < 10**12

@@ -1,0 +1,97 @@
+"""A measurement that was cut goes on at the block it was at, to the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixllm import salience_kept
+from mixllm.blocks import Decoder
+from mixllm.config import QuantConfig, Rounding
+from mixllm.progress import Silent
+from mixllm.salience import Scores, measure_salience
+from mixllm.salience_file import Salience
+from mixllm.salience_kept import Kept
+from mixllm.source import open_source
+from tests.models import VOCAB, write_tiny
+from tests.saliences import random_salience
+
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    path = tmp_path_factory.mktemp("kept")
+    write_tiny(path, "llama", num_hidden_layers=BLOCKS)
+    return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
+
+
+def measured(decoder: Decoder, error: Rounding, kept: Kept | None, batch: int = 2) -> Salience:
+    ids = torch.randint(4, VOCAB, (5, 19), generator=torch.Generator().manual_seed(3))
+    return measure_salience(decoder, ids, QuantConfig(error=error), batch=batch, progress=Silent(), kept=kept)
+
+
+def same(a: Salience, b: Salience) -> bool:
+    pairs = zip(a.modules.items(), b.modules.items(), strict=True)
+    return all(
+        m == n and x.in_features == y.in_features and all(torch.equal(x.loss[w], y.loss[w]) for w in (4, 8))
+        for (m, x), (n, y) in pairs
+    )
+
+
+@pytest.mark.parametrize("error", ["gptq", "rtn"])
+@pytest.mark.parametrize("cut", range(BLOCKS))
+def test_goes_on_to_the_same_numbers(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Rounding, cut: int
+) -> None:
+    """cut: the backward walk dies in this block, counted from the last."""
+    monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
+    whole = measured(decoder, error, None)
+    scored = []
+
+    def dying(scores: Scores, *given: Any) -> Any:
+        scored.append(scores)
+        if len({id(s) for s in scored}) > cut:
+            raise KeyboardInterrupt
+        return add(scores, *given)
+
+    add = Scores.add
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Scores, "add", dying)
+        measured(decoder, error, Kept(tmp_path / "kept"))
+    found = Kept(tmp_path / "kept").load()
+    assert (None if found is None else found[0]) == (BLOCKS - cut if cut else None)
+    assert same(measured(decoder, error, Kept(tmp_path / "kept")), whole)
+
+
+def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept._saved = 0.0
+    scores = random_salience({"layers.3.q": (4, 128)})
+    kept.save(3, scores, [torch.zeros(2, 3, 4), torch.ones(1, 3, 4)])
+    assert kept.load() is not None
+    scores.save(tmp_path / "scored-00002.safetensors")  # died before the gradient was written
+    found = Kept(tmp_path).load()
+    assert found is not None and found[0] == 3
+    assert found[2].shape == (3, 3, 4) and found[2].sum() == 12
+    kept._saved, kept._cost = 0.0, 0.0
+    kept.save(2, scores, [torch.zeros(3, 3, 4)])
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["gradient-00002.safetensors", "scored-00002.safetensors"]
+
+
+def test_keeping_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    kept, scores = Kept(tmp_path), random_salience({"layers.3.q": (4, 128)})
+    kept.save(9, scores, [torch.zeros(1)])
+    kept._cost = 2.0
+    now += 39
+    kept.save(8, scores, [torch.zeros(1)])
+    assert (kept.load() or (0,))[0] == 9
+    now += 2
+    kept.save(7, scores, [torch.zeros(1)])
+    assert (kept.load() or (0,))[0] == 7
