@@ -120,6 +120,7 @@ def _model(model: str, out: Path) -> _Model:
     sizes = Sizes(
         shapes,
         hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
         ends=count - sum(p.numel() for block in blocks for p in block.parameters()),
         routed=routed(whole, text),
     )

@@ -36,7 +36,7 @@ class Job:
             for i in range(len(decoder))
         ]
         share = routed(decoder.model, decoder.source.config.get_text_config())
-        sizes = Sizes(blocks, decoder.hidden_size, decoder.outside, share)
+        sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share)
         return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
 
     @property

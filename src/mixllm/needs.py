@@ -24,7 +24,7 @@ from mixllm.tuning.tune import WINDOWS
 # States are given no more room than up to this, nor than a share of what is free when the run starts.
 MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
 # Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
-BASE_HOST, CUDA_HOST = 600 * 10**6, 1000 * 10**6
+BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 # Measured over counted, of what a batch leaves for its backward pass: norms and attention keep more.
@@ -35,11 +35,12 @@ COPIES = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state,
-    parameters outside the blocks, shared ones once, and the share of its experts that a token meets."""
+    """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens
+    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets."""
 
     blocks: Sequence[dict[str, tuple[int, int]]]
     hidden: int
+    vocabulary: int
     ends: int
     routed: float = 1.0
 
@@ -135,8 +136,14 @@ def tuning_bytes(sizes: Sizes, samples: int, window: int, dtype: torch.dtype) ->
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
     """Bytes at the peak of everything but the states between blocks."""
-    in_blocks = (_in_block(block, sizes, batch, dtype.itemsize, measured) for block in sizes.blocks)
-    return max(in_blocks) + sizes.ends * dtype.itemsize
+    size = dtype.itemsize
+    most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
+    if measured:
+        # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
+        weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
+        logits = min(LOGITS_AT_ONCE, batch * sizes.vocabulary)
+        most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
+    return most + sizes.ends * size
 
 
 def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: bool) -> int:
@@ -158,8 +165,6 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
         read = sum(k * sizes.share(name) for name, k in _inputs(block))
         kept = size * (2 * out + read + 3 * wide + 4 * hidden) + 16 * hidden
         moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
-        # Logits, their float32 copy, its logarithms and the gradients of these.
-        moments.append((4 * 4 + 2 * size) * LOGITS_AT_ONCE)
     return common + max(moments)
 
 

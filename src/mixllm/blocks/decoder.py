@@ -57,6 +57,11 @@ class Decoder:
         return int(self.source.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.source.config.get_text_config().vocab_size)
+
+    @property
     def outside(self) -> int:
         """Parameters outside the blocks, shared ones once."""
         inside = self.prefix + "."
@@ -142,8 +147,7 @@ class Decoder:
 
     def _parts(self, ids: Tensor) -> Iterator[slice]:
         """The predicted tokens of windows [B, L], a few at a time."""
-        vocabulary = self.source.config.get_text_config().vocab_size
-        step = max(1, LOGITS_AT_ONCE // (vocabulary * len(ids)))
+        step = max(1, LOGITS_AT_ONCE // (self.vocabulary * len(ids)))
         predicted = ids.shape[1] - 1
         for start in range(0, predicted, step):
             yield slice(start, min(start + step, predicted))

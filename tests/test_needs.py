@@ -1,0 +1,101 @@
+"""Memory told beforehand: what it depends on, and a run's own beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixllm import needs as module
+from mixllm.blocks.states import at_once, spacing
+from mixllm.errors import MixllmError
+from mixllm.needs import Needs, Sizes, needs
+from tests.models import write_tiny
+
+CUDA, BF16 = torch.device("cuda"), torch.bfloat16
+GB = 10**9
+MIXLLM = (sys.executable, "-m", "mixllm")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def llama(hidden: int, wide: int, blocks: int) -> Sizes:
+    small = hidden // 4
+    layers = {"q": hidden, "k": small, "v": small, "o": hidden}
+    block = {f"attention.{name}": (n, hidden) for name, n in layers.items()}
+    block |= {"mlp.gate": (wide, hidden), "mlp.up": (wide, hidden), "mlp.down": (hidden, wide)}
+    return Sizes([block] * blocks, hidden, 128256, 2 * 128256 * hidden)
+
+
+def on_gpu(
+    monkeypatch: pytest.MonkeyPatch, sizes: Sizes, gpu: float = 80, host: float = 120, samples: int = 128
+) -> Needs:
+    def memory(*_: object) -> tuple[int, int]:
+        return int(gpu * GB), int(gpu * GB)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
+    free = SimpleNamespace(available=int(host * GB), total=int(host * GB))
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
+    return needs(sizes, samples * 2048, 2048, CUDA, BF16, measured=True)
+
+
+def test_an_8b_model_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = llama(4096, 14336, 32)
+    found = on_gpu(monkeypatch, sizes)
+    assert found.batch == 16384
+    assert found.device <= 22 * GB and found.host <= 16 * GB
+    boundary = 128 * 2048 * 4096 * 2
+    stride = spacing(32, found.room.boundaries(boundary))
+    kept = (2 + at_once(32, stride)) * boundary
+    assert found.temporary == max(0, kept - found.room.device - found.room.host)
+
+
+def test_memory_hardly_grows_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (on_gpu(monkeypatch, llama(8192, 28672, blocks)) for blocks in (8, 80))
+    assert many.device == few.device and many.host == few.host
+    assert many.temporary < 3 * few.temporary + 40 * GB
+
+
+def test_a_small_gpu_takes_fewer_tokens_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = llama(4096, 14336, 32)
+    assert on_gpu(monkeypatch, sizes, gpu=12).batch < 16384
+    assert on_gpu(monkeypatch, sizes, gpu=12).device <= 12 * GB
+    with pytest.raises(MixllmError, match=r"one block and one window of 2048 tokens take \d\.\d GB"):
+        on_gpu(monkeypatch, sizes, gpu=5)
+
+
+def test_a_large_block_may_take_more_than_states_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_gpu(monkeypatch, llama(16384, 53248, 126))
+    assert 22 * GB < found.device < 80 * GB and found.room.device == 0
+
+
+def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
+    """In a process of its own, whose memory nothing else has touched."""
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "vocab_size": 16384, "head_dim": 64}
+    write_tiny(tmp_path / "model", "llama", **sizes)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 1500)
+    arguments = [
+        *("quantize", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--device", "cpu"),
+        *("--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--window", "1024"),
+        *("--error", "rtn", "--rounding", "rtn", "--no-clip"),
+    ]
+    told = json.loads(mixllm_says(*arguments, "--dry-run", "--json"))["memory_bytes"]
+    process = subprocess.Popen([*MIXLLM, *arguments, "--quiet"], env=ENVIRONMENT)
+    status, peak = Path(f"/proc/{process.pid}/status"), 0
+    while process.poll() is None:
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        peak = max(peak, sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")))
+        time.sleep(0.01)
+    assert process.returncode == 0
+    assert peak * 1024 == pytest.approx(told, rel=0.1)
+
+
+def mixllm_says(*arguments: str) -> str:
+    return subprocess.check_output([*MIXLLM, *arguments], text=True, env=ENVIRONMENT)
