@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mixllm.errors import MixllmError
 from mixllm.source import Source
+from mixllm.source.config import model_class
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,9 +48,17 @@ def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
 
 def load_float(source: Source, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The float model itself, whole, in eval mode: what a quantized one is measured against."""
-    auto: Any = AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_pretrained(source.path, dtype=dtype).to(device)
-    return model
+    if source.fp8_block:
+        # transformers' own reading of such files takes blocks at the edges for smaller ones.
+        tensors = {name: source.tensor(name) for name in source.names}
+        model = model_class(source.config).from_pretrained(
+            None, config=source.config, state_dict=tensors, dtype=dtype
+        )
+    else:
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_pretrained(source.path, dtype=dtype)
+    moved: PreTrainedModel = model.to(device)
+    return moved
 
 
 def device_name(device: torch.device) -> str:

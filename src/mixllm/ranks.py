@@ -143,7 +143,11 @@ def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
         yield ALONE
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
+    try:
+        dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MixllmError(f"the other processes that torchrun started cannot be reached ({reason})") from None
     yield Ranks(dist.get_rank(), size, device)
     # Not after an error: to take leave of processes that are gone can take for ever.
     dist.destroy_process_group()

@@ -8,13 +8,15 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from mixllm.errors import MixllmError
+from mixllm.source.fp8 import block_size
 
 
 def read_config(path: Path) -> PreTrainedConfig:
     """The config in directory `path`.
 
-    Raises MixllmError for a missing or unreadable config.json, a quantized model, an encoder, an
-    encoder-decoder, or a type that transformers has no causal language model for.
+    Raises MixllmError for a missing or unreadable config.json, a quantized model (but for those of
+    mixllm.source.fp8, which it describes as floats), an encoder, an encoder-decoder, or a type that
+    transformers has no causal language model for.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -24,7 +26,9 @@ def read_config(path: Path) -> PreTrainedConfig:
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise MixllmError(f"{file}: {one_line(error)}") from None
     quantized = getattr(config, "quantization_config", None)
-    if quantized is not None:
+    if block_size(quantized) is not None:
+        del config.quantization_config  # the source gives such weights as floats
+    elif quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
         raise MixllmError(f"{file}: the model is quantized already ({method}); give the float model")
     kind = config.model_type

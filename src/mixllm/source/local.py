@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mixllm.errors import MixllmError
+from mixllm.files import read_json
+from mixllm.source import fp8
 from mixllm.source.config import model_class, one_line, read_config
 from mixllm.source.files import open_weights
 
@@ -24,6 +26,7 @@ class Source:
     config: the transformers config.
     names: every tensor of the safetensors files, in file order, as the causal model's modules name
         them: where the files were saved from the bare base model, its prefix ("model.") is put back.
+        Block-scaled 8-bit floats (mixllm.source.fp8) are bfloat16 here, and their scales no tensors.
 
     Raises MixllmError where the directory is no causal language model in safetensors, a shard is
     missing or cut short, or the model is quantized already.
@@ -35,40 +38,50 @@ class Source:
         self._files = open_weights(path)
         self._stored = _stored_names(self._files, self.config)
         self._checked: set[str] = set()
-        self.names = list(self._stored)
+        self.fp8_block = fp8.block_size(read_json(path / "config.json").get("quantization_config"))
+        self._scales = {name for name in self._stored if self.fp8_block and name.endswith(fp8.SCALE)}
+        self.names = [name for name in self._stored if name not in self._scales]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._stored and name not in self._scales
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype ("BF16", "F32" ..) and the shape, without reading the tensor."""
         stored = self._stored_name(name)
         entry = self._files[stored].get_slice(stored)
-        return str(entry.get_dtype()), tuple(entry.get_shape())
+        dtype = fp8.MADE if name + fp8.SCALE in self._scales else str(entry.get_dtype())
+        return dtype, tuple(entry.get_shape())
 
     def bytes(self, name: str) -> int:
-        """The size of the tensor's data on disk."""
+        """The size of the tensor's data."""
         dtype, shape = self.header(name)
         # Every safetensors dtype but BOOL carries its bits: F32, BF16, I64, F8_E4M3.
         bits = re.search(r"\d+", dtype)
         return math.prod(shape) * (int(bits.group()) if bits else 8) // 8
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor in its stored dtype, on the CPU, mapped from the file: to be read, never written.
+        """The tensor in its header's dtype, on the CPU, mapped from the file: to be read, never written.
 
         Raises MixllmError when it is missing, cannot be read, or holds a NaN or an infinity.
         """
-        stored = self._stored_name(name)
-        try:
-            tensor: Tensor = self._files[stored].get_tensor(stored)
-        except (SafetensorError, OSError) as error:
-            raise MixllmError(f"{self.path}: tensor {name} cannot be read ({one_line(error)})") from None
+        tensor = self._read(name)
+        if self.fp8_block and name + fp8.SCALE in self._scales:
+            where = f"{self.path}: tensor {name}"
+            tensor = fp8.dequantize(tensor, self._read(name + fp8.SCALE), self.fp8_block, where)
         if name not in self._checked:
             if not _finite(tensor):
                 raise MixllmError(
                     f"{self.path}: tensor {name} holds NaN or infinite values; download the file again"
                 )
             self._checked.add(name)
+        return tensor
+
+    def _read(self, name: str) -> Tensor:
+        stored = self._stored_name(name)
+        try:
+            tensor: Tensor = self._files[stored].get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise MixllmError(f"{self.path}: tensor {name} cannot be read ({one_line(error)})") from None
         return tensor
 
     def _stored_name(self, name: str) -> str:

@@ -118,7 +118,8 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
             n, k = (self.hidden, self.part) if down else (self.part, self.hidden)
             eights = sum(module.rows[8] for module in self.modules.values())
             share = eights / sum(module.out_features for module in self.modules.values())
-            return placeholder_weight(self.format, n, k, share, torch.device("cpu"))
+            device = layer.get_parameter(f"w2_{GUARD}").device
+            return placeholder_weight(self.format, n, k, share, device)
         weight = self._whole(f"{self.prefix}.{number}.{self.leaves[shard]}", number, shard)
         first = layer.moe_config.tp_rank * self.part
         if down:

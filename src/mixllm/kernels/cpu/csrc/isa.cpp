@@ -4,6 +4,9 @@
 #if defined(__linux__) && defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -55,8 +58,12 @@ struct Found {
         // Every machine with AVX2 converts float16 too.
         add(kAvx2Isa, __builtin_cpu_supports("avx2"));
 #elif defined(__APPLE__) && defined(__aarch64__)
+        int has = 0;
+        size_t size = sizeof has;
+        add(kI8mmIsa, sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has);
         add(kNeonIsa, true); // all of Apple's have the dot product
 #elif defined(__linux__) && defined(__aarch64__)
+        add(kI8mmIsa, getauxval(AT_HWCAP2) & HWCAP2_I8MM);
         add(kNeonIsa, getauxval(AT_HWCAP) & HWCAP_ASIMDDP);
 #endif
         add(kPortableIsa, true);

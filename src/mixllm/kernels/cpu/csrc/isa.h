@@ -15,7 +15,7 @@ struct Isa {
         const MixllmWeight&, const MixllmCall&, int64_t first, int64_t blocks, const Tile* tiles, int64_t count);
 };
 
-extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa;
+extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa, kI8mmIsa;
 
 // The sets that this machine has, best first; the portable one is always the last. Null after the last.
 const Isa* isa_at(int32_t index);
