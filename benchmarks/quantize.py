@@ -24,9 +24,11 @@ from watching import Watching
 
 from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
-from mixllm.pipeline import Job, make_plan, score, sizes, write_quantized
+from mixllm.job import Job
+from mixllm.pipeline import make_plan, score, sizes
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
 from mixllm.source import Source
+from mixllm.writing import write_quantized
 
 
 def main() -> None:
