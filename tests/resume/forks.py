@@ -2,6 +2,7 @@
 
 with Forks() as forks:
     forks.run(arguments, delay=0.3)   # killed after 0.3 s, unless it ended before
+    forks.run(arguments, delay=0.3, how=signal.SIGINT)   # or interrupted
     forks.run(arguments, event=7)     # kills itself before its 7th change of a name in the file system
     forks.run(arguments, event=7, fill="/disk/ballast")  # fills that disk then
     forks.run(arguments, event=7, limit=4096)            # may then write no file larger than that
@@ -55,6 +56,7 @@ class Forks:
         arguments: list[object],
         *,
         delay: float | None = None,
+        how: int = signal.SIGKILL,
         event: int = 0,
         fill: Path | None = None,
         limit: int | None = None,
@@ -64,6 +66,7 @@ class Forks:
         asked = {
             "arguments": [str(a) for a in arguments],
             "delay": delay,
+            "how": how,
             "event": event,
             "fill": fill and str(fill),
             "limit": limit,
@@ -87,20 +90,21 @@ def serve() -> None:
         read, write = os.pipe()  # a file would meet the limit too
         child = os.fork()
         if child == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored here
             os.dup2(write, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             if asked["event"]:
                 _at_event(asked["event"], lambda asked=asked: _spoil(asked["fill"], asked["limit"]))
             os._exit(main.run(asked["arguments"]))
         os.close(write)
-        code = os.waitstatus_to_exitcode(_wait(child, asked["delay"]))
+        code = os.waitstatus_to_exitcode(_wait(child, asked["delay"], asked["how"]))
         with open(read) as err:
             ended = Ended(code, err.read(), time.monotonic() - began)
         print(json.dumps(asdict(ended)), flush=True)
 
 
-def _wait(child: int, delay: float | None) -> int:
-    """Wait for the child's end; kill it after `delay` seconds."""
+def _wait(child: int, delay: float | None, how: int) -> int:
+    """Wait for the child's end; send it signal `how` after `delay` seconds."""
     end = time.monotonic() + (delay or 0)
     while delay is not None and time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -108,7 +112,7 @@ def _wait(child: int, delay: float | None) -> int:
             return status
         time.sleep(0.002)
     if delay is not None:
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, how)
     return os.waitpid(child, 0)[1]
 
 

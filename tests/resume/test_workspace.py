@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixllm import pipeline
+from mixllm import writing
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.pipeline import quantize
@@ -63,10 +63,14 @@ def cut(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, **f
             raise KeyboardInterrupt
         return pack(*given)
 
-    pack = pipeline.pack  # type: ignore[attr-defined]
+    pack = writing.pack  # type: ignore[attr-defined]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mixllm.pipeline.pack", dying)
+        patch.setattr("mixllm.writing.pack", dying)
         quantize(str(root / "model"), out, config(root, **fields))
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
@@ -93,6 +97,20 @@ def test_a_walk_without_hessians_skips_what_is_done(
     cut(root, out, monkeypatch, 1, **plain)
     quantize(str(root / "model"), out, config(root, **plain), progress=told)
     assert told.stages == {"round": BLOCKS - 1}
+    assert contents(out) == contents(tmp_path / "whole/out")
+
+
+@pytest.mark.parametrize(("place", "again"), [("tune_scales", True), ("assemble", False)])
+def test_tuning_is_done_again_unless_it_was_done(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, again: bool
+) -> None:
+    quantize(str(root / "model"), tmp_path / "whole/out", config(root, tune=1))
+    out, told = tmp_path / "cut/out", Notes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(f"mixllm.pipeline.{place}", interrupt)
+        quantize(str(root / "model"), out, config(root, tune=1))
+    quantize(str(root / "model"), out, config(root, tune=1), progress=told)
+    assert "round" not in told.stages and ("tune" in told.stages) == again
     assert contents(out) == contents(tmp_path / "whole/out")
 
 

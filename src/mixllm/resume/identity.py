@@ -23,7 +23,7 @@ from mixllm.placement import versions
 Identity = dict[str, Any]
 
 # What only the choice and the rounding depend on: a salience measured before a change of these still holds.
-AFTER_SALIENCE = {"bits", "channels", "scope", "seed", "rounding", "shard_size"}
+AFTER_SALIENCE = {"bits", "channels", "scope", "seed", "rounding", "sweeps", "tune", "shard_size"}
 # Read of every tensor, in two places; what changes a weight in training changes every part of it.
 SAMPLE = 4096
 
