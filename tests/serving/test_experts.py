@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.serving.engine import PROMPTS
-from tests.serving.test_vllm import NARROW, SPLIT, job, make
+from tests.serving.test_vllm import NARROW, SPLIT, errors, job, make
 from tests.serving.vllm_process import engines, results
 
 import mixllm
@@ -32,13 +31,7 @@ MEAN, MOST, FIRST = 1.5e-2, 0.15, 1e-4
 
 
 def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
-    """vLLM's log-probabilities, of prompts (prefill) and answers (decoding), against `model`'s."""
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
-        ids = torch.tensor([prompt + answer["answer"]])
-        with torch.no_grad():
-            expected = model(ids).logits[0, :-1].float().log_softmax(-1)
-        found = torch.tensor(answer["logprobs"])
-        error = (found - expected.gather(1, ids[0, 1:, None])[:, 0]).abs()
+    for error in errors(answers, model):
         assert error.mean() < MEAN and error.max() < MOST and error[0] < FIRST, error
 
 

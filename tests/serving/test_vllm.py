@@ -8,6 +8,7 @@ that is wrong (a rank's in place of the token's) moves the mean by .02, so MEAN 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,18 @@ def job(model: Path, **more: Any) -> dict[str, Any]:
     return {"model": str(model), "dtype": "float32", "enforce_eager": True, **more}
 
 
-def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
-    """vLLM's log-probabilities, of prompts (prefill) and answers (decoding), against `model`'s."""
+def errors(answers: list[dict[str, Any]], model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """vLLM's log-probabilities, of prompts (prefill) and answers (decoding), against `model`'s, by token."""
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([prompt + answer["answer"]])
         with torch.no_grad():
             expected = model(ids).logits[0, :-1].float().log_softmax(-1)
         found = torch.tensor(answer["logprobs"])
-        error = (found - expected.gather(1, ids[0, 1:, None])[:, 0]).abs()
+        yield (found - expected.gather(1, ids[0, 1:, None])[:, 0]).abs()
+
+
+def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
+    for error in errors(answers, model):
         assert error.mean() < MEAN and error.max() < MOST, error
 
 
