@@ -15,6 +15,16 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
     assert pick_device("auto") == torch.device("cuda")
 
 
+def test_of_processes_that_torchrun_starts_each_has_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pick_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:3")
+    assert pick_device("cuda:1") == torch.device("cuda:1") and pick_device("cpu") == torch.device("cpu")
+
+
 def test_named_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cpu") == torch.device("cpu")

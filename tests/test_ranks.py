@@ -51,8 +51,7 @@ def test_all_processes_have_the_same_bits(results: dict[int, list[dict[str, Tens
 
 
 def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]) -> None:
-    """The same widths; codes but for those on a border, since a Hessian's sum is taken in another order, and
-    losses but for those of rows with such a code."""
+    """The same widths; codes but for those on a border, since a Hessian's sum is taken in another order."""
     [one] = results[1]
     for size in (2, 3):
         several = results[size][0]
@@ -60,14 +59,17 @@ def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]
         codes = [name for name in one if name.endswith(".codes")]
         differ = sum(int((one[name] != several[name]).sum()) for name in codes)
         assert differ <= 1e-3 * sum(one[name].numel() for name in codes)
-        losses = [name for name in one if name.endswith(".loss")]
-        off = [~several[name].isclose(one[name], rtol=1e-2, atol=1e-9) for name in losses]
-        assert float(torch.cat(off).float().mean()) <= 1e-2
+        off = rows = 0
         for name, tensor in one.items():
             if name.endswith(".widths"):
                 assert torch.equal(tensor, several[name])
             elif name.endswith(".seen"):
                 torch.testing.assert_close(several[name], tensor, rtol=1e-2, atol=1e-9)
+            elif name.endswith(".loss"):
+                # A candidate's code that falls the other way changes its row's loss.
+                off += int((~torch.isclose(several[name], tensor, rtol=1e-2, atol=1e-9)).sum())
+                rows += len(tensor)
+        assert off <= max(2, 1e-3 * rows)
 
 
 def test_the_whole_job_on_two_processes(runs: Path) -> None:

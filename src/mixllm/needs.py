@@ -99,10 +99,15 @@ def needs(
     else:
         total, bound, spare = memory.total // here(), int(SHARE * free) - BASE_HOST, 0
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
-    comfortable = SHARE * min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
+    comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
-    while (working := _working(sizes, batch, dtype, measured)) > comfortable and batch > window:
-        batch = max(window, batch // 2 // window * window)
+    working = _working(sizes, batch, dtype, measured)
+    while working > comfortable and batch > window:
+        fewer = max(window, batch // 2 // window * window)
+        less = _working(sizes, fewer, dtype, measured)
+        if less == working:  # it is not the batch that takes the most
+            break
+        batch, working = fewer, less
     if gpu:
         bound = min(bound, max(MOST_DEVICE, working))
     if working > bound:

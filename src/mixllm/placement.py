@@ -22,7 +22,8 @@ def pick_device(name: str) -> torch.device:
 
     Of several GPUs, auto and cuda are the first, or, of processes that torchrun starts, each one's own.
     """
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cuda"
     if name == "auto":
         name = own if torch.cuda.is_available() else "cpu"
     try:
