@@ -241,6 +241,12 @@ def test_what_no_run_of_today_left_is_not_trusted(root: Path, tmp_path: Path) ->
     assert contents(tmp_path / "out") == contents(root / "out")
 
 
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_place_without_a_name_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(MixllmError, match="give the directory by its name"):
+        quantize(str(root / "model"), name, config(root), overwrite=True)
+
+
 def test_a_mount_point_is_refused_before_the_work(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
