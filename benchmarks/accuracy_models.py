@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from mixllm.config import Format, QuantConfig
 from mixllm.format.rounded import Rounded
+from mixllm.job import Job
 from mixllm.kernels import Backend
 from mixllm.kernels.activations import fake_quantize
 from mixllm.nn import MixLinear
-from mixllm.pipeline import Job, is_uniform, make_plan, rounded_layers, sizes
+from mixllm.pipeline import is_uniform, make_plan, sizes
 from mixllm.plan import Plan
 from mixllm.rotation import rotate
 from mixllm.salience_file import Salience
+from mixllm.writing import rounded_layers
 
 
 def file_name(config: QuantConfig) -> str:

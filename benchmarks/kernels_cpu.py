@@ -20,6 +20,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ggml_product
 import torch
@@ -34,6 +35,7 @@ LARGE = [(14336, 4096), (4096, 4096), (4096, 14336)]
 SMALL = [(576, 576), (1536, 576), (576, 1536)]
 TOKENS = [1, 4, 16, 64, 256]
 SHARE8 = 0.1
+SUM = "torch sum of as many bytes"
 # torch's 4-bit product is fast in bfloat16 alone.
 BFLOAT16 = ("torch bf16", "torch int4")
 Run = Callable[[Tensor], object]
@@ -71,16 +73,22 @@ def contenders(n: int, k: int, threads: int, ggml: Path | None) -> dict[str, lis
     def copies(bytes_of_one: float, make: Callable[[], Run]) -> list[Run]:
         return [make() for _ in range(2 + int(1.25 * cache / bytes_of_one))]
 
+    def read(words: Tensor) -> Run:
+        return lambda x: words.sum()
+
     def dense(w: Tensor) -> Run:
         return lambda x: torch.nn.functional.linear(x, w)
 
     def int4(w: Tensor) -> Run:
         return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, w, group, qparams)
 
-    runs: dict[str, list[Run]] = {}
+    runs: dict[str, list[Any]] = {}
     for name, format in PROFILES.items():
         weight = mixed(n, k, format)
         runs[f"mixllm {name}"] = copies(n * k / 2, lambda w=weight, f=format: cpu.prepare(w, f))
+    # What memory allows in this order of calls: the sum of as many bytes as `fast` reads.
+    words = sum(tensor.nbytes for tensor in runs["mixllm fast"][0].tensors) // 8
+    runs[SUM] = copies(8 * words, lambda: read(torch.ones(words, dtype=torch.int64)))
     w = torch.randn(n, k)
     runs["torch fp32"] = copies(4 * n * k, lambda: dense(w.clone()))
     runs["torch bf16"] = copies(2 * n * k, lambda: dense(w.bfloat16()))

@@ -24,9 +24,11 @@ from watching import Watching
 
 from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
-from mixllm.pipeline import Job, make_plan, score, sizes, write_quantized
+from mixllm.job import Job
+from mixllm.pipeline import make_plan, score, sizes
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
 from mixllm.source import Source
+from mixllm.writing import write_quantized
 
 
 def main() -> None:
@@ -94,14 +96,28 @@ def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: W
     with watching.stage("plan", 0):
         plan = make_plan(job, config, salience)
     chosen = time.perf_counter() - began
+    walked = sum(stage["seconds"] for name, stage in watching.stages.items() if name.startswith("salience"))
     write_quantized(job, plan, config, out, watching)
     return {
         "device": f"{device_name(device)}, {platform.machine()}",
         "seconds": round(time.perf_counter() - began, 2),
         "seconds_until_plan": round(chosen, 2),
+        "salience_tflops": round(salience_operations(job) / walked / 1e12, 1),
         "payload_bits": sizes(plan, config).payload_bits,
         "told": {"gpu": told.device, "host": told.host, "temporary": told.temporary, "batch": told.batch},
     }
+
+
+def salience_operations(job: Job) -> float:
+    """Multiplications and additions that salience needs, whatever is computed twice to save memory: forward,
+    a forward for the Hessians and these, forward and backward, output errors of two widths; the head's."""
+    tokens = job.ids.numel()
+    weights = sum(n * k for n, k in job.shapes.values())
+    squares = sum(
+        k * k for k in {(name.rpartition(".")[0], k): k for name, (_, k) in job.shapes.items()}.values()
+    )
+    head = job.decoder.model.get_output_embeddings().weight.numel()
+    return 2.0 * tokens * ((1 + 1 + 2 + 2) * weights + squares + 2 * head)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tiny random models, eight architectures and three mixtures of experts, as a user's directory would be.
+"""Tiny random models, eight architectures and four mixtures of experts, as a user's directory would be.
 
 Sizes are odd on purpose: hidden 72 or 96 and intermediates that are no multiple of 128, two or three
 blocks, grouped-query attention. Weights are large enough that every layer matters to the loss.
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import AutoConfig
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "olmo2", "gpt_neox")
-MIXTURES = ("mixtral", "qwen3_moe", "olmoe")
+MIXTURES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 MERGES = (("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "the"), ("a", "n"), ("e", "r"), ("o", "n"))
@@ -56,6 +56,21 @@ _OWN: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 56},
+    # Latent attention, whose kv_b_proj sees four dimensions, and an expert for all tokens.
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 16,
+    },
 }
 
 

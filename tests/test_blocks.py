@@ -294,14 +294,16 @@ def test_models_that_cannot_be_walked(tmp_path: Path) -> None:
 
 def test_routers_are_left_alone() -> None:
     class Mixture(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, gate: nn.Module) -> None:
             super().__init__()
-            self.gate = nn.Linear(8, 4)
+            self.gate = gate
             self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
 
-    block = nn.ModuleDict({"attention": nn.Linear(8, 8), "mlp": Mixture()})
-    found = linears(block, "layers.3")
-    assert list(found) == ["layers.3.attention", *(f"layers.3.mlp.experts.{i}" for i in range(4))]
+    gate = nn.Linear(8, 4)
+    for router in (gate, nn.ModuleDict({"wg": gate})):  # the latter is Hunyuan's
+        block = nn.ModuleDict({"attention": nn.Linear(8, 8), "mlp": Mixture(router)})
+        found = linears(block, "layers.3")
+        assert list(found) == ["layers.3.attention", *(f"layers.3.mlp.experts.{i}" for i in range(4))]
 
 
 def test_tiny_configs_are_odd() -> None:

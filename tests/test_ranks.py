@@ -92,6 +92,17 @@ def test_a_lost_process_ends_the_others(runs: Path, mode: str) -> None:
     assert not list(out.glob("*.safetensors"))
 
 
+def test_one_process_alone_has_all() -> None:
+    one, tensor = Ranks(), torch.arange(5)
+    one.add(tensor)
+    one.largest(tensor)
+    assert tensor.tolist() == [0, 1, 2, 3, 4] and one.share(tensor) is not None
+    assert one.union(["b", "a"]) == ["b", "a"] and one.tell("word") == "word"
+    assert one.give(0, {"x": tensor}, 7) == ({"x": tensor}, 7)
+    with one.one_first():
+        pass
+
+
 def test_too_few_samples_for_the_processes() -> None:
     assert [len(Ranks(rank, 3).share(torch.zeros(7, 2))) for rank in range(3)] == [3, 2, 2]
     with pytest.raises(MixllmError, match="2 windows of text are too few for 3 processes"):

@@ -10,6 +10,7 @@ from torch import nn
 RENAMED = (
     ("lm_head.", "embed_out."),  # GPT-NeoX
     (".mlp.", ".block_sparse_moe."),  # Mixtral and its kin
+    (".mlp.router.", ".block_sparse_moe.gate."),  # Phi-3.5-MoE
 )
 
 

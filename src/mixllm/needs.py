@@ -19,6 +19,7 @@ from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
+from mixllm.ranks import here
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts.
@@ -89,14 +90,14 @@ def needs(
     gpu = device.type == "cuda"
     memory = psutil.virtual_memory()
     # What this process holds already is its to use.
-    free = memory.available + host_bytes()
+    free = memory.available // here() + host_bytes()
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
         unused, total = torch.cuda.mem_get_info(device)
         bound = int(SHARE * (unused + torch.cuda.memory_reserved(device)))
         spare = max(0, min(MOST_HOST, int(SHARE * free)) - BASE_HOST - CUDA_HOST - _leaving(sizes))
     else:
-        total, bound, spare = memory.total, int(SHARE * free) - BASE_HOST, 0
+        total, bound, spare = memory.total // here(), int(SHARE * free) - BASE_HOST, 0
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = SHARE * min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)

@@ -5,14 +5,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from torch import Tensor
 
 from mixllm.card import new_card
 from mixllm.clock import Clock
@@ -20,28 +16,22 @@ from mixllm.config import WIDTHS, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
-from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
-from mixllm.format.pack import pack, unpack
-from mixllm.format.rounded import Rounded
-from mixllm.format.spool import Spool
 from mixllm.given import Given, read_given
 from mixllm.job import Job, open_job
 from mixllm.placement import device_name, pick_device, versions
 from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.ranks import Ranks, joined
-from mixllm.records import LAYERS, LOG, PLAN, RECORDS, RUN, SALIENCE, SUMMARY
+from mixllm.records import LOG, PLAN, RUN, SALIENCE, SUMMARY
 from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
-from mixllm.rounding.observed import Observed
-from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.salience_kept import Kept
-from mixllm.tuning import tune_scales
+from mixllm.writing import ROUND, rounded_by, write_quantized
 
 SHARD_SIZE = "5GB"
 # What the first of several processes tells the others to do with it.
-SCORE, ROUND, END = "score", "round", "end"
+SCORE, END = "score", "end"
 
 
 @dataclass(frozen=True)
@@ -90,96 +80,6 @@ def is_uniform(config: QuantConfig) -> bool:
     return config.bits in WIDTHS
 
 
-def write_quantized(
-    job: Job,
-    plan: Plan,
-    config: QuantConfig,
-    out: Path,
-    progress: Progress | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Round by the plan and fill the directory `out` with the checkpoint.
-
-    What a call with the same arguments has finished in `out` before it was cut is not done again.
-    """
-    spool = Spool(out / SPOOL)
-    if not (out / LAYERS).is_file():
-        _round(job, plan, config, spool, progress or Silent())
-        if config.tunes:
-            _tune(job, config, spool, progress or Silent())
-        (out / RECORDS).mkdir(exist_ok=True)
-        write_json(out / LAYERS, spool.notes())
-    counts = plan.counts()
-    modules = {
-        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
-        for name in job.shapes
-    }
-    assemble(out, job.source, config.format, modules, _last(spool) if config.tunes else spool, shard_bytes)
-    spool.remove()
-
-
-def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
-    """Fill the spool with every block that is not there yet, and what was observed of its layers."""
-    widths = {name: module.widths for name, module in plan.modules.items()}
-    blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
-    seen: dict[str, Observed] = {}
-    job.ranks.tell((ROUND, widths))
-    with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
-        rounded = _rounded(job, widths, config, Path(work), progress, seen, spool)
-        for count in blocks[len(spool) :]:
-            layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
-            spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
-        deque(rounded, maxlen=0)  # the walk's own end
-
-
-def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:
-    """Fill a second spool with the layers of the first, tuned; one that a cut run has begun is begun anew."""
-    if job.ranks.size > 1:
-        raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
-    _last(spool).remove()
-    tuned, blocks = _last(spool), [spool.block(i) for i in range(len(spool))]
-    layers = {name: unpack(weight, config.format) for block in blocks for name, weight in block.items()}
-    found = _tuned(job, config, layers, progress)
-    for block in blocks:
-        tuned.append({name: pack(found[name], config.format) for name in block}, {})
-
-
-def _last(spool: Spool) -> Spool:
-    """Where tuned layers wait."""
-    return Spool(spool.directory / "tuned")
-
-
-def _tuned(
-    job: Job, config: QuantConfig, layers: dict[str, Rounded], progress: Progress
-) -> dict[str, Rounded]:
-    return tune_scales(
-        job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
-    )
-
-
-def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
-    """Every linear layer as write_quantized writes it, in memory, in model order."""
-    widths = {name: module.widths for name, module in plan.modules.items()}
-    with TemporaryDirectory(prefix=SCRATCH) as work:
-        layers = dict(_rounded(job, widths, config, Path(work), Silent(), {}))
-    return _tuned(job, config, layers, Silent()) if config.tunes else layers
-
-
-def _rounded(
-    job: Job,
-    widths: Mapping[str, Tensor],
-    config: QuantConfig,
-    work: Path,
-    progress: Progress,
-    seen: dict[str, Observed],
-    finished: Spool | None = None,
-) -> Iterator[tuple[str, Rounded]]:
-    return round_model(
-        job.decoder, job.ids, widths, config, room=job.room(work, measured=False), batch=job.batch,
-        progress=progress, seen=seen, ranks=job.ranks, finished=finished,
-    )  # fmt: skip
-
-
 def quantize(
     model: str,
     out: str | Path,
@@ -226,7 +126,7 @@ def _follow(job: Job, config: QuantConfig) -> Summary:
             score(job, config)
         elif order == ROUND:
             with TemporaryDirectory(prefix=SCRATCH) as work:
-                deque(_rounded(job, given, config, Path(work), Silent(), {}), maxlen=0)
+                deque(rounded_by(job, given, config, Path(work), Silent(), {}), maxlen=0)
         else:
             summary: Summary = given
             return summary

@@ -119,6 +119,16 @@ class Ranks:
 ALONE = Ranks()
 
 
+def here() -> int:
+    """How many processes torchrun started together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks, of those that torchrun started together."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
     """The processes that torchrun started together, this one computing on `device`; without torchrun, one.
@@ -126,11 +136,18 @@ def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
     wait: for how long the others may be silent.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    if device.index is not None and device.type == "cuda":
+        # Triton launches on the current device, whatever its tensors are on.
+        torch.cuda.set_device(device)
     if size == 1:
         yield ALONE
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
+    try:
+        dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MixllmError(f"the other processes that torchrun started cannot be reached ({reason})") from None
     yield Ranks(dist.get_rank(), size, device)
     # Not after an error: to take leave of processes that are gone can take for ever.
     dist.destroy_process_group()

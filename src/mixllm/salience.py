@@ -185,6 +185,8 @@ class Scores:
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
             e = x @ self.errors[name].flatten(0, 1).T
+            if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
+                delta, e = delta.flatten(1, -2), e.flatten(1, -2)
             if delta.dim() == 3:
                 sums, squares = over_tokens(delta, e)
             else:

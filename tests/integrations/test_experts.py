@@ -125,7 +125,7 @@ def test_a_model_without_these_experts_is_refused(checkpoint: Path, tmp_path: Pa
     for file in checkpoint.iterdir():
         (tmp_path / file.name).symlink_to(file)
     config = json.loads((checkpoint / "config.json").read_text())
-    fewer = {key: 2 for key in ("num_local_experts", "num_experts") if key in config}
+    fewer = {key: 2 for key in ("num_local_experts", "num_experts", "n_routed_experts") if key in config}
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**config, **fewer}))
     with pytest.raises(MixllmError, match=r"has no layer model\.layers\.0\..*experts\.2"):

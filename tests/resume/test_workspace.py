@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mixllm import pipeline
+from mixllm import writing
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.pipeline import quantize
@@ -63,9 +63,9 @@ def cut(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, **f
             raise KeyboardInterrupt
         return pack(*given)
 
-    pack = pipeline.pack  # type: ignore[attr-defined]
+    pack = writing.pack  # type: ignore[attr-defined]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mixllm.pipeline.pack", dying)
+        patch.setattr("mixllm.writing.pack", dying)
         quantize(str(root / "model"), out, config(root, **fields))
 
 

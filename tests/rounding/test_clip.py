@@ -22,7 +22,7 @@ def test_kernel_equals_the_search(profile: str, n: int, k: int, size: float, cli
     part = w[:, -min(k, 128) :]
     importance = torch.rand(part.shape[1], generator=torch.Generator().manual_seed(5))
     expected = best_grid(grids, part, importance, clip)
-    found = launch(grids, part, importance, len(SHRINKS) if clip else 1)
+    found = launch(grids, part, importance, SHRINKS if clip else SHRINKS[:1])
     off = [
         float(((part - grid.value(grid.snap(part))).square() @ importance).sum())
         for grid in (expected, found)

@@ -56,15 +56,23 @@ def find_blocks(model: nn.Module, source: Source) -> tuple[str, nn.ModuleList]:
 
 
 def linears(block: nn.Module, prefix: str, held: Names = ()) -> dict[str, nn.Linear]:
-    """Full name -> nn.Linear of a block, but for routers and gates: those stand beside the experts.
+    """Full name -> nn.Linear of a block, but for routers and gates, which stand beside the experts.
 
     held: the names of the model's files, which go before the modules' own.
     """
     return {
         in_files(f"{prefix}.{name}.weight", held).removesuffix(".weight"): module
         for name, module in block.named_modules()
-        if type(module) is nn.Linear and not hasattr(block.get_submodule(name.rpartition(".")[0]), "experts")
+        if type(module) is nn.Linear and not _routes(block, name)
     }
+
+
+def _routes(block: nn.Module, name: str) -> bool:
+    """Whether a linear layer stands beside experts, or is in a module called gate that does."""
+    parent, _, _ = name.rpartition(".")
+    above, _, own = parent.rpartition(".")
+    beside = hasattr(block.get_submodule(parent), "experts")
+    return beside or (own == "gate" and hasattr(block.get_submodule(above), "experts"))
 
 
 def _has_linear(module: nn.Module) -> bool:

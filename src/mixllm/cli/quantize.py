@@ -58,6 +58,7 @@ def quantize(
         print_json(needs) if json else _tell(needs, out)
         return
     from mixllm import pipeline
+    from mixllm.ranks import is_first
     from mixllm.resume import partial_of
 
     try:
@@ -70,6 +71,8 @@ def quantize(
             raise
         how = "--resume auto" if resume == "never" else "the same command"
         raise Interrupted(f"interrupted; {how} goes on with what is in {partial_of(out)}") from None
+    if not is_first():
+        return
     if json:
         print_json(summary)
         return

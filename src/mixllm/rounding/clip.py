@@ -21,7 +21,7 @@ def best_grid(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
         # One kernel for what would be hundreds of launches a group.
         from mixllm.rounding.clip_triton import launch
 
-        return launch(grids, w, importance, len(SHRINKS) if clip else 1)
+        return launch(grids, w, importance, SHRINKS if clip else SHRINKS[:1])
     best = grids.make(w)
     if not clip:
         return best

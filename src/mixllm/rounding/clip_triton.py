@@ -5,6 +5,9 @@ The arithmetic is that of mixllm.rounding.grid, step by step; only the error's s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -24,6 +27,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     w_ptr,
     stride,
     importance_ptr,
+    shrinks_ptr,
     rows_ptr,
     fields_ptr,
     n,
@@ -49,8 +53,9 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     least = tl.full((ROWS,), float("inf"), tl.float32)
     best_scale = tl.zeros((ROWS,), tl.float32)
     best_zero, best_first, best_last, best_multiplier = best_scale, best_scale, best_scale, best_scale
-    for step in tl.static_range(STEPS):
-        low, high = bottom * (1.0 - 0.02 * step), top * (1.0 - 0.02 * step)
+    for step in range(STEPS):
+        shrink = tl.load(shrinks_ptr + step)
+        low, high = bottom * shrink, top * shrink
         span = tl.where(four, high - low, tl.maximum(-low, high))
         scale = tl.div_rn(span, tl.where(four, 15.0, 127.0))
         multiplier = tl.full((ROWS,), 1.0, tl.float32)
@@ -85,13 +90,19 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     tl.store(fields_ptr + 4 * n + row, best_multiplier, mask=row < n)
 
 
-def launch(grids: Grids, w: Tensor, importance: Tensor, steps: int) -> Grid:
-    """The best of `steps` shrinks, see mixllm.rounding.clip.best_grid; w [N, L], L <= 128, of one group."""
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
+
+
+def launch(grids: Grids, w: Tensor, importance: Tensor, shrinks: Sequence[float]) -> Grid:
+    """The best of some shrinks, see mixllm.rounding.clip.best_grid; w [N, L], L <= 128, of one group."""
     n, length = w.shape
+    table = _on_device(tuple(shrinks), w.device)
     fields = w.new_empty(5, n)
     _kernel[(triton.cdiv(n, ROWS),)](
-        w, w.stride(0), importance.contiguous(), grids.by_row, fields, n,
-        STEPS=steps, GROUP_FLOATS=grids.kind == "group", LENGTH=length,
+        w, w.stride(0), importance.contiguous(), table, grids.by_row, fields, n,
+        STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
         MOST=MOST_HALF, LEAST=LEAST_HALF, MULTIPLIERS=MULTIPLIER_MAX, ROWS=ROWS, COLUMNS=GROUP_SIZE,
     )  # fmt: skip
     return Grid(*(field[:, None] for field in torch.unbind(fields)))

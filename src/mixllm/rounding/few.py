@@ -1,8 +1,8 @@
 """Experts that calibration hardly reached.
 
-An expert sees the tokens that are routed to it, and a Hessian of few of them says little of others. GPTQ
-from n tokens makes a greater error on other tokens than rounding to nearest until n is between one and two
-tokens an input (measured: docs/method.md).
+An expert sees the tokens that are routed to it, and a Hessian of few of them says little of others: with
+fewer tokens than inputs, GPTQ makes about as great an error on other tokens as rounding to nearest, or a
+greater one (measured: benchmarks/few_tokens.py, docs/method.md).
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from mixllm.config import QuantConfig
 from mixllm.rounding import factor_of
 from mixllm.rounding.hessian import Factor, Shared
 
-LEAST = 1.5  # tokens an input
-
 
 def factor_if_seen(shared: Shared, config: QuantConfig, total: int) -> Factor | None:
-    """factor_of the layers' Hessian; None where it is of too few tokens for GPTQ.
+    """factor_of the layers' Hessian; None where it is of fewer tokens than inputs, too few for GPTQ.
 
     total: tokens of the text; a layer that saw all of them is no expert.
     """
-    enough = shared.tokens >= min(total, LEAST * len(shared.hessian))
+    enough = shared.tokens >= min(total, len(shared.hessian))
     return factor_of(shared.hessian, config, shared.names[0]) if enough else None
 
 

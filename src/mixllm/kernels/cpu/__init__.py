@@ -1,4 +1,4 @@
-"""The CPU backend: AVX-512 VNNI, AVX2, NEON or portable C++, whichever is the machine's best."""
+"""The CPU backend: AMX, AVX-512, AVX-VNNI, AVX2, i8mm, NEON or portable C++, the best the machine has."""
 
 from __future__ import annotations
 

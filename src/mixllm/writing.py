@@ -1,0 +1,122 @@
+"""Round by a plan and write the checkpoint: the second half of the job, on a model that is open."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+
+from mixllm.config import WIDTHS, QuantConfig
+from mixllm.errors import MixllmError
+from mixllm.files import write_json
+from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
+from mixllm.format.pack import pack, unpack
+from mixllm.format.rounded import Rounded
+from mixllm.format.spool import Spool
+from mixllm.job import Job
+from mixllm.plan import Plan
+from mixllm.progress import Progress, Silent
+from mixllm.records import LAYERS, RECORDS
+from mixllm.resume import SCRATCH
+from mixllm.rounding.observed import Observed
+from mixllm.rounding.walk import round_model
+from mixllm.tuning import tune_scales
+
+# What the first of several processes tells the others before they round together.
+ROUND = "round"
+
+
+def write_quantized(
+    job: Job,
+    plan: Plan,
+    config: QuantConfig,
+    out: Path,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Round by the plan and fill the directory `out` with the checkpoint.
+
+    What a call with the same arguments has finished in `out` before it was cut is not done again.
+    """
+    spool = Spool(out / SPOOL)
+    if not (out / LAYERS).is_file():
+        _round(job, plan, config, spool, progress or Silent())
+        if config.tunes:
+            _tune(job, config, spool, progress or Silent())
+        (out / RECORDS).mkdir(exist_ok=True)
+        write_json(out / LAYERS, spool.notes())
+    counts = plan.counts()
+    modules = {
+        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
+        for name in job.shapes
+    }
+    assemble(out, job.source, config.format, modules, _last(spool) if config.tunes else spool, shard_bytes)
+    spool.remove()
+
+
+def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill the spool with every block that is not there yet, and what was observed of its layers."""
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
+    seen: dict[str, Observed] = {}
+    job.ranks.tell((ROUND, widths))
+    with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
+        rounded = rounded_by(job, widths, config, Path(work), progress, seen, spool)
+        for count in blocks[len(spool) :]:
+            layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
+            spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
+        deque(rounded, maxlen=0)  # the walk's own end
+
+
+def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:
+    """Fill a second spool with the layers of the first, tuned; one that a cut run has begun is begun anew."""
+    if job.ranks.size > 1:
+        raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
+    _last(spool).remove()
+    tuned, blocks = _last(spool), [spool.block(i) for i in range(len(spool))]
+    layers = {name: unpack(weight, config.format) for block in blocks for name, weight in block.items()}
+    found = _tuned(job, config, layers, progress)
+    for block in blocks:
+        tuned.append({name: pack(found[name], config.format) for name in block}, {})
+
+
+def _last(spool: Spool) -> Spool:
+    """Where tuned layers wait."""
+    return Spool(spool.directory / "tuned")
+
+
+def _tuned(
+    job: Job, config: QuantConfig, layers: dict[str, Rounded], progress: Progress
+) -> dict[str, Rounded]:
+    return tune_scales(
+        job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
+    )
+
+
+def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
+    """Every linear layer as write_quantized writes it, in memory, in model order."""
+    widths = {name: module.widths for name, module in plan.modules.items()}
+    with TemporaryDirectory(prefix=SCRATCH) as work:
+        layers = dict(rounded_by(job, widths, config, Path(work), Silent(), {}))
+    return _tuned(job, config, layers, Silent()) if config.tunes else layers
+
+
+def rounded_by(
+    job: Job,
+    widths: Mapping[str, Tensor],
+    config: QuantConfig,
+    work: Path,
+    progress: Progress,
+    seen: dict[str, Observed],
+    finished: Spool | None = None,
+) -> Iterator[tuple[str, Rounded]]:
+    """round_model of a job; work: a directory for states that fit no memory."""
+    return round_model(
+        job.decoder, job.ids, widths, config, room=job.room(work, measured=False), batch=job.batch,
+        progress=progress, seen=seen, ranks=job.ranks, finished=finished,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""States between blocks, wherever they are kept, and weights that are read ahead."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixllm.blocks import Room, States
+from mixllm.blocks.ahead import ReadAhead
+from mixllm.errors import MixllmError
+
+CPU = torch.device("cpu")
+
+
+def tensors(count: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3 + i % 2, 5, generator=generator).to(dtype) for i in range(count)]
+
+
+@settings(max_examples=20)
+@given(fit=st.integers(0, 9), count=st.integers(0, 5), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+def test_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, fit: int, count: int, dtype: torch.dtype
+) -> None:
+    disk = tmp_path_factory.mktemp("states")
+    first, second = tensors(count, 1, dtype), tensors(count, 2, dtype)
+    with States(CPU, Room(fit * 30 * dtype.itemsize, 0, disk)) as states:
+        states.put(3, first, soon=True)
+        states.put(-1, second, soon=False)
+        for _ in range(2):
+            assert all(torch.equal(a, b) for a, b in zip(states.read(3), first, strict=True))
+        # What is taken may be put again under its number while it is taken.
+        states.put(3, (2 * t for t in states.take(3)), soon=True)
+        assert all(torch.equal(a, 2 * b) for a, b in zip(states.take(3), first, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(states.read(-1), second, strict=True))
+    assert list(disk.iterdir()) == []
+
+
+def test_room_is_used_before_the_disk(tmp_path: Path) -> None:
+    with States(CPU, Room(2 * 30 * 4, 0, tmp_path)) as states:
+        states.put(0, tensors(3, 0), soon=True)
+        assert len(list(tmp_path.iterdir())) == 1
+        list(states.take(0))
+        assert list(tmp_path.iterdir()) == []
+        states.put(1, tensors(1, 0), soon=True)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with (
+        States(CPU, Room(0, 0, tmp_path / "gone")) as states,
+        pytest.raises(MixllmError, match=r"gone/1\.states: states between blocks cannot be written"),
+    ):
+        states.put(0, tensors(1, 0), soon=True)
+
+
+def test_the_next_is_read_while_this_one_works() -> None:
+    asked: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def read(i: int) -> dict[str, Tensor]:
+        asked.append((i, threading.current_thread().name))
+        done.set()
+        return {"weight": torch.full((1,), float(i))}
+
+    ahead = ReadAhead(read, CPU)
+    assert float(ahead.take(0)["weight"]) == 0
+    done.clear()
+    ahead.start(1)
+    assert done.wait(10)
+    assert float(ahead.take(1)["weight"]) == 1
+    ahead.start(2)
+    assert float(ahead.take(7)["weight"]) == 7
+    assert [i for i, _ in asked] == [0, 1, 2, 7]
+    assert all(name.startswith("mixllm-read") for _, name in asked)
+
+
+def test_an_error_in_reading_is_raised_where_the_block_is_taken() -> None:
+    def read(i: int) -> dict[str, Tensor]:
+        raise MixllmError(f"block {i}: missing")
+
+    ahead = ReadAhead(read, CPU)
+    ahead.start(4)
+    with pytest.raises(MixllmError, match="block 4: missing"):
+        ahead.take(4)
