@@ -107,7 +107,7 @@ def test_tuning_is_done_again_unless_it_was_done(
     quantize(str(root / "model"), tmp_path / "whole/out", config(root, tune=1))
     out, told = tmp_path / "cut/out", Notes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"mixllm.pipeline.{place}", interrupt)
+        patch.setattr(f"mixllm.writing.{place}", interrupt)
         quantize(str(root / "model"), out, config(root, tune=1))
     quantize(str(root / "model"), out, config(root, tune=1), progress=told)
     assert "round" not in told.stages and ("tune" in told.stages) == again
