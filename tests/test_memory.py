@@ -20,6 +20,6 @@ def test_without_a_gpu_there_is_no_peak(monkeypatch: pytest.MonkeyPatch):
     assert memory.gpu_peak_bytes() == 7
 
 
-def test_where_the_system_does_not_tell_it_is_the_peak(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_where_the_system_does_not_tell_files_count_too(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     assert 10**7 < memory.host_bytes() < 10**12

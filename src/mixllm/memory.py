@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from pathlib import Path
+
+import psutil
 
 _STATUS = Path("/proc/self/status")
 # Not what maps files: weights read from disk are the system's cache, which it takes back when it needs to.
@@ -12,12 +13,11 @@ _OWN = ("RssAnon", "RssShmem")
 
 
 def host_bytes() -> int:
-    """Of this process's own now; where the system does not tell that apart, of all it ever had at once."""
+    """Of this process's own now; where the system does not tell that apart, with mapped files."""
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return sum(int(fields[name].split()[0]) * 1024 for name in _OWN)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def gpu_peak_bytes() -> int:

@@ -235,6 +235,8 @@ def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) ->
 
 
 def _check_out(out: Path, taken_is_fine: bool) -> None:
+    if out.name in ("", ".."):
+        raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not taken_is_fine:
         raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
     if out.is_mount():

@@ -107,7 +107,7 @@ def test_tuning_is_done_again_unless_it_was_done(
     quantize(str(root / "model"), tmp_path / "whole/out", config(root, tune=1))
     out, told = tmp_path / "cut/out", Notes()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(f"mixllm.pipeline.{place}", interrupt)
+        patch.setattr(f"mixllm.writing.{place}", interrupt)
         quantize(str(root / "model"), out, config(root, tune=1))
     quantize(str(root / "model"), out, config(root, tune=1), progress=told)
     assert "round" not in told.stages and ("tune" in told.stages) == again
@@ -239,6 +239,12 @@ def test_what_no_run_of_today_left_is_not_trusted(root: Path, tmp_path: Path) ->
     (partial / "model.safetensors").write_bytes(b"junk")
     quantize(str(root / "model"), tmp_path / "out", config(root))
     assert contents(tmp_path / "out") == contents(root / "out")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_place_without_a_name_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(MixllmError, match="give the directory by its name"):
+        quantize(str(root / "model"), name, config(root), overwrite=True)
 
 
 def test_a_mount_point_is_refused_before_the_work(
