@@ -105,7 +105,7 @@ def test_worst_codes_do_not_overflow(k: int) -> None:
 def test_linear_takes_this_path_and_keeps_its_answers() -> None:
     weight = random_weight(300, 40, 1100, FAST, 3, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    x = torch.randn(hopper.LEAST_TOKENS, 1100, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(hopper.LEAST_TOKENS["whole"], 1100, device="cuda", dtype=torch.bfloat16)
     assert hopper.takes(0, linear.scales, len(x))
     few = linear(x[:-1])
     assert torch.equal(linear(x)[:-1], few)
@@ -114,6 +114,16 @@ def test_linear_takes_this_path_and_keeps_its_answers() -> None:
         captured = linear(x)
     graph.replay()
     assert torch.equal(captured[:-1], few)
+
+
+def test_groups_take_this_path_too() -> None:
+    format = PROFILES["paper"]
+    weight = random_weight(300, 40, 1100, format, 3, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    x = torch.randn(hopper.LEAST_TOKENS["grouped"], 1100, device="cuda", dtype=torch.bfloat16)
+    assert hopper.takes(0, linear.scales, len(x))
+    many, few = linear(x)[:-1].float(), linear(x[:-1]).float()
+    assert (many - few).norm() / few.norm() < 4e-3
 
 
 def test_operator_passes_opcheck() -> None:

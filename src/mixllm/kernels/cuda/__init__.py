@@ -79,11 +79,12 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     for most, tile in skinny.table(linear.scales.key):
         if skinny.takes(index, linear.scales, most):
             skinny.product(index, linear.scales, tile)
-    if hopper.takes(index, linear.scales, hopper.LEAST_TOKENS):
+    least = hopper.LEAST_TOKENS[linear.scales.key]
+    if hopper.takes(index, linear.scales, least):
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    tokens = [1, 17, 65, hopper.LEAST_TOKENS, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
+    tokens = [1, 17, 65, least, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
     clusters = device(index).capability >= (9, 0)
     launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, linear.scales, n)) for n in tokens]
     shapes = {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}

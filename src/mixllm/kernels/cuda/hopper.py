@@ -19,8 +19,9 @@ from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
-# From so many tokens on: with 128, one tile's worth, csrc/gemm.cu is far quicker where K is long.
-LEAST_TOKENS = 256
+# From so many tokens on: with 128, one tile's worth, csrc/gemm.cu is far quicker where K is long; float sums
+# have not been timed with fewer than 1,024.
+LEAST_TOKENS = {"whole": 256, "grouped": 1024}
 # Tokens whose tiles run at one time, so that they stay in L2.
 BAND = 2048
 
@@ -58,8 +59,8 @@ OVERHEAD = {256: 21, 128: 8}
 
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether so many tokens go this way on a GPU. Float sums don't: docs/hopper.md."""
-    return scales.key == "whole" and tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
+    """Whether so many tokens go this way on a GPU."""
+    return tokens >= LEAST_TOKENS[scales.key] and device(index).capability == (9, 0)
 
 
 def choose(
