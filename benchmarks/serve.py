@@ -63,7 +63,8 @@ def run(engine: tuple[str, dict[str, Any]], load: dict[str, Any], work: Path, lo
     job = {"engine": settings, "load": load, "turn": str(work / "turn"), "result": str(result)}
     log = logs / f"{name}.log"
     with log.open("w") as output:
-        command = [sys.executable, str(ENGINE), json.dumps(job)]
+        # -P: this directory's kernels.py is not the package of that name, for which transformers looks.
+        command = [sys.executable, "-P", str(ENGINE), json.dumps(job)]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
     if done.returncode == 0:
         found = read_json(result)

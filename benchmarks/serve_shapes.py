@@ -42,6 +42,11 @@ GPTQ = {
     "desc_act": False,
     "sym": True,
     "lm_head": False,
+    # Without these vLLM looks for quantized tensors in files, finds none and serves float weights.
+    "modules_in_block_to_quantize": [
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    ],
 }
 _INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
 INT8 = {
