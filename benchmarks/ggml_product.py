@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 F32, TYPES = 0, {"Q4_0": 2, "Q4_K": 12}
+BLOCKS = {"Q4_0": 32, "Q4_K": 256}  # inputs of a row come in whole blocks of so many
 ROWS = 64  # that are quantized and repeated: times don't depend on codes
 
 
