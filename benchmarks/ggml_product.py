@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 F32, TYPES = 0, {"Q4_0": 2, "Q4_K": 12}
-BLOCKS = {"Q4_0": 32, "Q4_K": 256}  # inputs of a row come in whole blocks of so many
 ROWS = 64  # that are quantized and repeated: times don't depend on codes
 
 
@@ -40,6 +39,7 @@ def library(folder: Path) -> ctypes.CDLL:
     }  # fmt: skip
     for name, arguments in pointers.items():
         getattr(ggml, name).argtypes, getattr(ggml, name).restype = arguments, c_void_p
+    ggml.ggml_blck_size.argtypes, ggml.ggml_blck_size.restype = [c_int], c_int64
     ggml.ggml_row_size.argtypes, ggml.ggml_row_size.restype = [c_int, c_int64], c_size_t
     ggml.ggml_quantize_chunk.argtypes = [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p]
     ggml.ggml_build_forward_expand.argtypes = [c_void_p] * 2
@@ -92,6 +92,12 @@ class Layer:
         y = x.new_empty(len(x), self.n)
         self.ggml.ggml_backend_tensor_get(output, y.data_ptr(), 0, y.nbytes)
         return y
+
+
+def kinds(folder: Path, k: int) -> list[str]:
+    """The types that rows of k inputs fit: a type has blocks of its own size, which are not split."""
+    ggml = library(folder)
+    return [kind for kind, number in TYPES.items() if k % ggml.ggml_blck_size(number) == 0]
 
 
 def best_buffer(ggml: ctypes.CDLL) -> int:

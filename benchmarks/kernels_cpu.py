@@ -105,7 +105,7 @@ def contenders(n: int, k: int, threads: int, ggml: Path | None) -> dict[str, lis
                 n * k / 2, lambda a=level: session(graph(a), threads)
             )
     if ggml:
-        for kind in (kind for kind, block in ggml_product.BLOCKS.items() if k % block == 0):
+        for kind in ggml_product.kinds(ggml, k):
             layer = partial(ggml_product.Layer, ggml, kind, n, k, threads)
             runs[f"ggml {kind}"] = copies(n * k / 2, layer)
     return runs

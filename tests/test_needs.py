@@ -16,7 +16,7 @@ import torch
 from mixllm import needs as module
 from mixllm.blocks.states import at_once, spacing
 from mixllm.errors import MixllmError
-from mixllm.needs import Needs, Sizes, needs
+from mixllm.needs import Needs, Sizes, needs, tuning_needs
 from tests.models import write_tiny
 
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
@@ -74,6 +74,19 @@ def test_a_small_gpu_takes_fewer_tokens_at_once(monkeypatch: pytest.MonkeyPatch)
 def test_a_large_block_may_take_more_than_states_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     found = on_gpu(monkeypatch, llama(16384, 53248, 126))
     assert 22 * GB < found.device < 80 * GB and found.room.device == 0
+
+
+def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = llama(4096, 14336, 32)
+    on_gpu(monkeypatch, sizes)
+    gpu, host = tuning_needs(sizes, 128, 2048, CUDA, BF16)
+    assert gpu > 2 * sizes.weights and host > 128 * 2048 * 4096 * 2
+    cpu = torch.device("cpu")
+    assert tuning_needs(sizes, 128, 2048, cpu, BF16)[0] == 0
+    assert tuning_needs(sizes, 128, 2048, cpu, BF16)[1] > gpu
+    on_gpu(monkeypatch, sizes, gpu=12)
+    with pytest.raises(MixllmError, match=r"tune: all rounded layers take \d+\.\d GB, 10\.8 GB can be had"):
+        tuning_needs(sizes, 128, 2048, CUDA, BF16)
 
 
 def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mixllm.errors import MixllmError
 from mixllm.loading import load
 from mixllm.pipeline import quantize
 from mixllm.plan import Plan
+from mixllm.ranks import Ranks
 from tests.models import write_tiny
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 60
@@ -101,3 +103,11 @@ def test_a_plan_of_another_model_is_refused(model: Path, tmp_path: Path) -> None
     with pytest.raises(MixllmError, match=r"plan\.json: .*made for another model"):
         quantize(str(model), tmp_path / "out2", config(model), plan=tmp_path / "out/mixllm/plan.json")
     assert not (tmp_path / "out2").exists()
+
+
+def test_tuning_with_several_processes_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixllm.pipeline.joined", lambda _: nullcontext(Ranks(0, 2)))
+    with pytest.raises(MixllmError, match="tune: runs in one process"):
+        quantize(str(tmp_path / "no such model"), tmp_path / "out", QuantConfig(tune=1))

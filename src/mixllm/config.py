@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mixllm.errors import MixllmError
 
@@ -48,6 +56,8 @@ class Format(BaseModel):
         return in_features if self.activation_group == "token" else self.activation_group
 
 
+# Of a checkpoint's files, at most.
+SHARD_SIZE = "5GB"
 PROFILES: dict[str, Format] = {
     "fast": Format(),
     "paper": Format(weight_scale="group", rotation="none", activation_group=128),
@@ -86,10 +96,12 @@ class QuantConfig(BaseModel):
     window: int = Field(default=2048, ge=8)
     seed: int = 0
 
-    @property
-    def tunes(self) -> bool:
-        """Whether row scales are tuned after rounding."""
-        return self.rounding == "gptq" and self.tune > 0
+    @field_validator("sweeps", "tune")
+    @classmethod
+    def _after_gptq(cls, value: int, info: ValidationInfo) -> int:
+        if value and info.data.get("rounding") != "gptq":
+            raise ValueError("follows GPTQ; leave it out, or give rounding gptq")
+        return value
 
     @model_validator(mode="before")
     @classmethod

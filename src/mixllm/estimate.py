@@ -21,7 +21,7 @@ from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.needs import Sizes, needs, tuning_bytes
+from mixllm.needs import Sizes, needs, tuning_needs
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
@@ -67,19 +67,16 @@ def estimate(
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
     device_bytes, host_bytes = needed.device, needed.host
-    if config.tunes:
-        tuning = tuning_bytes(sizes, config.samples, config.window, kind)
-        if where.type == "cuda":
-            device_bytes = max(device_bytes, tuning)
-        else:
-            host_bytes = max(host_bytes, tuning)
+    if config.tune:
+        tuning = tuning_needs(sizes, config.samples, config.window, where, kind)
+        device_bytes, host_bytes = max(device_bytes, tuning[0]), max(host_bytes, tuning[1])
     return Estimate(
         device=str(where),
         seconds=SLACK * _operations(found, config, measured) / _rate(where, kind),
         gpu_bytes=device_bytes,
         memory_bytes=host_bytes,
         checkpoint_bytes=checkpoint,
-        disk_bytes=run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tunes),
+        disk_bytes=run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0),
         free_bytes=shutil.disk_usage(_existing(out)).free,
     )
 
@@ -152,7 +149,7 @@ def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
             total += tokens * (forward + hessian) + len(WIDTHS) * gptq + factors
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq + factors
-    if config.rounding == "gptq":
+    if config.sweeps or config.tune:
         weights = (shape for block in sizes.blocks for shape in block.values())
         total += config.sweeps * sum(n * k * (4 * k + 2 * GRIDS * GROUP_SIZE) for n, k in weights)
         # Forward, again and backward by inputs; the heads of both models, again and backward.

@@ -28,16 +28,20 @@ class Job:
     ids: Tensor
     ranks: Ranks = ALONE
 
-    def needs(self, *, measured: bool) -> Needs:
-        """What a walk of this process takes, with what is free now; measured: one that measures salience."""
-        tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
+    @property
+    def sizes(self) -> Sizes:
+        decoder = self.decoder
         blocks = [
             {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
             for i in range(len(decoder))
         ]
         share = routed(decoder.model, decoder.source.config.get_text_config())
-        sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share)
-        return needs(sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
+        return Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share)
+
+    def needs(self, *, measured: bool) -> Needs:
+        """What a walk of this process takes, with what is free now; measured: one that measures salience."""
+        tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
+        return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
 
     @property
     def batch(self) -> int:

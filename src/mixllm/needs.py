@@ -87,17 +87,13 @@ def needs(
 ) -> Needs:
     """tokens: of the calibration text that this process takes, in windows of `window`; measured: the run
     measures salience too. Raises MixllmError where one block and one window do not fit."""
-    gpu = device.type == "cuda"
-    memory = psutil.virtual_memory()
-    # What this process holds already is its to use.
-    free = memory.available // here() + host_bytes()
+    gpu, free, bound = device.type == "cuda", _free(), _bound(device)
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
-        unused, total = torch.cuda.mem_get_info(device)
-        bound = int(SHARE * (unused + torch.cuda.memory_reserved(device)))
+        _, total = torch.cuda.mem_get_info(device)
         spare = max(0, min(MOST_HOST, int(SHARE * free)) - BASE_HOST - CUDA_HOST - _leaving(sizes))
     else:
-        total, bound, spare = memory.total // here(), int(SHARE * free) - BASE_HOST, 0
+        total, spare = psutil.virtual_memory().total // here(), 0
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
@@ -131,13 +127,40 @@ def needs(
     )
 
 
-def tuning_bytes(sizes: Sizes, samples: int, window: int, dtype: torch.dtype) -> int:
-    """What tuning takes at its peak: all codes and their zeros spread, twice a byte; the boundary states of a
-    step and the float model's last ones; what is outside the blocks; and the logits of a part of a step."""
-    boundaries = (len(sizes.blocks) + 1) * min(WINDOWS, samples) + samples
-    states = boundaries * window * sizes.hidden * dtype.itemsize
-    ends = sizes.ends * dtype.itemsize
-    return BASE_HOST + 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+def tuning_needs(
+    sizes: Sizes, samples: int, window: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, int]:
+    """Bytes that tuning takes at its peak, on the GPU (0 without one) and in host memory.
+
+    Where the model runs: all codes and their zeros spread, twice a byte; the boundary states of a step; what
+    is outside the blocks; and the logits of a part of a step. On the host: the float model's last states.
+    Raises MixllmError where that is more than can be had: all layers are there at once.
+    """
+    state = window * sizes.hidden * dtype.itemsize
+    states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
+    working = 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+    if working > (bound := _bound(device)):
+        raise MixllmError(
+            f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
+            f"{device}; leave --tune out or give another --device"
+        )
+    targets = samples * state
+    if device.type == "cuda":
+        return working, BASE_HOST + CUDA_HOST + targets
+    return 0, BASE_HOST + working + targets
+
+
+def _free() -> int:
+    """Bytes of host memory that this process may have; what it holds already is its to use."""
+    return int(psutil.virtual_memory().available // here() + host_bytes())
+
+
+def _bound(device: torch.device) -> int:
+    """Bytes that can be had where the model runs."""
+    if device.type == "cuda":
+        unused, _ = torch.cuda.mem_get_info(device)
+        return int(SHARE * (unused + torch.cuda.memory_reserved(device)))
+    return int(SHARE * _free()) - BASE_HOST
 
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 
 from mixllm.card import new_card
 from mixllm.clock import Clock
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import SHARD_SIZE, WIDTHS, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
 from mixllm.given import Given, read_given
 from mixllm.job import Job, open_job
+from mixllm.needs import tuning_needs
 from mixllm.placement import device_name, pick_device, versions
 from mixllm.plan import Plan, Report, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
@@ -29,7 +30,6 @@ from mixllm.salience_file import Salience
 from mixllm.salience_kept import Kept
 from mixllm.writing import ROUND, rounded_by, write_quantized
 
-SHARD_SIZE = "5GB"
 # What the first of several processes tells the others to do with it.
 SCORE, END = "score", "end"
 
@@ -105,6 +105,8 @@ def quantize(
     """
     config, out = config or QuantConfig(), Path(out)
     with joined(pick_device(device)) as ranks:
+        if config.tune and ranks.size > 1:
+            raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
         if not ranks.first:
             with ranks.one_first():
                 job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
@@ -167,6 +169,9 @@ def _lead(
             JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
             told = Together(told, JsonLines(log))
             require_space(stage, _disk_bytes(job, config, given, shard_bytes))
+            if config.tune:  # known now, needed last
+                samples, window = job.ids.shape
+                tuning_needs(job.sizes, samples, window, job.decoder.device, job.decoder.dtype)
             with clock("salience"):
                 chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)
@@ -205,7 +210,7 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
     if plan is None and scores is None and not is_uniform(config):
         states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
         measuring = measuring_bytes(states, job.needs(measured=True).temporary)
-    return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tunes)
+    return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0)
 
 
 def _choose(

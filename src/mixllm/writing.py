@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from mixllm.config import WIDTHS, QuantConfig
-from mixllm.errors import MixllmError
 from mixllm.files import write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
 from mixllm.format.pack import pack, unpack
@@ -46,7 +45,7 @@ def write_quantized(
     spool = Spool(out / SPOOL)
     if not (out / LAYERS).is_file():
         _round(job, plan, config, spool, progress or Silent())
-        if config.tunes:
+        if config.tune:
             _tune(job, config, spool, progress or Silent())
         (out / RECORDS).mkdir(exist_ok=True)
         write_json(out / LAYERS, spool.notes())
@@ -55,7 +54,7 @@ def write_quantized(
         name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
         for name in job.shapes
     }
-    assemble(out, job.source, config.format, modules, _last(spool) if config.tunes else spool, shard_bytes)
+    assemble(out, job.source, config.format, modules, _last(spool) if config.tune else spool, shard_bytes)
     spool.remove()
 
 
@@ -75,8 +74,6 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
 
 def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:
     """Fill a second spool with the layers of the first, tuned; one that a cut run has begun is begun anew."""
-    if job.ranks.size > 1:
-        raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
     _last(spool).remove()
     tuned, blocks = _last(spool), [spool.block(i) for i in range(len(spool))]
     layers = {name: unpack(weight, config.format) for block in blocks for name, weight in block.items()}
@@ -103,7 +100,7 @@ def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Round
     widths = {name: module.widths for name, module in plan.modules.items()}
     with TemporaryDirectory(prefix=SCRATCH) as work:
         layers = dict(rounded_by(job, widths, config, Path(work), Silent(), {}))
-    return _tuned(job, config, layers, Silent()) if config.tunes else layers
+    return _tuned(job, config, layers, Silent()) if config.tune else layers
 
 
 def rounded_by(

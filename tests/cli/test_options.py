@@ -27,6 +27,10 @@ def test_flags_left_out_are_the_defaults():
     assert config({"profile": "paper"}) == QuantConfig(format=PROFILES["paper"])
 
 
+def test_rounding_to_nearest():
+    assert config({"rounding": "rtn"}) == QuantConfig(rounding="rtn")
+
+
 def test_a_flag_overrides_the_profile():
     made = config({"profile": "paper", "activation_group": "token", "rotation": "hadamard"})
     assert made.format == Format(weight_scale="group", rotation="hadamard", activation_group="token")
@@ -42,7 +46,7 @@ def test_all_values_arrive(monkeypatch):
 
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
-        "--profile paper --bits 5.5 --scope random --score taylor --error rtn --rounding rtn --no-clip "
+        "--profile paper --bits 5.5 --scope random --score taylor --error rtn --no-clip "
         "--no-order --sweeps 2 --damping 0.02 --tune 3 --calibration text.txt --samples 3 --window 64 "
         "--seed 9 --weight-scale row --rotation hadamard --activation-group 512"
     )
@@ -53,7 +57,6 @@ def test_all_values_arrive(monkeypatch):
         scope="random",
         score="taylor",
         error="rtn",
-        rounding="rtn",
         clip=False,
         order=False,
         sweeps=2,
@@ -73,6 +76,8 @@ def test_all_values_arrive(monkeypatch):
         ({"channels": 101.0}, "options: channels: "),
         ({"samples": 0}, "options: samples: "),
         ({"damping": 0.0}, "options: damping: "),
+        ({"rounding": "rtn", "sweeps": 2}, "options: sweeps: follows GPTQ"),
+        ({"rounding": "rtn", "tune": 1}, "options: tune: follows GPTQ"),
     ],
 )
 def test_bad_values_name_their_option(given, message):

@@ -12,7 +12,8 @@ from mixllm.config import PROFILES, Format
 from mixllm.kernels import activations, reference
 from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops
 from tests import shapes
-from tests.gpu.test_cuda import CANARY, DTYPES, true_division
+from tests.gpu.guarded import assert_as, run_guarded
+from tests.gpu.test_cuda import DTYPES, true_division
 from tests.kernels.cuda.weights import random_weight
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -22,23 +23,15 @@ __all__ = ["true_division"]  # a fixture that is used by being here
 FAST = PROFILES["fast"]
 
 
-def run_guarded(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: hopper.HopperTile) -> Tensor:
-    """Into a poisoned output between canaries that must live; twice, with the same bits."""
-    channels = linear.weight.out_features
-    codes, scales, sums, _ = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
-    size = x.shape[0] * channels * x.element_size()
-    guarded = torch.full((512 + size + 512,), CANARY, dtype=torch.uint8, device="cuda")
-    y = guarded[512 : 512 + size].view(x.dtype).view(x.shape[0], channels)
-    results = []
-    for _ in range(2):
-        y.fill_(7777)
+def run(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: hopper.HopperTile) -> Tensor:
+    """As linear(x, bias) with this tile, under guard."""
+
+    def product(y: Tensor) -> None:
+        codes, scales, sums, _ = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
         kinds = (linear.scales, linear.group, tile)
         hopper.gemm_into(y, codes, scales, sums, linear.tensors, bias, *kinds)
-        results.append(y.clone())
-    assert bool((guarded[:512] == CANARY).all())
-    assert bool((guarded[512 + size :] == CANARY).all())
-    assert torch.equal(results[0].nan_to_num(-5), results[1].nan_to_num(-5))
-    return results[0]
+
+    return run_guarded(x, linear.weight.out_features, product)
 
 
 @settings(deadline=None, max_examples=150)
@@ -64,14 +57,9 @@ def test_product(
     if t > 2:
         x[t // 2, k // 2] = torch.nan
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
-    y = run_guarded(linear, x, bias, tiles[choice % len(tiles)])
+    y = run(linear, x, bias, tiles[choice % len(tiles)])
     expected = reference.ReferenceLinear(weight, format)(x, bias)
-    assert torch.equal(y.isnan(), expected.isnan())
-    if linear.scales.key == "whole":
-        assert torch.equal(y.nan_to_num(-5), expected.nan_to_num(-5))
-    else:
-        error = (y.float() - expected.float()).nan_to_num(0).norm() / expected.float().nan_to_num(0).norm()
-        assert error < (3e-5 if dtype == torch.float32 else 4e-3)
+    assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=3e-5)
 
 
 @pytest.mark.parametrize("rotation", ["none", "hadamard"])

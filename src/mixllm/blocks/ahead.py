@@ -34,8 +34,8 @@ class ReadAhead:
     def take(self, i: int) -> Tensors:
         """Block i's tensors, ready for work that is queued from now on. Raises what reading raised."""
         if self._coming is None or self._coming[0] != i:
-            self.start(i)
-        assert self._coming is not None
+            self._coming = None
+            return self._read(i)
         coming, self._coming = self._coming[1], None
         tensors = coming.result()
         if self._stream is not None:

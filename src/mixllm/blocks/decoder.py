@@ -75,7 +75,7 @@ class Decoder:
     def block(self, i: int, then: int | None = None) -> Iterator[Block]:
         """Block i with its weights on the device; they are dropped when the context ends.
 
-        then: the block that will be asked for next; its weights are read while this one works.
+        then: the block that will be asked for next; on a GPU its weights are read while this one works.
         Raises MixllmError for a tensor that is missing, of a wrong shape or dtype, or not finite.
         """
         module, prefix = self._blocks[i], f"{self.prefix}.{i}"
@@ -83,7 +83,9 @@ class Decoder:
         block = Block(module, prefix, i, self.linears(i), self._arguments)
         try:
             read = self._ahead.take(i)
-            if then is not None and 0 <= then < len(self):
+            # Not on a CPU: once a second thread has computed, OpenMP lets the first one's helpers sleep
+            # between operations, and rounding, which is many small ones, takes nearly twice as long.
+            if then is not None and self.device.type == "cuda":
                 self._ahead.start(then)
             filled.extend(place(module, prefix, read))
             require_whole(module, prefix, self.source)

@@ -9,7 +9,7 @@ import typer
 
 from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
-from mixllm.config import QuantConfig
+from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.errors import Interrupted, MixllmError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def quantize(
             "any; do so or end with an error; start anew."
         ),
     ] = "auto",
-    shard_size: Annotated[str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")] = "5GB",
+    shard_size: Annotated[
+        str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")
+    ] = SHARD_SIZE,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,

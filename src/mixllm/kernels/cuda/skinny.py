@@ -35,7 +35,6 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
-    cluster: int = 1
 
     @property
     def source(self) -> str:
@@ -52,7 +51,6 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
-            "CLUSTER": self.cluster,
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
@@ -94,10 +92,9 @@ def gemm_into(
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
     blocks = target.multiprocessors * tile.blocks
-    # A cluster's blocks work as one.
-    rows, workers = tile.bm * tile.cluster // 16, blocks // tile.cluster
+    rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = tiles if tiles < 2 * workers else tiles % workers
+    cut = tiles if tiles < 2 * blocks else tiles % blocks
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():

@@ -5,16 +5,7 @@
 // writes two of them for each token.
 #pragma once
 #include "hopper_ring.cuh"
-
-template <bool INTEGERS>
-struct SumOf {
-  using Type = u32;
-};
-template <>
-struct SumOf<false> {
-  using Type = float;
-};
-using Sum = SumOf<WHOLE_SUM>::Type;
+#include "wgmma_sums.cuh"
 
 // Scale and excess (see Token) of a tile's tokens, for one warpgroup.
 __device__ __forceinline__ void keep_tokens(u32 table, const Arguments& p, int first, int thread) {

@@ -7,6 +7,7 @@
 // both. |C_g| < 2^31 for K up to 132,000; a float holds it to 2^-24.
 #pragma once
 #include "hopper_whole.cuh"
+#include "wgmma_sums.cuh"
 
 constexpr int HALF = BN / 2;
 
@@ -20,21 +21,7 @@ __device__ __forceinline__ void stage_scales(float (&s)[2], u32 ring, int stage,
 __device__ __forceinline__ void scale_half(float (&f)[BN / 2], const u32 (&d)[HALF / 2], int h, const float (&s)[2],
                                            u32 ring, int stage, int lane) {
   const u32 x_scales = ring + SCALES_AT + stage * SCALE_STAGE + W_SCALE_BYTES + (h * HALF + lane % 4 * 2) * 4;
-#pragma unroll
-  for (int j = 0; j < HALF / 8; ++j) {
-    float s_a[2] = {1.0f, 1.0f};
-    if constexpr (!TOKEN_SCALES) {
-      u32 low, high;
-      load_shared_pair(x_scales + j * 32, low, high);
-      s_a[0] = __uint_as_float(low), s_a[1] = __uint_as_float(high);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float sum = static_cast<float>(static_cast<int>(d[j * 4 + i]));
-      float& to = f[h * (HALF / 2) + j * 4 + i];
-      to = TOKEN_SCALES ? __fmaf_rn(sum, s[i / 2], to) : __fmaf_rn(sum * s[i / 2], s_a[i % 2], to);
-    }
-  }
+  add_scaled<HALF>(f + h * (HALF / 2), d, s, x_scales);
 }
 
 __device__ __forceinline__ void sum_tile(bool eight, float (&f)[BN / 2], u32 ring, Turn& turn, int groups, int tile,

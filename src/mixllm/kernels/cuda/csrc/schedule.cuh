@@ -38,14 +38,11 @@ struct Share {
   int first_tile, first_slot, last_tile, last_slot;
 };
 
-// ONE_BLOCK: all tokens are in one block, every slot costs the same. TOGETHER neighbours work as one block on ROWS rows.
-template <int ROWS, int TOKENS, bool ONE_BLOCK, int TOGETHER = 1>
+// ONE_BLOCK: all tokens are in one block, every slot costs the same.
+template <int ROWS, int TOKENS, bool ONE_BLOCK>
 struct Schedule {
   const Shape& shape;
   const Share& share;  // in shared memory: it is needed seldom, registers always
-
-  __device__ __forceinline__ static int block() { return blockIdx.x / TOGETHER; }
-  __device__ __forceinline__ static int blocks() { return gridDim.x / TOGETHER; }
 
   __device__ __forceinline__ static int ceil_tiles(int rows16) { return (rows16 * 16 + ROWS - 1) / ROWS; }
   __device__ __forceinline__ int token_blocks() const { return ONE_BLOCK ? 1 : (shape.tokens + TOKENS - 1) / TOKENS; }
@@ -61,7 +58,7 @@ struct Schedule {
     const u32 tile8 = slots(true) * cost8(), tile4 = slots(false) * cost4();
     const u32 split8 = min(shape.split, tiles8());
     const u32 border = split8 * tile8, total = border + (shape.split - split8) * tile4;
-    u32 at = total * block / blocks();
+    u32 at = total * block / gridDim.x;
     if (at < border) {
       tile = at / tile8;
       slot = at % tile8 / cost8();
@@ -74,8 +71,8 @@ struct Schedule {
 
   __device__ __forceinline__ Share own_share() const {
     Share s;
-    start_of(block(), s.first_tile, s.first_slot);
-    start_of(block() + 1, s.last_tile, s.last_slot);
+    start_of(blockIdx.x, s.first_tile, s.first_slot);
+    start_of(blockIdx.x + 1, s.last_tile, s.last_slot);
     return s;
   }
 
@@ -89,7 +86,7 @@ struct Schedule {
     if (index < pieces) {
       tile = own.last_tile - (own.last_slot == 0) - index;
     } else {
-      tile = shape.split + block() + (index - pieces) * blocks();
+      tile = shape.split + blockIdx.x + (index - pieces) * gridDim.x;
       if (tile >= border + tiles4()) return false;
     }
     s.tile = tile;

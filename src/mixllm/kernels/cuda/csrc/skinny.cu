@@ -1,8 +1,8 @@
 // The product of gemm.cu for up to BN tokens on Hopper: Y^T = W X^T by wgmma, at the speed of reading W.
 //
 // Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; SETS of
-// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for; CLUSTER
-// blocks that share their tokens; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for;
+// WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
 //
 // One warp has the copy engine fill a ring (skinny_ring.cuh), warpgroups of 64 rows each turn stages into sums
 // (skinny_sums.cuh). Activations come in the order and swizzle of hopper.cu. All blocks have equal bytes to read
@@ -89,7 +89,7 @@ __device__ __forceinline__ bool sum_over_parts(Tile& tile, u8* sums, int wm, int
 // As epilogue.cuh's, for a warp: all flags are awaited at once and several blocks' sums asked for, nearest added first.
 __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Plan& plan, int index, int wm, int lane) {
   constexpr int NJ = BN / 8, AT_ONCE = NJ >= 8 ? 1 : 8 / NJ;
-  for (int nearest = plan.block() - 1;; nearest -= 32) {
+  for (int nearest = static_cast<int>(blockIdx.x) - 1;; nearest -= 32) {
     const int block = nearest - lane;
     bool reaches = block >= 0, has = false;
     if (reaches) {
@@ -101,7 +101,7 @@ __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Pl
       has = reaches && (first_tile != last_tile || first_slot != last_slot);
     }
     if (has) {
-      int* flag = p.flags + (block * CLUSTER + own_rank()) * WM + wm;
+      int* flag = p.flags + block * WM + wm;
       while (read_flag(flag) == 0) {
       }
       *flag = 0;
@@ -111,7 +111,7 @@ __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Pl
       Words4 parts[AT_ONCE][NJ];
 #pragma unroll
       for (int n = 0; n < AT_ONCE; ++n) {
-        const int from = (nearest - (__ffs(there) - 1)) * CLUSTER + own_rank();
+        const int from = nearest - (__ffs(there) - 1);
         const Words4* words = reinterpret_cast<const Words4*>(p.partials) + (static_cast<i64>(from) * WM + wm) * NJ * 32 + lane;
 #pragma unroll
         for (int j = 0; j < NJ; ++j) parts[n][j] = there != 0 ? load_l2(words + j * 32) : Words4{0, 0, 0, 0};
@@ -130,11 +130,10 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
   const u32 ring = shared_address(shared), table = ring + TABLE_AT;
   const int wm = warp % WM, part = warp / WM;
   Segment here;
-  bool more = own_piece(plan, 0, here);
+  bool more = plan.piece(0, here);
   Pair rows;
   if (more) rows = Pair(p, here, wm, lane / 4);
   wait_for_earlier_kernels();
-  if constexpr (CLUSTER > 1) cluster_wait();
   for (int t = threadIdx.x; t < BN; t += 32 * CONSUMERS) {
     const Token token(p, t);
     store_shared_pair(table + t * 8, __float_as_uint(token.scale), token.excess);
@@ -157,18 +156,12 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
         write(tile, p, rows, table, lane % 4);
       }
     }
-    more = own_piece(plan, index + 1, here);
+    more = plan.piece(index + 1, here);
     if (more) rows = Pair(p, here, wm, lane / 4);
   }
 }
 
-#if CLUSTER > 1
-#define IN_CLUSTERS __attribute__((cluster_dims(CLUSTER, 1, 1)))
-#else
-#define IN_CLUSTERS
-#endif
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) IN_CLUSTERS mixed_gemm(const __grid_constant__ Arguments p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(1024) u8 shared[];
   let_next_kernel_start();
   const u32 ring = shared_address(shared);
@@ -180,11 +173,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) IN_CLUSTERS mixed_
     ring_init(ring);
   }
   __syncthreads();
-  if constexpr (CLUSTER > 1) cluster_arrive();
   if (warp == CONSUMERS)
     fetch_all(p, plan, ring, lane);
   else
     consume(p, plan, shared, warp, lane);
-  // No block goes while another of its cluster may still write to it.
-  if constexpr (CLUSTER > 1) cluster_sync();
 }

@@ -18,16 +18,7 @@ constexpr int SUMS_AT = (EMPTY_AT + STAGES * 8 + 15) / 16 * 16, SUM_BYTES = (KG 
 constexpr int SHARE_AT = SUMS_AT + 2 * SUM_BYTES;
 static_assert(WM <= 16 && WK <= 8, "a lane asks for one piece");
 
-using Plan = Schedule<BM * CLUSTER, BN, true, CLUSTER>;
-
-__device__ __forceinline__ u32 own_rank() { return CLUSTER > 1 ? cluster_rank() : 0; }
-
-// Piece number `index` of this block's rows; false when there is none.
-__device__ __forceinline__ bool own_piece(const Plan& plan, int index, Segment& s) {
-  if (!plan.piece(index, s)) return false;
-  s.row16 += own_rank() * WM;
-  return true;
-}
+using Plan = Schedule<BM, BN, true>;
 
 // A place in the ring and which time round it is.
 struct Turn {
@@ -41,7 +32,7 @@ struct Turn {
 __device__ __forceinline__ void ring_init(u32 ring) {
   for (int stage = 0; stage < STAGES; ++stage) {
     barrier_init(ring + FULL_AT + stage * 8, 1 + 32);
-    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS * CLUSTER);
+    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS);
   }
   barriers_made();
 }
@@ -50,15 +41,10 @@ __device__ __forceinline__ void await_stage(u32 ring, const Turn& turn) {
   barrier_wait(ring + FULL_AT + turn.stage * 8, turn.parity);
 }
 
-// A warp has read all that it wants of a stage: its block and the others of its cluster may fill it again.
+// A warp has read all that it wants of a stage, which may be filled again.
 __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
   __syncwarp();
-  const u32 empty = ring + EMPTY_AT + stage * 8;
-  if constexpr (CLUSTER > 1) {
-    if (lane < CLUSTER) barrier_arrive(empty, lane);
-  } else if (lane == 0) {
-    barrier_arrive(empty);
-  }
+  if (lane == 0) barrier_arrive(ring + EMPTY_AT + stage * 8);
 }
 
 // The fetching warp's way through the stages of all pieces.
@@ -69,7 +55,7 @@ struct Walk {
 
   __device__ __forceinline__ explicit Walk(const Plan& plan) { enter(plan); }
   __device__ __forceinline__ void enter(const Plan& plan) {
-    more = own_piece(plan, index, piece);
+    more = plan.piece(index, piece);
     slot = piece.begin;
   }
   __device__ __forceinline__ void step(const Plan& plan) {
@@ -113,22 +99,14 @@ __device__ __forceinline__ void fill_weights(const Arguments& p, const Walk& at,
 // Bytes from one group's lines to the next one's, for the swizzle's sake whole eights.
 __device__ __forceinline__ int x_pitch(const Arguments& p) { return (p.shape.tokens + 7) / 8 * 1024; }
 
-// ... and for what they wrote: a group's lines of all tokens are one piece, and so are several groups' whole eights. The
-// blocks of a cluster fetch a part each, for all.
+// ... and for what they wrote: a group's lines of all tokens are one piece, and so are several groups' whole eights.
 __device__ __forceinline__ void fill_tokens(const Arguments& p, const Walk& at, u32 ring, int stage, int lane) {
   const u32 full = ring + FULL_AT + stage * 8, x = ring + stage * STAGE_BYTES;
   const int q = lane % 8, group = at.first_group() + q, groups = at.groups(), line = p.shape.tokens * 128;
-  const auto copy = [&](u32 to, const i8* from, int bytes) {
-    if constexpr (CLUSTER > 1)
-      copy_bulk_to_all(to, from, bytes, full, (1 << CLUSTER) - 1);
-    else
-      copy_bulk(to, from, bytes, full);
-  };
   if (p.shape.tokens % 8 == 0) {
-    const int bytes = groups * line / CLUSTER, from = own_rank() * bytes;
-    if (lane == 0) copy(x + from, p.x + static_cast<i64>(group) * line + from, bytes);
-  } else if (lane < groups && q % CLUSTER == own_rank()) {
-    copy(x + q * x_pitch(p), p.x + static_cast<i64>(group) * line, line);
+    if (lane == 0) copy_bulk(x, p.x + static_cast<i64>(group) * line, groups * line, full);
+  } else if (lane < groups) {
+    copy_bulk(x + q * x_pitch(p), p.x + static_cast<i64>(group) * line, line, full);
   }
   if (!TOKEN_SCALES && lane / 8 == 1 && q < groups)
     copy_bulk(ring + SCALES_AT + stage * SCALE_STAGE + X_SCALES_AT + q * X_SCALE_PITCH,
@@ -144,7 +122,6 @@ __device__ __forceinline__ void fetch_all(const Arguments& p, const Plan& plan, 
     at.step(plan);
   }
   wait_for_earlier_kernels();
-  if constexpr (CLUSTER > 1) cluster_wait();
   for (int stage = 0; stage < STAGES && again.more; ++stage) {
     fill_tokens(p, again, ring, stage, lane);
     again.step(plan);

@@ -2,16 +2,7 @@
 #pragma once
 #include "skinny_ring.cuh"
 #include "wgmma.cuh"
-
-template <bool INTEGERS>
-struct SumOf {
-  using Type = u32;
-};
-template <>
-struct SumOf<false> {
-  using Type = float;
-};
-using Sum = SumOf<WHOLE_SUM>::Type;
+#include "wgmma_sums.cuh"
 
 // A slot of a warp's 16 rows as the A operands of four products; what is not there is 0. An 8-bit slot has two. Where
 // sums are whole, both widths become unsigned bytes, 128 too much.
@@ -45,24 +36,6 @@ __device__ __forceinline__ void queue(u32 (&d)[BN / 2], u32 (&a)[4][4], u64 line
 #pragma unroll
   for (int step = 0; step < 4; ++step) wgmma<WHOLE_SUM, BN>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
   wgmma_commit();
-}
-
-// f += d s_w s_a, from where a slot's scales lie.
-__device__ __forceinline__ void rescale_slot(Sum (&f)[BN / 2], const u32 (&d)[BN / 2], const float (&s)[2], u32 x_scales) {
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j) {
-    float s_a[2] = {1.0f, 1.0f};
-    if constexpr (!TOKEN_SCALES) {
-      u32 low, high;
-      load_shared_pair(x_scales + j * 32, low, high);
-      s_a[0] = __uint_as_float(low), s_a[1] = __uint_as_float(high);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float sum = static_cast<float>(static_cast<int>(d[j * 4 + i]));
-      f[j * 4 + i] = TOKEN_SCALES ? __fmaf_rn(sum, s[i / 2], f[j * 4 + i]) : __fmaf_rn(sum * s[i / 2], s_a[i % 2], f[j * 4 + i]);
-    }
-  }
 }
 
 // The lane's sums of a piece, at [4 j + 2 h + e] row g + 8 h and token 8 j + 2 c + e; of the share of each stage's slots
@@ -100,7 +73,7 @@ __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s,
         const RowScales next = row_scales(meta, g);
         wgmma_wait<0>();
         settle(d);
-        if (due) rescale_slot(sums, d, row_scale, token_scales);
+        if (due) add_scaled<BN>(sums, d, row_scale, token_scales);
         queue(d, a[own % SETS], lines, 0);
         due = there, row_scale[0] = next.s[0], row_scale[1] = next.s[1];
         token_scales = scales + X_SCALES_AT + group * X_SCALE_PITCH + lane % 4 * 8;
@@ -116,7 +89,7 @@ __device__ __forceinline__ void sum_piece(Sum (&sums)[BN / 2], const Segment& s,
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i) sums[i] = d[i];
   } else if (due) {
-    rescale_slot(sums, d, row_scale, token_scales);
+    add_scaled<BN>(sums, d, row_scale, token_scales);
   }
   leave_stage(ring, before, lane);
 }
