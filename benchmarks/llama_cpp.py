@@ -3,8 +3,8 @@
     python benchmarks/llama_cpp.py GGUF THREADS PROMPT TOKENS
 
 Uses the wheel xllamacpp, which has llama.cpp built in. Each line of standard input asks for a round; each
-line of standard output answers it: JSON of the tokens a second of the prompt and after it. A process of its own,
-since llama.cpp brings its own OpenMP threads.
+line of standard output answers it: JSON of the tokens a second of the prompt and after it. A process of its
+own, since llama.cpp brings its own OpenMP threads.
 """
 
 from __future__ import annotations
