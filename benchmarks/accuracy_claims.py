@@ -12,11 +12,11 @@ from mixllm.evaluate import REFERENCE, Measurement, paired_difference
 # (better, worse, what it shows): differences that must exceed two paired standard errors.
 CLAIMS = [
     *(
-        (f"{line} {better}", f"{line} {worse}", f"{better} beats {worse} at equal bits")
+        (f"{line} {better}", f"{line} {worse}", f"{better} beats {worse} at {equal}")
         for better, worse in (("global", "local"), ("local", "random"))
-        for line in (
-            *(f"{p} {b} bits" for p in PROFILES for b in (4.4, 4.8)),
-            *(f"paper {c} % channels" for c in (10, 20, 50)),
+        for line, equal in (
+            *((f"{p} {b} bits", "equal bits") for p in PROFILES for b in (4.4, 4.8)),
+            *((f"paper {c} % channels", "an equal share of channels") for c in (10, 20, 50)),
         )
     ),
     ("paper W4A16 GPTQ+order+clip", "paper W4A16 RTN", "GPTQ with order and clip beats RTN"),

@@ -1,8 +1,9 @@
 """Tokens a second of SmolLM2-135M on the CPU, mixed and in bfloat16, interleaved in one run.
 
-    python benchmarks/model_cpu.py [--threads 2] [--prompt 256] [--tokens 32] [--rounds 3]
+    python benchmarks/model_cpu.py [--threads 2] [--prompt 256] [--tokens 32] [--rounds 3] [--gguf FILE]
 
 The model has SmolLM2-135M's sizes and random weights, on which times don't depend; transformers runs both.
+With --gguf llama.cpp runs that file in turn with them: SmolLM2-135M itself, for figures that compare.
 Prints JSON: the best of the rounds, for a prompt taken in at once and for tokens one after the other.
 """
 
@@ -11,8 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from copy import deepcopy
+from functools import partial
+from pathlib import Path
 
+import llama_cpp
 import torch
 from kernels_cpu import machine, mixed
 from torch import nn
@@ -55,18 +61,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     for name, default in (("threads", 2), ("prompt", 256), ("tokens", 32), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--gguf", type=Path, help="a model of these sizes for llama.cpp (needs xllamacpp)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dense = LlamaForCausalLM(SIZES).to(torch.bfloat16).eval()
     models = {"transformers bf16": dense} | {f"mixllm {name}": mix(dense, name) for name in PROFILES}
-    best = {name: (0.0, 0.0) for name in models}
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
+        runs: dict[str, Callable[[], tuple[float, float]]] = {
+            name: partial(speeds, model, options.prompt, options.tokens) for name, model in models.items()
+        }
+        if options.gguf:
+            sizes = (options.threads, options.prompt, options.tokens)
+            runs[f"llama.cpp {options.gguf.name}"] = stack.enter_context(
+                llama_cpp.started(options.gguf, *sizes)
+            ).speeds
+        best = {name: (0.0, 0.0) for name in runs}
         for turn in range(options.rounds + 1):
-            for name, model in models.items():
-                prefill, decode = speeds(model, options.prompt, options.tokens)
+            for name, run in runs.items():
+                prefill, decode = run()
                 if turn:  # the first lays weights out
                     best[name] = (max(best[name][0], prefill), max(best[name][1], decode))
     result = {"machine": machine(), "instruction_set": cpu.instruction_sets()[0]} | vars(options)
+    result |= {
+        "gguf": options.gguf and options.gguf.name,
+        "llama.cpp": options.gguf and llama_cpp.described(),
+    }
     result["tokens_per_second"] = {
         name: {"prompt": round(prefill, 1), "decode": round(decode, 1)}
         for name, (prefill, decode) in best.items()
