@@ -83,6 +83,7 @@ def main() -> None:
                 "text": f"{len(bench.ids)} windows of {args.window} of {Path(args.text).name}",
                 "rounding": args.rounding,
                 "error": salience.error,
+                "seed": args.seed,
                 "rank_correlation": correlation,
                 "plans": plans,
             }
