@@ -28,7 +28,7 @@ NAMES = {
 }
 
 
-def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False) -> Any:
+def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False, bos: bool = False) -> Any:
     """Write a tiny Llama, as float16 or float32; returns the transformers model it was made from."""
     model = tiny_model("llama", tie=tie)
     if half:
@@ -46,7 +46,7 @@ def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    _add_tokenizer(writer, pre)
+    _add_tokenizer(writer, pre, bos)
     for name, tensor in model.state_dict().items():
         if not (tie and name.startswith("lm_head")):
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -61,7 +61,7 @@ def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False
     return model
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, pre: str, bos: bool) -> None:
     backend = tiny_tokenizer().backend_tokenizer
     vocabulary = sorted(backend.get_vocab().items(), key=lambda item: item[1])
     tokens = [token for token, _ in vocabulary]
@@ -76,7 +76,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, pre: str) -> None:
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(3)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(bos)
     writer.add_chat_template(CHAT_TEMPLATE)
 
 

@@ -219,6 +219,13 @@ def test_gguf_keeps_the_tokenizer(tmp_path: Path) -> None:
     assert pieces == ["ĊĊ", "5", "6"]
 
 
+@pytest.mark.parametrize("bos", [False, True])
+def test_gguf_says_whether_texts_begin_with_bos(tmp_path: Path, bos: bool) -> None:
+    write_gguf(tmp_path / "tiny.gguf", tie=True, bos=bos)
+    tokenizer: Any = AutoTokenizer.from_pretrained(convert(tmp_path / "tiny.gguf", tmp_path))
+    assert (tokenizer("the")["input_ids"][0] == tokenizer.bos_token_id) is bos
+
+
 def test_gguf_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> None:
     file = tmp_path / "tiny.gguf"
     write_gguf(file, tie=True)

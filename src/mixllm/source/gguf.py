@@ -18,17 +18,21 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from gguf import GGUFReader
+from gguf import GGUFReader, TokenType
 from safetensors import SafetensorError
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
+from tokenizers.models import Unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixllm.errors import MixllmError
 from mixllm.files import sync_to_disk
 from mixllm.source.config import one_line
+from mixllm.source.merges import bpe_of
 
 # A tokenizer's attribute -> the metadata's word for it.
 SPECIAL = {"pad_token": "padding", "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown"}
+# Counted up when conversions that lie in users' caches must be made anew.
+CONVERSION = 2
 LONG = (".tokens", ".token_type", ".merges", ".scores")
 
 
@@ -43,7 +47,8 @@ def convert(file: Path, work: Path | None = None) -> Path:
         raise MixllmError(f"{file}: no such file")
     parent = work or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixllm"
     status = file.stat()
-    mark = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+    named = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {CONVERSION}"
+    mark = hashlib.sha256(named.encode()).hexdigest()
     done = parent / f"{file.stem}-{mark[:12]}"
     if done.is_dir():
         return done
@@ -84,6 +89,7 @@ def _write(file: Path, metadata: dict[str, Any], out: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(**where)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise MixllmError(f"{file}: transformers cannot read it ({one_line(error)})") from None
+    _mend_merges(tokenizer, metadata, file)
     _mend_tokenizer(tokenizer, metadata, read.config.get_text_config().max_position_embeddings)
     # A model read from GGUF counts as quantized and will not save; a new one takes its tensors.
     config = copy.deepcopy(read.config)
@@ -106,6 +112,29 @@ def _exact_dtype(model: torch.nn.Module) -> torch.dtype:
     return torch.float32
 
 
+def _mend_merges(tokenizer: Any, metadata: dict[str, Any], file: Path) -> None:
+    """Give Gemma's tokenizer its merges and control tokens, where transformers (5.17 does) takes its pieces
+    for a Unigram model: with that, text falls into single characters and perplexity is in the thousands.
+
+    Runs of spaces, which the model spells otherwise, are merged like other text.
+    """
+    backend = tokenizer.backend_tokenizer
+    if metadata.get("tokenizer.ggml.model") != "llama" or not isinstance(backend.model, Unigram):
+        return
+    fields = GGUFReader(file).fields
+    pieces = fields["tokenizer.ggml.tokens"].contents()
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+    backend.model = bpe_of(pieces, None if unknown is None else pieces[unknown])
+    kinds = zip(pieces, fields["tokenizer.ggml.token_type"].contents(), strict=True)
+    backend.add_tokens(
+        [
+            AddedToken(piece, normalized=False, special=kind == TokenType.CONTROL)
+            for piece, kind in kinds
+            if kind in (TokenType.CONTROL, TokenType.USER_DEFINED) and backend.token_to_id(piece) is not None
+        ]
+    )
+
+
 def _mend_tokenizer(tokenizer: Any, metadata: dict[str, Any], context: int) -> None:
     """Put right what transformers, or one of its versions, does not take from the metadata."""
     for token, key in SPECIAL.items():
@@ -118,5 +147,8 @@ def _mend_tokenizer(tokenizer: Any, metadata: dict[str, Any], context: int) -> N
         )
     if not tokenizer.chat_template:
         tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    begins = metadata.get("tokenizer.ggml.add_bos_token")
+    if begins is not None and begins != getattr(tokenizer, "add_bos_token", begins):
+        tokenizer.add_bos_token = begins
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.model_max_length = context
