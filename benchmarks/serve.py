@@ -57,19 +57,19 @@ def engine_of(name: str, options: argparse.Namespace, work: Path) -> tuple[str, 
 
 
 def run(engine: tuple[str, dict[str, Any]], load: dict[str, Any], work: Path, logs: Path) -> dict[str, Any]:
-    """One engine's figures, or the last line that it printed before it failed."""
+    """One engine's figures, as far as it came, and the last line that it printed if it failed."""
     name, settings = engine
-    result = work / f"{name}.json"
+    result = logs / f"{name}.json"
     job = {"engine": settings, "load": load, "turn": str(work / "turn"), "result": str(result)}
+    result.unlink(missing_ok=True)
     log = logs / f"{name}.log"
     with log.open("w") as output:
         # -P: this directory's kernels.py is not the package of that name, for which transformers looks.
         command = [sys.executable, "-P", str(ENGINE), json.dumps(job)]
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-    if done.returncode == 0:
-        found = read_json(result)
-    else:
-        found = {"failed": "".join(log.read_text().strip().splitlines()[-1:])}
+    found = read_json(result) if result.exists() else {}
+    if done.returncode != 0:
+        found["failed"] = "".join(log.read_text().strip().splitlines()[-1:])
     for row in found.get("rows", []):
         print(f"{name:14s}", " ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     print(f"{name:14s}", {key: value for key, value in found.items() if key != "rows"}, flush=True)
@@ -114,15 +114,19 @@ def main() -> None:
         action="store_true",
         help="start all engines at once (needs --kv-cache-gib), then measure in turn",
     )
-    parser.add_argument("--logs", type=Path, help="an existing directory for what each engine prints")
+    parser.add_argument(
+        "--logs", type=Path, help="a directory for what each engine prints, and its figures as they come"
+    )
     options = parser.parse_args()
     load = {key: getattr(options, key) for key in ("concurrency", "prompt", "answer", "prefill", "rounds")}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        logs = options.logs or work
+        logs.mkdir(parents=True, exist_ok=True)
         engines = [engine_of(name, options, work) for name in options.engines]
         found: list[dict[str, Any]] = []
         with ThreadPoolExecutor(len(engines) if options.together else 1) as pool:
-            for result in pool.map(lambda engine: run(engine, load, work, options.logs or work), engines):
+            for result in pool.map(lambda engine: run(engine, load, work, logs), engines):
                 found.append(result)
                 report = {**header(options), "load": load, "engines": found}
                 write_json(options.json, report)

@@ -3,8 +3,8 @@
     python benchmarks/serve_engine.py '{"engine": {...}, "load": {...}, "turn": FILE, "result": FILE}'
 
 "engine" is what vllm.LLM takes. Engines that start at one time share the lock of "turn" until they are ready;
-then each is measured while it has that lock alone, with no other starting. Figures go to "result": what is
-printed is vLLM's.
+then each is measured while it has that lock alone, with no other starting. Figures go to "result" row by row:
+a run that is cut short tells what it can. What is printed is vLLM's.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def measure(engine: Any, vocabulary: int, load: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(engine: Any, vocabulary: int, load: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each concurrency, and one for a single prompt of load["prefill"] tokens, answered by one."""
     rng = random.Random(0)
     cases = [(n, load["prompt"], load["answer"]) for n in load["concurrency"]]
-    rows = []
     for n, prompt, answer in [*cases, (1, load["prefill"], 1)]:
         rounds = [once(engine, vocabulary, n, prompt, answer, rng) for _ in range(1 + load["rounds"])][1:]
         row = {name: round(statistics.median(r[name] for r in rounds), 3) for name in rounds[0]}
-        rows.append({"concurrency": n, "prompt": prompt, "answer": answer, **row})
-    return rows
+        yield {"concurrency": n, "prompt": prompt, "answer": answer, **row}
 
 
 def once(
@@ -70,13 +69,15 @@ def main() -> None:
         # Without statistics there are no times of a request's tokens. Every prompt is new to the engine.
         engine = LLM(disable_log_stats=False, enable_prefix_caching=False, **job["engine"])
         ready = time.perf_counter() - start
+        (weights,) = set(engine.collective_rpc(weights_bytes))
+        rows: list[dict[str, Any]] = []
+        found = {"start_s": round(ready, 1), "weights_bytes": weights, "rows": rows}
         fcntl.flock(turn, fcntl.LOCK_EX)
-        rows = measure(engine, engine.llm_engine.model_config.get_vocab_size(), job["load"])
+        for row in measure(engine, engine.llm_engine.model_config.get_vocab_size(), job["load"]):
+            rows.append(row)
+            Path(job["result"]).write_text(json.dumps(found))
         # The engine's own process may have been forked with the file open: closing it here would not do.
         fcntl.flock(turn, fcntl.LOCK_UN)
-    (weights,) = set(engine.collective_rpc(weights_bytes))
-    found = {"start_s": round(ready, 1), "weights_bytes": weights, "rows": rows}
-    Path(job["result"]).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":  # vLLM's own processes import this file again

@@ -2,8 +2,9 @@
 
     python engine.py '[{"model": DIR, "dtype": "float32", ...}]'
 
-A job is what vllm.LLM takes. The last line printed is a JSON list with, for each job, the token ids of
-each answer and the log-probability of every token but the first, of prompt and answer.
+A job is what vllm.LLM takes, and the directory of an "adapter" if there is one. The last line printed is a
+JSON list with, for each job, the token ids of each answer and the log-probability of every token but the
+first, of prompt and answer; with an adapter of the answer only, since vLLM's CPU engine has no others then.
 """
 
 from __future__ import annotations
@@ -20,17 +21,22 @@ ANSWER = 6
 def run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm import LLM, SamplingParams
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    from vllm.lora.request import LoRARequest
 
-    engine = LLM(max_model_len=128, max_num_batched_tokens=128, **job)
+    adapter = job.pop("adapter", None)
+    engine = LLM(max_model_len=128, max_num_batched_tokens=128, enable_lora=adapter is not None, **job)
+    of_prompt = None if adapter else 0
     sampling = SamplingParams(
-        max_tokens=ANSWER, temperature=0, prompt_logprobs=0, logprobs=0, ignore_eos=True
+        max_tokens=ANSWER, temperature=0, prompt_logprobs=of_prompt, logprobs=0, ignore_eos=True
     )
     prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
+    lora = None if adapter is None else LoRARequest("adapter", 1, adapter)
+    outputs = engine.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     answers = []
-    for ids, output in zip(PROMPTS, engine.generate(prompts, sampling, use_tqdm=False), strict=True):
+    for ids, output in zip(PROMPTS, outputs, strict=True):
         answer = list(output.outputs[0].token_ids)
-        steps = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
-        tokens = [*ids[1:], *answer]
+        steps = [*(output.prompt_logprobs or [])[1:], *output.outputs[0].logprobs]
+        tokens = [*ids[1:], *answer][-len(steps) :]
         found = [step[token].logprob for step, token in zip(steps, tokens, strict=True)]
         answers.append({"answer": answer, "logprobs": found})
     engine.llm_engine.engine_core.shutdown()

@@ -57,7 +57,7 @@ def errors(answers: list[dict[str, Any]], model: torch.nn.Module) -> Iterator[to
         with torch.no_grad():
             expected = model(ids).logits[0, :-1].float().log_softmax(-1)
         found = torch.tensor(answer["logprobs"])
-        yield (found - expected.gather(1, ids[0, 1:, None])[:, 0]).abs()
+        yield (found - expected.gather(1, ids[0, 1:, None])[-len(found) :, 0]).abs()
 
 
 def check(answers: list[dict[str, Any]], model: torch.nn.Module) -> None:
