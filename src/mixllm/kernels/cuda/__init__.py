@@ -75,7 +75,8 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     """Compile and load every kernel that forward may launch."""
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
-        ops.product(index, linear.scales, choose(linear.scales, most, limit))
+        if not skinny.takes(index, linear.scales, most):
+            ops.product(index, linear.scales, choose(linear.scales, most, limit))
     for most, tile in skinny.table(linear.scales.key):
         if skinny.takes(index, linear.scales, most):
             skinny.product(index, linear.scales, tile)
