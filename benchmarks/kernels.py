@@ -90,7 +90,7 @@ def time_mixllm(
 
     def product(weight: list[Tensor]) -> None:
         if few:
-            chosen = skinny.choose(scales, tokens)
+            chosen = skinny.choose(scales, tokens, n)
             skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
         elif many:
             hopper.gemm_into(y, *quantized[:3], weight, None, scales, group, many_tile)

@@ -30,6 +30,7 @@ CASES = [
     ({}, SkinnyTile(64, 32, 4, 2, 2, 2, 1), 300, 70, 900, 32, 1, FLOAT),
     ({}, SkinnyTile(64, 8, 4, 1, 2, 1, 1), 30, 9, 9000, 3, 40, BFLOAT),
     ({}, SkinnyTile(128, 64, 2, 1, 4, 1, 1), 10, 0, 40, 40, 9, BFLOAT),
+    ({}, SkinnyTile(64, 128, 2, 1, 5, 1, 1), 200, 40, 1100, 100, 7, BFLOAT),
     ({"weight_scale": "row"}, SkinnyTile(64, 128, 2, 1, 2, 1, 1), 0, 90, 700, 70, 3, BFLOAT),
     ({"weight_scale": "group"}, SkinnyTile(64, 16, 2, 1, 2, 1, 1), 90, 40, 1100, 9, 7, BFLOAT),
     (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from mixllm.kernels.cuda.skinny import choose, table
@@ -14,17 +16,29 @@ RESERVED = 1024  # of each block
 
 @pytest.mark.parametrize("scales", KINDS, ids=str)
 def test_as_many_blocks_as_are_promised_fit_an_sm(scales: Scales) -> None:
-    for _, tile in table(scales.key):
+    for _, _, tile in table(scales.key):
         assert tile.room * (tile.shared_bytes(scales) + RESERVED) <= SM_SHARED
 
 
 @pytest.mark.parametrize("key", ["whole", "grouped"])
 def test_table_is_in_order_and_a_tile_has_all_tokens(key: str) -> None:
-    most = [tokens for tokens, _ in table(key)]
+    most = [tokens for tokens, _, _ in table(key)]
     assert most == sorted(most)
-    assert all(tile.bn >= tokens for tokens, tile in table(key))
+    assert all(tile.bn >= tokens for tokens, _, tile in table(key))
 
 
 @pytest.mark.parametrize(("tokens", "bn"), [(1, 8), (8, 8), (9, 16), (17, 32), (64, 64)])
 def test_few_tokens_take_a_narrow_tile(tokens: int, bn: int) -> None:
-    assert choose(Scales(0, True), tokens).bn == bn
+    assert choose(Scales(0, True), tokens, 4096).bn == bn
+
+
+def test_few_rows_are_cut_finer() -> None:
+    """From 65 tokens on smaller tiles are faster in a narrow layer: docs/kernels.md."""
+    narrow, wide = (choose(Scales(0, True), 65, channels).bm for channels in (6144, 6145))
+    assert narrow < wide
+
+
+@pytest.mark.parametrize("key", ["whole", "grouped"])
+def test_the_last_tile_of_so_many_tokens_has_any_channels(key: str) -> None:
+    last = {tokens: channels for tokens, channels, _ in table(key)}
+    assert all(channels == sys.maxsize for channels in last.values())

@@ -75,16 +75,19 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     """Compile and load every kernel that forward may launch."""
     limit = device(index).shared_limit
     for most, _ in table(linear.scales.key):
-        ops.product(index, linear.scales, choose(linear.scales, most, limit))
-    for most, tile in skinny.table(linear.scales.key):
+        if not skinny.takes(index, linear.scales, most):
+            ops.product(index, linear.scales, choose(linear.scales, most, limit))
+    few = sorted({most for most, _, _ in skinny.table(linear.scales.key)})
+    for most in few:
         if skinny.takes(index, linear.scales, most):
+            tile = skinny.choose(linear.scales, most, linear.weight.out_features)
             skinny.product(index, linear.scales, tile)
     least = hopper.LEAST_TOKENS[linear.scales.key]
     if hopper.takes(index, linear.scales, least):
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
     padded = linear.weight.codes4.shape[1] * 128
-    tokens = [1, 17, 65, least, *(most + 1 for most, _ in skinny.table(linear.scales.key))]
+    tokens = [1, 17, 65, least, *(most + 1 for most in few)]
     clusters = device(index).capability >= (9, 0)
     launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, linear.scales, n)) for n in tokens]
     shapes = {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}

@@ -6,6 +6,7 @@ Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128].
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,10 +64,10 @@ class SkinnyTile:
 
 
 @cache
-def table(key: str) -> tuple[tuple[int, SkinnyTile], ...]:
-    """(most tokens, tile) in order of tokens."""
+def table(key: str) -> tuple[tuple[int, int, SkinnyTile], ...]:
+    """(most tokens, most channels, tile) in order of tokens; the first that has both is taken."""
     rows = json.loads(TABLE.read_text())[key]
-    return tuple((row.pop("tokens"), SkinnyTile(**row)) for row in rows)
+    return tuple((row.pop("tokens"), row.pop("channels", sys.maxsize), SkinnyTile(**row)) for row in rows)
 
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
@@ -74,8 +75,8 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return 0 < tokens <= table(scales.key)[-1][0] and device(index).capability == (9, 0)
 
 
-def choose(scales: Scales, tokens: int) -> SkinnyTile:
-    return next(tile for most, tile in table(scales.key) if tokens <= most)
+def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
+    return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
 
 
 def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
@@ -124,7 +125,7 @@ def gemm_few(
     if y.numel():
         scales = Scales(weight_scales, group == 0)
         with torch.cuda.device(y.device):
-            tile = choose(scales, len(y))
+            tile = choose(scales, len(y), channels)
             gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
