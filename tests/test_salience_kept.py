@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mixllm import salience_kept
-from mixllm.blocks import Decoder
+from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.config import QuantConfig, Rounding
 from mixllm.progress import Silent
 from mixllm.salience import Scores, measure_salience
@@ -19,7 +19,7 @@ from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.saliences import random_salience
 
-BLOCKS = 4
+BLOCKS, SAMPLES, LENGTH = 4, 5, 19
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
 
 
-def measured(decoder: Decoder, error: Rounding, kept: Kept | None, batch: int = 2) -> Salience:
-    ids = torch.randint(4, VOCAB, (5, 19), generator=torch.Generator().manual_seed(3))
-    return measure_salience(decoder, ids, QuantConfig(error=error), batch=batch, progress=Silent(), kept=kept)
+def measured(decoder: Decoder, error: Rounding, kept: Kept | None, room: Room = ON_DEVICE) -> Salience:
+    ids = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
+    config = QuantConfig(error=error)
+    return measure_salience(decoder, ids, config, room=room, batch=2, progress=Silent(), kept=kept)
 
 
 def same(a: Salience, b: Salience) -> bool:
@@ -44,10 +45,18 @@ def same(a: Salience, b: Salience) -> bool:
 
 @pytest.mark.parametrize("error", ["gptq", "rtn"])
 @pytest.mark.parametrize("cut", range(BLOCKS))
+@pytest.mark.parametrize("boundaries", [4, 9])
 def test_goes_on_to_the_same_numbers(
-    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Rounding, cut: int
+    decoder: Decoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Rounding,
+    cut: int,
+    boundaries: int,
 ) -> None:
-    """cut: the backward walk dies in this block, counted from the last."""
+    """cut: the backward walk dies in this block, counted from the last; with room for so many boundaries and
+    no disk: for all of them, or for those that are needed at least."""
+    room = Room(boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4)
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
     whole = measured(decoder, error, None)
     scored = []
@@ -61,10 +70,10 @@ def test_goes_on_to_the_same_numbers(
     add = Scores.add
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Scores, "add", dying)
-        measured(decoder, error, Kept(tmp_path / "kept"))
+        measured(decoder, error, Kept(tmp_path / "kept"), room)
     found = Kept(tmp_path / "kept").load()
     assert (None if found is None else found[0]) == (BLOCKS - cut if cut else None)
-    assert same(measured(decoder, error, Kept(tmp_path / "kept")), whole)
+    assert same(measured(decoder, error, Kept(tmp_path / "kept"), room), whole)
 
 
 def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:

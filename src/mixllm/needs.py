@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, at_once, spacing
+from mixllm.blocks.states import Room, stretches
 from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
@@ -22,8 +22,9 @@ from mixllm.memory import host_bytes
 from mixllm.ranks import here
 from mixllm.tuning.tune import WINDOWS
 
-# States are given no more room than up to this, nor than a share of what is free when the run starts.
-MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
+# States are given no more room than up to this, nor than a share of what is free when the run starts; on the
+# host, where they would have to go to files otherwise, up to another share of what is free.
+MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
 # Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
 BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
@@ -91,9 +92,8 @@ def needs(
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
         _, total = torch.cuda.mem_get_info(device)
-        spare = max(0, min(MOST_HOST, int(SHARE * free)) - BASE_HOST - CUDA_HOST - _leaving(sizes))
     else:
-        total, spare = psutil.virtual_memory().total // here(), 0
+        total = psutil.virtual_memory().total // here()
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
@@ -112,17 +112,28 @@ def needs(
             f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
         )
     boundary, blocks = tokens * sizes.hidden * dtype.itemsize, len(sizes.blocks)
-    room = Room(bound - working, spare)
-    # States and gradients on their way, and the boundaries that wait for the way back.
-    lists = 1 if not measured else 2 + at_once(blocks, spacing(blocks, room.boundaries(boundary)))
-    on_device = min(lists * boundary, room.device)
-    on_host = min(lists * boundary - on_device, room.host)
-    host = BASE_HOST + _leaving(sizes) + (CUDA_HOST + on_host if gpu else working + on_device)
+    # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
+    leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
+
+    def lists(room: Room) -> int:
+        """States or gradients on their way, and the boundaries that wait for the way back."""
+        return 1 + (len(stretches(blocks, room.boundaries(boundary))) if measured else 0)
+
+    room = Room(bound - working)
+    if gpu:
+        other = BASE_HOST + CUDA_HOST + leaving
+        wanted = other + lists(room) * boundary - room.device
+        most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
+        room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
+    states = lists(room) * boundary
+    on_device = min(states, room.device)
+    on_host = min(states - on_device, room.host)
+    host = BASE_HOST + leaving + (CUDA_HOST + on_host if gpu else working + on_device)
     return Needs(
         batch=batch,
         device=working + on_device if gpu else 0,
         host=host,
-        temporary=lists * boundary - on_device - on_host,
+        temporary=states - on_device - on_host,
         room=room,
     )
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
-from mixllm.blocks.states import spacing
+from mixllm.blocks.states import stretches
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import rows_at_once
@@ -78,16 +78,18 @@ def measure_salience(
     found: dict[str, ModuleSalience] = {} if before is None else before[1].modules
     own = ranks.share(ids)
     batches = list(own.split(batch))
-    # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
-    segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
-    back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    with States(decoder.device, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
+    # The first boundary of each stretch is kept; the others are made again on the way back.
+    cut = stretches(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    starts = {stretch.start for stretch in cut}
+    back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
+    # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
+    there = todo if before is None else cut[-1].start
+    with States(decoder.device, room) as states, closing(decoder.walk([*range(there), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
-            for i, block in islice(walk, todo):
-                hidden = states.take(i) if i % stride else states.read(i)
-                states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
+        with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
+            for i, block in islice(walk, there):
+                hidden = states.read(i) if i in starts else states.take(i)
+                states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
                 grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
@@ -95,10 +97,10 @@ def measure_salience(
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
-            for segment in segments:
-                for i, block in islice(walk, len(segment) - 1):
+            for stretch in reversed(cut):
+                for i, block in islice(walk, len(stretch) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
-                for i, block in islice(walk, len(segment)):
+                for i, block in islice(walk, len(stretch)):
                     errors = _errors(block, states.read(i), config, ids.numel(), ranks)
                     scores = Scores(block, errors, ids.shape[1])
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))

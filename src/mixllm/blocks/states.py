@@ -23,8 +23,8 @@ class Room:
     disk: Path | None = None
 
     def boundaries(self, size: int) -> int:
-        """How many boundaries of `size` bytes fit, beside two that are always there: states and gradients."""
-        return (self.device + self.host) // size - 2
+        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way."""
+        return (self.device + self.host) // size - 1
 
 
 class States:
@@ -110,18 +110,21 @@ class States:
 ON_DEVICE = Room(2**62)
 
 
-def at_once(blocks: int, stride: int) -> int:
-    """Boundaries kept at once by a walk there and back in which one in `stride` is kept and those between are
-    made again on the way back."""
-    return -(-blocks // stride) + stride - 1
+def stretches(blocks: int, fit: int) -> list[range]:
+    """The blocks of a walk there and back, cut into as many stretches, in order, as `fit` boundaries allow.
 
-
-def spacing(blocks: int, fit: int) -> int:
-    """The least stride by which no more than `fit` boundaries are there at once; where there is none, the one
-    that keeps the fewest."""
-    strides = range(1, blocks + 1)
-    fewest = min(strides, key=lambda stride: at_once(blocks, stride))
-    return next((stride for stride in strides if at_once(blocks, stride) <= fit), fewest)
+    On the way there the states that enter each stretch are kept; on the way back, those inside it are made
+    again when its turn comes. Each stretch leaves its room to those before it, which may so be longer: with m
+    boundaries at once there are m stretches, and stretch j of 0 .. m - 1 has up to m - j blocks, which makes
+    m (m + 1) / 2 in all. Where `fit` is too few for that, the fewest that do.
+    """
+    fewest = next(m for m in range(1, blocks + 1) if m * (m + 1) // 2 >= blocks)
+    count = min(blocks, max(fit, fewest))
+    found: list[range] = []
+    for j in range(count):
+        start = found[-1].stop if found else 0
+        found.append(range(start, start + min(count - j, blocks - start - (count - j - 1))))
+    return found
 
 
 @dataclass
