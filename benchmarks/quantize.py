@@ -92,7 +92,7 @@ def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: W
     job = Job(source, decoder, ids)
     told = job.needs(measured=True)
     print(f"  told: {told.device / 1e9:.2f} GB GPU, {told.host / 1e9:.2f} GB host, {told}", flush=True)
-    salience = score(job, config, watching)
+    salience = score(job, config, watching, out)
     with watching.stage("plan", 0):
         plan = make_plan(job, config, salience)
     chosen = time.perf_counter() - began
