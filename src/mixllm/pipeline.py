@@ -110,7 +110,7 @@ def quantize(
         if not ranks.first:
             with ranks.one_first():
                 job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
-            return _follow(job, config)
+            return follow(job, config)
         summary = _lead(
             model, out, config, ranks, device, dtype, plan, salience, overwrite, resume, shard_size, progress
         )
@@ -118,7 +118,7 @@ def quantize(
         return summary
 
 
-def _follow(job: Job, config: QuantConfig) -> Summary:
+def follow(job: Job, config: QuantConfig) -> Summary:
     """Do this process's part of what the first one does, and return what it returns."""
     order: str
     given: Any
