@@ -2,9 +2,10 @@
 
     python benchmarks/llama_cpp.py GGUF THREADS PROMPT TOKENS
 
-Uses the wheel xllamacpp, which has llama.cpp built in. Each line of standard input asks for a round; each
-line of standard output answers it: JSON of the tokens a second of the prompt and after it. A process of its
-own, since llama.cpp brings its own OpenMP threads.
+Uses the wheel xllamacpp, which has llama.cpp built in. The first line of standard output says what was built,
+then each line of standard input asks for a round and a line answers it: JSON of the tokens a second of the
+prompt and after it. A process of its own, since llama.cpp brings its own OpenMP threads; what it logs stays
+on standard error, so that a failure says why.
 """
 
 from __future__ import annotations
@@ -16,40 +17,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 
 class LlamaCpp:
-    """A process that has the model loaded."""
+    """A process with the model loaded. described: the wheel's version and what its build uses of the CPU."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
+        self.described: str = self._answer()
 
     def speeds(self) -> tuple[float, float]:
         """Tokens a second: of the prompt, and after it."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        prompt, tokens = json.loads(self.process.stdout.readline())
+        prompt, tokens = self._answer()
         return prompt, tokens
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("llama.cpp ended; its last lines above say why")
+        return json.loads(line)
 
 
 @contextmanager
 def started(gguf: Path, threads: int, prompt: int, tokens: int) -> Iterator[LlamaCpp]:
     command = [sys.executable, __file__, str(gguf), *map(str, (threads, prompt, tokens))]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield LlamaCpp(process)
         finally:
             process.terminate()
-
-
-def described() -> str:
-    """The wheel's version and what its build uses of the processor."""
-    import xllamacpp
-
-    return f"xllamacpp {version('xllamacpp')}, {xllamacpp.get_system_info().strip()}"
 
 
 def serve(gguf: str, threads: int, prompt: int, tokens: int) -> None:
@@ -59,6 +60,7 @@ def serve(gguf: str, threads: int, prompt: int, tokens: int) -> None:
     params.model.path, params.n_ctx, params.n_parallel, params.n_gpu_layers = gguf, prompt + tokens + 8, 1, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
+    print(json.dumps(f"xllamacpp {version('xllamacpp')}, {xllamacpp.get_system_info().strip()}"), flush=True)
     # The tokens' numbers, so that the prompt has as many as it should.
     asked = {"prompt": [1000] * prompt, "n_predict": tokens, "cache_prompt": False, "ignore_eos": True}
     for _ in sys.stdin:

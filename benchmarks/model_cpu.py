@@ -27,6 +27,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from mixllm.config import PROFILES
 from mixllm.kernels import cpu
 from mixllm.nn import MixLinear
+from mixllm.placement import versions
 
 SIZES = LlamaConfig(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
@@ -70,11 +71,11 @@ def main() -> None:
         runs: dict[str, Callable[[], tuple[float, float]]] = {
             name: partial(speeds, model, options.prompt, options.tokens) for name, model in models.items()
         }
+        llama = None
         if options.gguf:
             sizes = (options.threads, options.prompt, options.tokens)
-            runs[f"llama.cpp {options.gguf.name}"] = stack.enter_context(
-                llama_cpp.started(options.gguf, *sizes)
-            ).speeds
+            llama = stack.enter_context(llama_cpp.started(options.gguf, *sizes))
+            runs[f"llama.cpp {options.gguf.name}"] = llama.speeds
         best = {name: (0.0, 0.0) for name in runs}
         for turn in range(options.rounds + 1):
             for name, run in runs.items():
@@ -82,10 +83,8 @@ def main() -> None:
                 if turn:  # the first lays weights out
                     best[name] = (max(best[name][0], prefill), max(best[name][1], decode))
     result = {"machine": machine(), "instruction_set": cpu.instruction_sets()[0]} | vars(options)
-    result |= {
-        "gguf": options.gguf and options.gguf.name,
-        "llama.cpp": options.gguf and llama_cpp.described(),
-    }
+    result |= {"gguf": options.gguf and options.gguf.name, "llama.cpp": llama and llama.described}
+    result |= {"versions": versions(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
     result["tokens_per_second"] = {
         name: {"prompt": round(prefill, 1), "decode": round(decode, 1)}
         for name, (prefill, decode) in best.items()
