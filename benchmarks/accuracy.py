@@ -24,14 +24,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import torch
+from accuracy_claims import claims, table
 from accuracy_models import Builder, file_name
 from accuracy_variants import Variant, variants
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from mixllm.config import PROFILES, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
-from mixllm.evaluate import REFERENCE, Measurement, measure, paired_difference
+from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.kernels import Backend
 from mixllm.pipeline import is_uniform, open_job, score
 from mixllm.placement import load_float
@@ -90,7 +91,7 @@ def shared(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = arguments()
-    wanted = [v for v in variants(shared(args)) if not args.only or any(text in v.name for text in args.only)]
+    wanted = chosen(variants(shared(args)), args.only)
     began = time.monotonic()
     open_source(args.model, Path(args.work))  # a GGUF file is converted once, before the processes read it
     measured: dict[str, Measurement] = {}
@@ -113,9 +114,19 @@ def main() -> None:
     print(table(result(args, in_order(measured, wanted), facts, time.monotonic() - began)))
 
 
+def chosen(lines: list[Variant], only: list[str] | None) -> list[Variant]:
+    """The lines in the order of `only`: a line's name, or a text for all lines whose names contain it."""
+    names = {v.name for v in lines}
+    matching = [
+        v for text in only or [""] for v in lines if v.name == text or (text not in names and text in v.name)
+    ]
+    return list({v.name: v for v in matching}.values())
+
+
 def to_score(wanted: list[Variant]) -> list[QuantConfig]:
     """One config for each salience that the lines need."""
-    mixed = [v.config for v in wanted if v.config is not None and not is_uniform(v.config)]
+    configs = [config for v in wanted for config in (v.config, v.equal) if config is not None]
+    mixed = [config for config in configs if not is_uniform(config)]
     return list({file_name(config): config for config in mixed}.values())
 
 
@@ -123,7 +134,8 @@ def shares(wanted: list[Variant], together: int) -> list[list[Variant]]:
     """Lines to make and measure at once: those that share a rounding, of `together` roundings."""
     alike: dict[str, list[Variant]] = {}
     for v in wanted:
-        alike.setdefault(v.name if v.config is None else v.config.model_dump_json(), []).append(v)
+        rounding = v.name if v.config is None or v.equal is not None else v.config.model_dump_json()
+        alike.setdefault(rounding, []).append(v)
     rest = list(alike.values())
     cut = [rest[start : start + together] for start in range(0, len(rest), together)]
     return [[v for group in groups for v in group] for groups in cut]
@@ -134,46 +146,12 @@ def in_order(measured: dict[str, Measurement], wanted: list[Variant]) -> dict[st
     return {name: measured[name] for name in (REFERENCE, *(v.name for v in wanted)) if name in measured}
 
 
-# (better, worse, what it shows): differences that must exceed two paired standard errors.
-CLAIMS = [
-    *(
-        (f"{line} {better}", f"{line} {worse}", f"{better} beats {worse} at {equal}")
-        for better, worse in (("global", "local"), ("local", "random"))
-        for line, equal in (
-            *((f"{p} {b} bits", "equal bits") for p in PROFILES for b in (4.4, 4.8)),
-            *((f"paper {c} % channels", "an equal share of channels") for c in (10, 20, 50)),
-        )
-    ),
-    ("paper W4A16 GPTQ+order+clip", "paper W4A16 RTN", "GPTQ with order and clip beats RTN"),
-    ("paper W4A8 GPTQ+order+clip", "paper W4A8 RTN", "GPTQ with order and clip beats RTN"),
-    (
-        "fast 4.4 bits global",
-        "paper 10 % channels global",
-        "fast at 4.4 bits beats the paper at 10 % of channels",
-    ),
-]
-# A8 at groups of 128 must cost less than a tenth of what the best W4 costs.
-A8, W4 = "float, A8 paper", "paper W4A16 GPTQ+order+clip"
-
-
-def claims(measured: dict[str, Measurement]) -> list[dict[str, Any]]:
-    """Each claim whose lines were measured: differences of NLL and KL with paired errors, and if it holds."""
-    found = []
-
-    def add(text: str, better: str, worse: str, *differences: tuple[float, float]) -> None:
-        holds = all(mean > 2 * error for mean, error in differences)
-        nll, kl = differences
-        found.append({"claim": text, "better": better, "worse": worse, "nll": nll, "kl": kl, "holds": holds})
-
-    for better, worse, text in CLAIMS:
-        if better in measured and worse in measured:
-            a, b = measured[better], measured[worse]
-            add(text, better, worse, paired_difference(b.nll, a.nll), paired_difference(b.kl, a.kl))
-    if A8 in measured and W4 in measured:
-        plain, a, w = measured[REFERENCE], measured[A8], measured[W4]
-        nll = paired_difference((w.nll - plain.nll) / 10, a.nll - plain.nll)
-        add("A8 costs less than a tenth of W4", A8, W4, nll, paired_difference(w.kl / 10, a.kl))
-    return found
+def by_window(found: Measurement) -> dict[str, str]:
+    """What accuracy_join.py pairs lines of several runs by: a line of numbers a figure."""
+    return {
+        key: " ".join(f"{value:.6f}" for value in getattr(found, key).tolist())
+        for key in ("nll", "kl", "top1")
+    }
 
 
 def result(
@@ -182,7 +160,10 @@ def result(
     facts: dict[str, dict[str, Any]],
     seconds: float,
 ) -> dict[str, Any]:
-    rows = [{"name": name, **facts.get(name, {}), **found.to_json()} for name, found in measured.items()]
+    rows = [
+        {"name": name, **facts.get(name, {}), **found.to_json(), "by_window": by_window(found)}
+        for name, found in measured.items()
+    ]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "model": args.label or args.model,
@@ -211,29 +192,6 @@ def write(
         Path(args.json).write_text(json.dumps(result(args, measured, facts, seconds), indent=1) + "\n")
 
 
-def table(found: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    lines = [
-        "| format and choice | payload bits | bits | perplexity | KL | top-1 % |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        bits = [f"{row[key]:.2f}" if key in row else "16" for key in ("payload_bits", "bits")]
-        kl, top1 = f"{row['kl']:.4f} +- {row['kl_error']:.4f}", f"{100 * row['top1']:.2f}"
-        lines.append("| " + " | ".join([row["name"], *bits, f"{row['perplexity']:.3f}", kl, top1]) + " |")
-    for claim in found["claims"]:
-        differences = ", ".join(
-            f"{name.upper()} {mean:.4f} +- {error:.4f}"
-            for name in ("nll", "kl")
-            for mean, error in [claim[name]]
-        )
-        verdict = "holds" if claim["holds"] else "DOES NOT HOLD"
-        lines.append(
-            f"{claim['better']} against {claim['worse']}: {claim['claim']}: {verdict}, {differences}"
-        )
-    return "\n".join(lines)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -258,7 +216,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")
     parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
     parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
-    parser.add_argument("--only", nargs="*", help="only variants whose names contain one of these")
+    parser.add_argument(
+        "--only", nargs="*", help="only lines so named, or whose names contain these, in this order"
+    )
     parser.add_argument("--label", help="the model's name in the result")
     parser.add_argument("--commit", help="the commit to state, where there is no repository")
     parser.add_argument("--json")

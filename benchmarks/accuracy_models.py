@@ -28,6 +28,18 @@ def file_name(config: QuantConfig) -> str:
     return f"{config.format.weight_scale}-{config.score}-{config.error}.safetensors"
 
 
+def with_layers(
+    reference: nn.Module, layers: dict[str, Rounded], format: Format, backend: Backend
+) -> nn.Module:
+    """A copy of the float model with quantized layers and int8 activations."""
+    model = copy.deepcopy(reference)
+    for name, layer in layers.items():
+        mixed = MixLinear.from_rounded(layer, format, model.get_submodule(name).bias)
+        mixed.backend = backend
+        model.set_submodule(name, mixed)
+    return model
+
+
 class FloatWeightsA8(nn.Module):
     """A float linear layer that sees its inputs as int8 would leave them."""
 
@@ -51,23 +63,25 @@ class Builder:
     @torch.no_grad()
     def build(self, variant: Variant) -> tuple[nn.Module, dict[str, Any]]:
         """The variant as a model, and what it takes (nothing to say of float weights)."""
-        model = copy.deepcopy(self.reference)
         config = variant.config
         if config is None:
             assert variant.format is not None
+            model = copy.deepcopy(self.reference)
             for name in self.job.shapes:
                 model.set_submodule(name, FloatWeightsA8(model.get_submodule(name), variant.format))
             return model, {}
-        plan = make_plan(self.job, config, None if is_uniform(config) else self.salience(config))
-        for name, layer in self.round(plan, config).items():
-            old = model.get_submodule(name)
-            if variant.activations == 8:
-                layer_a8 = MixLinear.from_rounded(layer, config.format, old.bias)
-                layer_a8.backend = self.backend
-                model.set_submodule(name, layer_a8)
-            else:
+        if variant.equal is not None:
+            config = config.model_copy(update={"bits": self.plan(variant.equal).payload_bits})
+        plan = self.plan(config)
+        layers = self.round(plan, config)
+        if variant.activations == 8:
+            model = with_layers(self.reference, layers, config.format, self.backend)
+        else:
+            model = copy.deepcopy(self.reference)
+            for name, layer in layers.items():
                 weight = layer.dequantize()
-                old.weight.data = rotate(weight) if config.format.rotation == "hadamard" else weight
+                rotated = config.format.rotation == "hadamard"
+                model.get_submodule(name).weight.data = rotate(weight) if rotated else weight
         size = sizes(plan, config)
         return model, {
             "payload_bits": size.payload_bits,
@@ -77,8 +91,9 @@ class Builder:
             "rows8_percent_by_kind": {kind: share.percent for kind, share in size.by_kind.items()},
         }
 
-    def salience(self, config: QuantConfig) -> Salience:
-        return Salience.load(self.saliences / file_name(config))
+    def plan(self, config: QuantConfig) -> Plan:
+        scores = None if is_uniform(config) else Salience.load(self.saliences / file_name(config))
+        return make_plan(self.job, config, scores)
 
     def round(self, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:
         key = config.model_dump_json()

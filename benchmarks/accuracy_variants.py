@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixllm.config import PROFILES, Format, QuantConfig, Scope
@@ -28,22 +28,29 @@ BUDGETS: list[dict[str, float]] = [
 # The paper's own salience, and the one that mixllm uses by default.
 PAPER_SCORE = {"score": "taylor", "error": "rtn"}
 OUR_SCORE = {"score": "fisher", "error": "gptq"}
+EQUAL = "fast, bits of paper 10 %, global"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table. config None: float weights; activations: bits of the activations, 8 or 16."""
+    """One line of the table. config None: float weights; activations: bits of the activations, 8 or 16;
+    equal: another config, whose plan's payload bits are this one's budget."""
 
     name: str
     config: QuantConfig | None
     activations: int
     format: Format | None = None
+    equal: QuantConfig | None = None
 
 
 def variants(base: dict[str, Any]) -> list[Variant]:
     """base: QuantConfig fields that all share (calibration, samples, window)."""
     found = [Variant(f"float, A8 {name}", None, 8, format) for name, format in PROFILES.items()]
-    found += [mixed("fast", {"bits": 4.4}, "global", base), mixed("paper", {"channels": 10}, "global", base)]
+    ours, paper = (
+        mixed("fast", {"bits": 4.4}, "global", base),
+        mixed("paper", {"channels": 10}, "global", base),
+    )
+    found += [ours, paper, replace(ours, name=EQUAL, equal=paper.config)]
     found += [
         mixed("fast", {"bits": bits}, "global", base, AFTER[how]) for bits in (4.4, 4.8) for how in AFTER
     ]

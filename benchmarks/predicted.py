@@ -14,24 +14,24 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+from accuracy_models import with_layers
 from torch import Tensor
 
 from mixllm.config import QuantConfig
+from mixllm.evaluate import mean_and_error, measure
 from mixllm.files import read_json, write_json
-from mixllm.pipeline import quantize
+from mixllm.pipeline import open_job
 from mixllm.plan import ModulePlan, Plan, choose
-from mixllm.progress import Silent
 from mixllm.records import PREDICTED, SALIENCE, SUMMARY
 from mixllm.report.curve import predicted
-from mixllm.report.models import Bench, measure_all
+from mixllm.report.models import Bench
 from mixllm.salience_file import Salience
+from mixllm.writing import rounded_layers
 
 BUDGETS = (4.1, 6.0)
 
@@ -63,33 +63,31 @@ def main() -> None:
     salience = Salience.load(out / SALIENCE)
     kept = QuantConfig.model_validate(read_json(out / SUMMARY)["config"])
     fields = {"calibration": args.calibration, "samples": args.samples, "window": args.window}
-    config = kept.model_copy(update={**fields, "rounding": args.rounding, "clip": args.rounding == "gptq"})
-    bench = Bench.open(args.model, args.text, args.window, args.windows, args.device, "auto")
+    fields = {**fields, "rounding": args.rounding, "clip": args.rounding == "gptq", "sweeps": 0, "tune": 0}
+    config = kept.model_copy(update=fields)
+    job = open_job(args.model, config, device=args.device, work=Path(args.work))
+    bench = Bench.open(str(job.source.path), args.text, args.window, args.windows, args.device, "auto")
     draw = random.Random(args.seed)
     began, plans = time.monotonic(), []
-    with TemporaryDirectory(prefix="mixllm-", dir=args.work) as work:
-        for number in range(args.plans):
-            plan = random_plan(salience, draw)
-            plan.save(Path(work) / "plan.json")
-            quantize(
-                args.model, Path(work) / "out", config, plan=Path(work) / "plan.json", device=args.device
-            )
-            row = measure_all(bench, [str(Path(work) / "out")], Silent()).rows[1]
-            shutil.rmtree(Path(work) / "out")
-            loss = sum(predicted(plan, salience).values())
-            bits = plan.payload_bits
-            plans.append({"bits": bits, "predicted": loss, "kl": row.kl, "kl_error": row.kl_error})
-            print(f"{time.monotonic() - began:.0f} s: {json.dumps(plans[-1])}", flush=True)
-            if number > 1:
-                correlation = spearman([p["predicted"] for p in plans], [p["kl"] for p in plans])
-                found = {
-                    "text": f"{len(bench.ids)} windows of {args.window} of {Path(args.text).name}",
-                    "rounding": args.rounding,
-                    "error": salience.error,
-                    "rank_correlation": correlation,
-                    "plans": plans,
-                }
-                write_json(out / PREDICTED, found)
+    for number in range(args.plans):
+        plan = random_plan(salience, draw)
+        with torch.no_grad():
+            model = with_layers(bench.reference, rounded_layers(job, plan, config), config.format, "auto")
+        kl, kl_error = mean_and_error(measure({"plan": model}, bench.reference, bench.ids)["plan"].kl)
+        loss = sum(predicted(plan, salience).values())
+        plans.append({"bits": plan.payload_bits, "predicted": loss, "kl": kl, "kl_error": kl_error})
+        print(f"{time.monotonic() - began:.0f} s: {json.dumps(plans[-1])}", flush=True)
+        if number > 1:
+            correlation = spearman([p["predicted"] for p in plans], [p["kl"] for p in plans])
+            found = {
+                "text": f"{len(bench.ids)} windows of {args.window} of {Path(args.text).name}",
+                "rounding": args.rounding,
+                "error": salience.error,
+                "seed": args.seed,
+                "rank_correlation": correlation,
+                "plans": plans,
+            }
+            write_json(out / PREDICTED, found)
     print(f"rank correlation {correlation:.3f} over {len(plans)} plans")
 
 
@@ -108,7 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", default=None)
+    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
     return parser.parse_args()
 
 
