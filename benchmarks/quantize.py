@@ -12,6 +12,7 @@ work depends on shapes only. With torchrun, memory and GPU utilisation are the f
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -83,6 +84,9 @@ def open_random(model: Path, config: QuantConfig, args: Any, ranks: Ranks) -> Jo
 def run(work: Path, shape: str, blocks: int | None, args: Any, ranks: Ranks) -> dict[str, Any]:
     config = config_of(args)
     print(f"{shape}, {blocks or 'all'} blocks", flush=True)
+    gc.collect()  # the model before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     began = time.perf_counter()
     write_model(work / "model", shape, blocks)
     print(f"  written in {time.perf_counter() - began:.1f} s", flush=True)

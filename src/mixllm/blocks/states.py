@@ -75,7 +75,8 @@ class States:
                 part.held.unlink()
             else:
                 self._left[part.where] += part.bytes
-                self._lane.give_back(part.held)
+                if part.where == "host":
+                    self._lane.give_back(part.held)
             part.held = None
             yield tensor
 
@@ -198,10 +199,10 @@ class _Lane:
             tensor = held.to(self._device, non_blocking=True)
             return _Coming(tensor, self._stream.record_event())
 
-    def give_back(self, held: Tensor | None) -> None:
-        """A host buffer that is free again, for the next tensor of its shape."""
-        if held is not None and held.device != self._device:
-            self._spare.append(held)
+    def give_back(self, buffer: Tensor | None) -> None:
+        """A buffer of the host that is free again, for the next tensor of its shape."""
+        assert buffer is not None
+        self._spare.append(buffer)
 
     def _buffer(self, like: Tensor) -> Tensor:
         for number, spare in enumerate(self._spare):
