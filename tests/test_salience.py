@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.blocks.states import stretches
+from mixllm.candidates import candidate_errors
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
-from mixllm.salience import candidate_errors, measure_salience
+from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
@@ -53,7 +54,9 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
     }
-    errors = {name: candidate_errors(layer.weight.detach(), config, None) for name, layer in layers.items()}
+    errors = {
+        name: candidate_errors([layer.weight.detach()], config, None)[0] for name, layer in layers.items()
+    }
     total = {name: {width: torch.zeros(len(e[0])) for width in WIDTHS} for name, e in errors.items()}
     for sample in ids():
         seen: dict[str, tuple[Tensor, Tensor]] = {}

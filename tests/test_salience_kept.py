@@ -70,20 +70,20 @@ def test_goes_on_to_the_same_numbers(
     add = Scores.add
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Scores, "add", dying)
-        measured(decoder, error, Kept(tmp_path / "kept"), room)
-    found = Kept(tmp_path / "kept").load()
+        measured(decoder, error, Kept(tmp_path / "kept", 0), room)
+    found = Kept(tmp_path / "kept", 0).load()
     assert (None if found is None else found[0]) == (BLOCKS - cut if cut else None)
-    assert same(measured(decoder, error, Kept(tmp_path / "kept"), room), whole)
+    assert same(measured(decoder, error, Kept(tmp_path / "kept", 0), room), whole)
 
 
 def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, 0)
     kept._saved = 0.0
     scores = random_salience({"layers.3.q": (4, 128)})
     kept.save(3, scores, [torch.zeros(2, 3, 4), torch.ones(1, 3, 4)])
     assert kept.load() is not None
     scores.save(tmp_path / "scored-00002.safetensors")  # died before the gradient was written
-    found = Kept(tmp_path).load()
+    found = Kept(tmp_path, 0).load()
     assert found is not None and found[0] == 3
     assert found[2].shape == (3, 3, 4) and found[2].sum() == 12
     kept._saved, kept._cost = 0.0, 0.0
@@ -95,12 +95,24 @@ def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: P
 def test_keeping_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    kept, scores = Kept(tmp_path), random_salience({"layers.3.q": (4, 128)})
+    kept, scores = Kept(tmp_path, 0), random_salience({"layers.3.q": (4, 128)})
     kept.save(9, scores, [torch.zeros(1)])
     kept._cost = 2.0
     now += 39
     kept.save(8, scores, [torch.zeros(1)])
     assert (kept.load() or (0,))[0] == 9
+    now += 2
+    kept.save(7, scores, [torch.zeros(1)])
+    assert (kept.load() or (0,))[0] == 7
+
+
+def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    kept, scores = Kept(tmp_path, 2 * 10**9), random_salience({"layers.3.q": (4, 128)})
+    now += 39
+    kept.save(8, scores, [torch.zeros(1)])
+    assert kept.load() is None
     now += 2
     kept.save(7, scores, [torch.zeros(1)])
     assert (kept.load() or (0,))[0] == 7

@@ -126,7 +126,8 @@ def needs(
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
         room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
     states = lists(room) * boundary
-    on_device = min(states, room.device)
+    # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
+    on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
     on_host = min(states - on_device, room.host)
     host = BASE_HOST + leaving + (CUDA_HOST + on_host if gpu else working + on_device)
     return Needs(

@@ -58,7 +58,7 @@ def score(
     stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
     several may have come to different blocks).
     """
-    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING)
+    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING, job.boundary)
     with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
             job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
@@ -208,8 +208,7 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
         checkpoint = sizes(plan, config).checkpoint_bytes
     measuring = 0
     if plan is None and scores is None and not is_uniform(config):
-        states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
-        measuring = measuring_bytes(states, job.needs(measured=True).temporary)
+        measuring = measuring_bytes(job.boundary, job.needs(measured=True).temporary)
     return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0)
 
 

@@ -41,4 +41,5 @@ def _hadamard(x: Tensor, block: int) -> Tensor:
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = torch.stack((a + b, a - b), dim=-2)
         stride *= 2
-    return x.reshape(shape) * block**-0.5
+    scale: float = block**-0.5
+    return x.reshape(shape) * scale

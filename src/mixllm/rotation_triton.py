@@ -1,4 +1,4 @@
-"""Blocks of 128 of mixllm.rotation as one Triton kernel, which reads and writes once, not at every butterfly."""
+"""Blocks of 128 of mixllm.rotation as one Triton kernel, which reads and writes once and not at each step."""
 
 from __future__ import annotations
 

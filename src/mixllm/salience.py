@@ -32,16 +32,14 @@ from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import stretches
+from mixllm.candidates import candidates
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
-from mixllm.format.rounded import rows_at_once
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
-from mixllm.rotation import rotate
-from mixllm.rounding import round_rows
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
-from mixllm.rounding.hessian import Factor, Shared, collect
+from mixllm.rounding.hessian import Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.salience_kept import Kept
 from mixllm.scores import over_scattered, over_tokens
@@ -114,46 +112,24 @@ def measure_salience(
 def _errors(
     block: Block, states: Iterable[Tensor], config: QuantConfig, total: int, ranks: Ranks
 ) -> dict[str, Tensor]:
-    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give, but
+    """candidate errors of the block's linears; for error "gptq" from the Hessians that its states give, but
     for experts that saw too few of all `total` tokens."""
     if config.error == "rtn":
-        return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+        return candidates(block.linears, block.linears, config, None)
     with collect(block.linears) as shared:
         for h in states:
             block(h)
 
     def make(group: Shared) -> tuple[dict[str, Tensor], None]:
         inputs = factor_if_seen(group, config, total)
-        return {
-            name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
-        }, None
+        return candidates(group.names, block.linears, config, inputs), None
 
     errors = divided(shared, block.linears, ranks, make)[0]
-    # In the block's order; no token reached the experts that are missing.
-    return {
-        name: errors[name] if name in errors else candidate_errors(linear.weight, config, None)
-        for name, linear in block.linears.items()
-    }
-
-
-def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
-    """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
-
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
-    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
-    """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
-    config = config.model_copy(update=how)
-    errors = weight.new_empty(len(WIDTHS), *weight.shape)
-    size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
-    for start in range(0, len(weight), size):
-        w = weight[start : start + size]
-        bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=w.device).repeat_interleave(len(w))
-        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
-        if config.format.rotation == "hadamard":
-            rounded = rotate(rounded)
-        errors[:, start : start + size] = rounded.view(len(WIDTHS), *w.shape) - w.float()
-    return errors
+    # No token reached the experts that are missing.
+    errors.update(
+        candidates([name for name in block.linears if name not in errors], block.linears, config, None)
+    )
+    return {name: errors[name] for name in block.linears}
 
 
 def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
