@@ -162,18 +162,22 @@ class Scores:
             out = self.block(hidden)
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            e = x @ self.errors[name].flatten(0, 1).T
-            if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
-                delta, e = delta.flatten(1, -2), e.flatten(1, -2)
-            if delta.dim() == 3:
-                sums, squares = over_tokens(delta, e)
-            else:
-                sums, squares = over_scattered(delta, e, self._windows(name, delta), len(hidden))
-            # The mean's gradient is the sum's over the number of predicted tokens.
-            a_d = sums.double() / (self.length - 1)
-            self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-            self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
+            self._add(name, x, delta, len(hidden))
         return deltas[0]
+
+    def _add(self, name: str, x: Tensor, delta: Tensor, windows: int) -> None:
+        """Score a layer by its inputs x and delta, dLoss / d(its outputs), of so many windows."""
+        e = x @ self.errors[name].flatten(0, 1).T
+        if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
+            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
+        if delta.dim() == 3:
+            sums, squares = over_tokens(delta, e)
+        else:
+            sums, squares = over_scattered(delta, e, self._windows(name, delta), windows)
+        # The mean's gradient is the sum's over the number of predicted tokens.
+        a_d = sums.double() / (self.length - 1)
+        self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
+        self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
 
     def _windows(self, name: str, delta: Tensor) -> Tensor:
         """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""
