@@ -29,8 +29,6 @@ MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0
 BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
-# Measured over counted, of what a batch leaves for its backward pass: norms and attention keep more.
-KEPT_BESIDE = 1.33
 # Float32 copies of the rows that are being rounded.
 COPIES = 8
 
@@ -203,9 +201,14 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
     collecting = hessians + 4 * max(k * k for k in inputs) + forward
     moments = [forward, rounding, collecting]
     if measured:
-        read = sum(k * sizes.share(name) for name, k in _inputs(block))
-        kept = size * (2 * out + read + 3 * wide + 4 * hidden) + 16 * hidden
-        moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
+        errors = len(WIDTHS) * weights * size
+        # The widest input is that of the last layer, which is rounded before all others.
+        moments[1] += len(WIDTHS) * size * max(n * k for n, k in block.values() if k == max(inputs))
+        # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
+        # their own backward pass, or a layer's output errors and these times its gradient.
+        kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
+        moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
+        moments.append(errors + batch * (kept + size * 2 * len(WIDTHS) * wide))
     return common + max(moments)
 
 

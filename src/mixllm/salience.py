@@ -35,7 +35,7 @@ from mixllm.blocks.states import stretches
 from mixllm.candidates import candidates
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
-from mixllm.progress import Progress, stepped
+from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
@@ -99,14 +99,29 @@ def measure_salience(
                 for i, block in islice(walk, len(stretch) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
                 for i, block in islice(walk, len(stretch)):
-                    errors = _errors(block, states.read(i), config, ids.numel(), ranks)
-                    scores = Scores(block, errors, ids.shape[1])
-                    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
-                    states.put(GRADIENTS, stepped(grads, bar), soon=True)
-                    found = {**scores.result(config, len(ids), ranks), **found}
+                    scored = _scored(block, i, states, bar, config, len(ids), ids.shape[1], ranks)
+                    found = {**scored, **found}
                     if kept is not None and i:
                         kept.save(i, salience(), states.read(GRADIENTS))
     return salience()
+
+
+def _scored(
+    block: Block,
+    i: int,
+    states: States,
+    bar: Stage,
+    config: QuantConfig,
+    samples: int,
+    length: int,
+    ranks: Ranks,
+) -> dict[str, ModuleSalience]:
+    """The salience of block i; its states are taken, and the gradient becomes theirs."""
+    errors = _errors(block, states.read(i), config, samples * length, ranks)
+    scores = Scores(block, errors, length)
+    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
+    states.put(GRADIENTS, stepped(grads, bar), soon=True)
+    return scores.result(config, samples, ranks)
 
 
 def _errors(
