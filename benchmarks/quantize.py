@@ -1,16 +1,18 @@
 """What quantizing takes: real shapes with random weights, made on the spot.
 
     python benchmarks/quantize.py llama-3.1-8b llama-3.1-70b:4 llama-3.1-70b:8 --json FILE [--device cuda]
+    torchrun --nproc-per-node 2 benchmarks/quantize.py llama-3.1-8b --json FILE
 
 For each SHAPE[:BLOCKS] the whole job runs on random token ids: salience, plan, rounding, writing. Printed
 and written: seconds, peak memory of GPU and host, GPU utilisation and disk traffic by stage, the rate of
 salience's operations, and what --dry-run would have told. Random weights cost what real ones cost: the
-work depends on shapes only.
+work depends on shapes only. With torchrun, memory and GPU utilisation are the first process's.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import time
@@ -25,8 +27,9 @@ from watching import Watching
 from mixllm.blocks import Decoder
 from mixllm.config import QuantConfig
 from mixllm.job import Job
-from mixllm.pipeline import make_plan, score, sizes
+from mixllm.pipeline import END, SCORE, follow, make_plan, score, sizes
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
+from mixllm.ranks import Ranks, joined
 from mixllm.source import Source
 from mixllm.writing import write_quantized
 
@@ -44,62 +47,91 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     rows = []
-    for text in args.shapes:
-        shape, _, blocks = text.partition(":")
-        with TemporaryDirectory(dir=args.directory) as work:
-            rows.append(run(Path(work), shape, int(blocks) if blocks else None, args))
-        about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions()}
-        args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    with joined(pick_device(args.device)) as ranks:
+        for text in args.shapes:
+            shape, _, blocks = text.partition(":")
+            with TemporaryDirectory(dir=args.directory) as own:
+                work = Path(ranks.tell(own))
+                if not ranks.first:
+                    ranks.tell()  # once the model is written
+                    help_first(work / "model", args, ranks)
+                    continue
+                rows.append(run(work, shape, int(blocks) if blocks else None, args, ranks))
+            about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions()}
+            args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
-def run(work: Path, shape: str, blocks: int | None, args: Any) -> dict[str, Any]:
-    config = QuantConfig(bits=args.bits, samples=args.samples, window=args.window)
+def help_first(model: Path, args: Any, ranks: Ranks) -> None:
+    """What every process but the first does."""
+    config = config_of(args)
+    follow(open_random(model, config, args, ranks), config)
+
+
+def config_of(args: Any) -> QuantConfig:
+    return QuantConfig(bits=args.bits, samples=args.samples, window=args.window)
+
+
+def open_random(model: Path, config: QuantConfig, args: Any, ranks: Ranks) -> Job:
+    """The model and random ids, which need no tokenizer."""
+    device = pick_device(args.device)
+    source = Source(model)
+    decoder = Decoder.open(source, device, pick_dtype(args.dtype, device, source.config))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(decoder.vocabulary, (config.samples, config.window), generator=generator)
+    return Job(source, decoder, ids, ranks)
+
+
+def run(work: Path, shape: str, blocks: int | None, args: Any, ranks: Ranks) -> dict[str, Any]:
+    config = config_of(args)
     print(f"{shape}, {blocks or 'all'} blocks", flush=True)
+    gc.collect()  # the model before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     began = time.perf_counter()
     write_model(work / "model", shape, blocks)
     print(f"  written in {time.perf_counter() - began:.1f} s", flush=True)
+    ranks.tell()
     watching, out = Watching(), work / "out"
     out.mkdir()
     with watching.running():
         if args.profile:
             kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
             with torch.profiler.profile(activities=kinds) as found:
-                report = quantize(work / "model", out, config, args, watching)
+                report = quantize(work / "model", out, config, args, watching, ranks)
             print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=45), flush=True)
         else:
-            report = quantize(work / "model", out, config, args, watching)
+            report = quantize(work / "model", out, config, args, watching, ranks)
     return {
         "shape": shape,
         "blocks": blocks or SHAPES[shape]["num_hidden_layers"],
         "samples": config.samples,
         "window": config.window,
+        "processes": ranks.size,
         **report,
         "peaks": {key: watching.peak(key) for key in ("gpu_allocated", "gpu_reserved", "host")},
         "stages": watching.stages,
     }
 
 
-def quantize(model: Path, out: Path, config: QuantConfig, args: Any, watching: Watching) -> dict[str, Any]:
-    """The stages of mixllm.pipeline.quantize on random ids, which need no tokenizer."""
+def quantize(
+    model: Path, out: Path, config: QuantConfig, args: Any, watching: Watching, ranks: Ranks
+) -> dict[str, Any]:
+    """The stages of mixllm.pipeline.quantize."""
     began = time.perf_counter()
-    device = pick_device(args.device)
     with watching.stage("open", 0):
-        source = Source(model)
-        decoder = Decoder.open(source, device, pick_dtype(args.dtype, device, source.config))
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = source.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (config.samples, config.window), generator=generator)
-    job = Job(source, decoder, ids)
+        job = open_random(model, config, args, ranks)
     told = job.needs(measured=True)
     print(f"  told: {told.device / 1e9:.2f} GB GPU, {told.host / 1e9:.2f} GB host, {told}", flush=True)
-    salience = score(job, config, watching)
+    ranks.tell((SCORE, None))
+    salience = score(job, config, watching, out)
     with watching.stage("plan", 0):
         plan = make_plan(job, config, salience)
     chosen = time.perf_counter() - began
     walked = sum(stage["seconds"] for name, stage in watching.stages.items() if name.startswith("salience"))
     write_quantized(job, plan, config, out, watching)
+    ranks.tell((END, None))
     return {
-        "device": f"{device_name(device)}, {platform.machine()}",
+        "device": f"{device_name(job.decoder.device)}, {platform.machine()}",
         "seconds": round(time.perf_counter() - began, 2),
         "seconds_until_plan": round(chosen, 2),
         "salience_tflops": round(salience_operations(job) / walked / 1e12, 1),

@@ -40,7 +40,7 @@ class Watching:
         if self._gpu:
             command = [
                 *("nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"),
-                f"-lms={GPU_EVERY_MS}",
+                *("-i", f"GPU-{torch.cuda.get_device_properties().uuid}", f"-lms={GPU_EVERY_MS}"),
             ]
             smi = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             threads.append(threading.Thread(target=self._watch_gpu, args=(smi,), daemon=True))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 
 from mixllm.rotation import rotate
+from mixllm.rotation_triton import launch
 from tests import shapes
 
 
@@ -35,3 +37,12 @@ def test_is_the_sylvester_hadamard() -> None:
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     expected = torch.kron(two, torch.kron(two, two)) * torch.tensor(8**-0.5)
     assert torch.equal(rotate(torch.eye(8)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 21])
+def test_the_gpu_kernel_is_bit_for_bit_the_same(rows: int, dtype: torch.dtype) -> None:
+    """In Triton's interpreter, for rows of memory and for columns of it."""
+    x = shapes.inputs(rows, 256, 4).to(dtype)
+    assert torch.equal(launch(x), rotate(x))
+    assert torch.equal(launch(x.T.contiguous().T), rotate(x))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
-from mixllm.blocks.states import spacing
+from mixllm.blocks.states import stretches
+from mixllm.candidates import candidate_errors
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
-from mixllm.salience import candidate_errors, measure_salience
+from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
@@ -53,7 +54,9 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
     }
-    errors = {name: candidate_errors(layer.weight.detach(), config, None) for name, layer in layers.items()}
+    errors = {
+        name: candidate_errors([layer.weight.detach()], config, None)[0] for name, layer in layers.items()
+    }
     total = {name: {width: torch.zeros(len(e[0])) for width in WIDTHS} for name, e in errors.items()}
     for sample in ids():
         seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -140,10 +143,21 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
 
 @given(st.integers(1, 130), st.integers(-2, 140))
 def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
-    stride = spacing(blocks, fit)
-    at_once = [-(-blocks // s) + s - 1 for s in range(1, blocks + 1)]
-    if fit < min(at_once):
-        assert at_once[stride - 1] == min(at_once)
-    else:
-        assert at_once[stride - 1] <= fit
-        assert all(kept > fit for kept in at_once[: stride - 1])
+    cut = stretches(blocks, fit)
+    assert [i for stretch in cut for i in stretch] == list(range(blocks))
+    assert all(len(stretch) for stretch in cut)
+    fewest = next(m for m in range(1, blocks + 1) if sum(range(m + 1)) >= blocks)
+    assert len(cut) == min(blocks, max(fit, fewest))
+    # While the way back is in a stretch: its own boundaries, and the first of each before it.
+    assert max(j + len(stretch) for j, stretch in enumerate(cut)) == len(cut)
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 7])
+def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: int) -> None:
+    """With room for that many and those on their way, and no disk."""
+    write_tiny(tmp_path, "llama", num_hidden_layers=blocks)
+    fewest = len(stretches(blocks, 0))
+    boundary = SAMPLES * LENGTH * open_source(str(tmp_path)).config.hidden_size * 4
+    room = Room((1 + fewest) * boundary)
+    assert room.boundaries(boundary) == fewest
+    measured(tmp_path, QuantConfig(), room=room)

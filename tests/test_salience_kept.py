@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mixllm import salience_kept
-from mixllm.blocks import Decoder
+from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.config import QuantConfig, Rounding
 from mixllm.progress import Silent
 from mixllm.salience import Scores, measure_salience
@@ -19,7 +19,7 @@ from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.saliences import random_salience
 
-BLOCKS = 4
+BLOCKS, SAMPLES, LENGTH = 4, 5, 19
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,10 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
 
 
-def measured(decoder: Decoder, error: Rounding, kept: Kept | None, batch: int = 2) -> Salience:
-    ids = torch.randint(4, VOCAB, (5, 19), generator=torch.Generator().manual_seed(3))
-    return measure_salience(decoder, ids, QuantConfig(error=error), batch=batch, progress=Silent(), kept=kept)
+def measured(decoder: Decoder, error: Rounding, kept: Kept | None, room: Room = ON_DEVICE) -> Salience:
+    ids = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
+    config = QuantConfig(error=error)
+    return measure_salience(decoder, ids, config, room=room, batch=2, progress=Silent(), kept=kept)
 
 
 def same(a: Salience, b: Salience) -> bool:
@@ -44,10 +45,18 @@ def same(a: Salience, b: Salience) -> bool:
 
 @pytest.mark.parametrize("error", ["gptq", "rtn"])
 @pytest.mark.parametrize("cut", range(BLOCKS))
+@pytest.mark.parametrize("boundaries", [4, 9])
 def test_goes_on_to_the_same_numbers(
-    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Rounding, cut: int
+    decoder: Decoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Rounding,
+    cut: int,
+    boundaries: int,
 ) -> None:
-    """cut: the backward walk dies in this block, counted from the last."""
+    """cut: the backward walk dies in this block, counted from the last; with room for so many boundaries and
+    no disk: for all of them, or for those that are needed at least."""
+    room = Room(boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4)
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
     whole = measured(decoder, error, None)
     scored = []
@@ -61,20 +70,20 @@ def test_goes_on_to_the_same_numbers(
     add = Scores.add
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Scores, "add", dying)
-        measured(decoder, error, Kept(tmp_path / "kept"))
-    found = Kept(tmp_path / "kept").load()
+        measured(decoder, error, Kept(tmp_path / "kept", 0), room)
+    found = Kept(tmp_path / "kept", 0).load()
     assert (None if found is None else found[0]) == (BLOCKS - cut if cut else None)
-    assert same(measured(decoder, error, Kept(tmp_path / "kept")), whole)
+    assert same(measured(decoder, error, Kept(tmp_path / "kept", 0), room), whole)
 
 
 def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
+    kept = Kept(tmp_path, 0)
     kept._saved = 0.0
     scores = random_salience({"layers.3.q": (4, 128)})
     kept.save(3, scores, [torch.zeros(2, 3, 4), torch.ones(1, 3, 4)])
     assert kept.load() is not None
     scores.save(tmp_path / "scored-00002.safetensors")  # died before the gradient was written
-    found = Kept(tmp_path).load()
+    found = Kept(tmp_path, 0).load()
     assert found is not None and found[0] == 3
     assert found[2].shape == (3, 3, 4) and found[2].sum() == 12
     kept._saved, kept._cost = 0.0, 0.0
@@ -86,12 +95,24 @@ def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: P
 def test_keeping_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
-    kept, scores = Kept(tmp_path), random_salience({"layers.3.q": (4, 128)})
+    kept, scores = Kept(tmp_path, 0), random_salience({"layers.3.q": (4, 128)})
     kept.save(9, scores, [torch.zeros(1)])
     kept._cost = 2.0
     now += 39
     kept.save(8, scores, [torch.zeros(1)])
     assert (kept.load() or (0,))[0] == 9
+    now += 2
+    kept.save(7, scores, [torch.zeros(1)])
+    assert (kept.load() or (0,))[0] == 7
+
+
+def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    kept, scores = Kept(tmp_path, 2 * 10**9), random_salience({"layers.3.q": (4, 128)})
+    now += 39
+    kept.save(8, scores, [torch.zeros(1)])
+    assert kept.load() is None
     now += 2
     kept.save(7, scores, [torch.zeros(1)])
     assert (kept.load() or (0,))[0] == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_come_back_as_they_were(
         assert all(torch.equal(a, 2 * b) for a, b in zip(states.take(3), first, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(states.read(-1), second, strict=True))
     assert list(disk.iterdir()) == []
+
+
+def test_what_was_taken_is_let_go() -> None:
+    # As cuda is the cuda:0 of its tensors, but is not equal to it.
+    with States(torch.device("cpu:0"), Room(1000)) as states:
+        states.put(0, tensors(3, 0), soon=True)
+        taken = [weakref.ref(t) for t in states.take(0)]
+        assert [t() for t in taken[:-1]] == [None, None]
 
 
 def test_room_is_used_before_the_disk(tmp_path: Path) -> None:

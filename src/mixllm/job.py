@@ -44,6 +44,11 @@ class Job:
         return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
 
     @property
+    def boundary(self) -> int:
+        """Bytes of the hidden states of all windows at one boundary, or of their gradient."""
+        return self.ids.numel() * self.decoder.hidden_size * self.decoder.dtype.itemsize
+
+    @property
     def batch(self) -> int:
         """Windows that go through a block at once."""
         return self.needs(measured=True).batch // self.ids.shape[1]

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, at_once, spacing
+from mixllm.blocks.states import Room, stretches
 from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
@@ -22,14 +22,13 @@ from mixllm.memory import host_bytes
 from mixllm.ranks import here
 from mixllm.tuning.tune import WINDOWS
 
-# States are given no more room than up to this, nor than a share of what is free when the run starts.
-MOST_DEVICE, MOST_HOST, SHARE = 22 * 10**9, 14 * 10**9, 0.9
+# States are given no more room than up to this, nor than a share of what is free when the run starts; on the
+# host, where they would have to go to files otherwise, up to another share of what is free.
+MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
 # Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
 BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
-# Measured over counted, of what a batch leaves for its backward pass: norms and attention keep more.
-KEPT_BESIDE = 1.33
 # Float32 copies of the rows that are being rounded.
 COPIES = 8
 
@@ -91,9 +90,8 @@ def needs(
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
         _, total = torch.cuda.mem_get_info(device)
-        spare = max(0, min(MOST_HOST, int(SHARE * free)) - BASE_HOST - CUDA_HOST - _leaving(sizes))
     else:
-        total, spare = psutil.virtual_memory().total // here(), 0
+        total = psutil.virtual_memory().total // here()
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
@@ -112,17 +110,29 @@ def needs(
             f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
         )
     boundary, blocks = tokens * sizes.hidden * dtype.itemsize, len(sizes.blocks)
-    room = Room(bound - working, spare)
-    # States and gradients on their way, and the boundaries that wait for the way back.
-    lists = 1 if not measured else 2 + at_once(blocks, spacing(blocks, room.boundaries(boundary)))
-    on_device = min(lists * boundary, room.device)
-    on_host = min(lists * boundary - on_device, room.host)
-    host = BASE_HOST + _leaving(sizes) + (CUDA_HOST + on_host if gpu else working + on_device)
+    # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
+    leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
+
+    def lists(room: Room) -> int:
+        """States or gradients on their way, and the boundaries that wait for the way back."""
+        return 1 + (len(stretches(blocks, room.boundaries(boundary))) if measured else 0)
+
+    room = Room(bound - working)
+    if gpu:
+        other = BASE_HOST + CUDA_HOST + leaving
+        wanted = other + lists(room) * boundary - room.device
+        most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
+        room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
+    states = lists(room) * boundary
+    # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
+    on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
+    on_host = min(states - on_device, room.host)
+    host = BASE_HOST + leaving + (CUDA_HOST + on_host if gpu else working + on_device)
     return Needs(
         batch=batch,
         device=working + on_device if gpu else 0,
         host=host,
-        temporary=lists * boundary - on_device - on_host,
+        temporary=states - on_device - on_host,
         room=room,
     )
 
@@ -191,9 +201,14 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
     collecting = hessians + 4 * max(k * k for k in inputs) + forward
     moments = [forward, rounding, collecting]
     if measured:
-        read = sum(k * sizes.share(name) for name, k in _inputs(block))
-        kept = size * (2 * out + read + 3 * wide + 4 * hidden) + 16 * hidden
-        moments.append(len(WIDTHS) * weights * size + int(KEPT_BESIDE * batch * kept))
+        errors = len(WIDTHS) * weights * size
+        # The widest input is that of the last layer, which is rounded before all others.
+        moments[1] += len(WIDTHS) * size * max(n * k for n, k in block.values() if k == max(inputs))
+        # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
+        # their own backward pass, or a layer's output errors and these times its gradient.
+        kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
+        moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
+        moments.append(errors + batch * (kept + size * 2 * len(WIDTHS) * wide))
     return common + max(moments)
 
 

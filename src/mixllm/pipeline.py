@@ -58,7 +58,7 @@ def score(
     stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
     several may have come to different blocks).
     """
-    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING)
+    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING, job.boundary)
     with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
             job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
@@ -110,7 +110,7 @@ def quantize(
         if not ranks.first:
             with ranks.one_first():
                 job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
-            return _follow(job, config)
+            return follow(job, config)
         summary = _lead(
             model, out, config, ranks, device, dtype, plan, salience, overwrite, resume, shard_size, progress
         )
@@ -118,7 +118,7 @@ def quantize(
         return summary
 
 
-def _follow(job: Job, config: QuantConfig) -> Summary:
+def follow(job: Job, config: QuantConfig) -> Summary:
     """Do this process's part of what the first one does, and return what it returns."""
     order: str
     given: Any
@@ -208,8 +208,7 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
         checkpoint = sizes(plan, config).checkpoint_bytes
     measuring = 0
     if plan is None and scores is None and not is_uniform(config):
-        states = job.ids.numel() * job.decoder.hidden_size * job.decoder.dtype.itemsize
-        measuring = measuring_bytes(states, job.needs(measured=True).temporary)
+        measuring = measuring_bytes(job.boundary, job.needs(measured=True).temporary)
     return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0)
 
 

@@ -17,11 +17,16 @@ def rotate(x: Tensor) -> Tensor:
     """Multiply each block of the last dimension by an orthonormal Hadamard: [..., K] -> [..., K] float32.
 
     Butterflies run over strides 1, 2, 4 .. in float32 and one multiplication by fl32(block ** -0.5)
-    ends them; every backend keeps this order, so that rotated activations agree bit for bit.
+    ends them; every backend keeps this order, so that rotated activations agree bit for bit. On a GPU one
+    kernel does it all where 128 divides K and no gradient is asked for.
     """
-    x = x.float()
     whole = x.shape[-1] // BLOCK * BLOCK
     rest = x.shape[-1] - whole
+    if x.is_cuda and x.numel() and not rest and not x.requires_grad:
+        from mixllm.rotation_triton import launch
+
+        return launch(x.reshape(-1, whole)).view(x.shape)
+    x = x.float()
     parts = [_hadamard(x[..., :whole], BLOCK)] if whole else []
     if rest:
         parts.append(_hadamard(x[..., whole:], rest & -rest))
@@ -36,4 +41,5 @@ def _hadamard(x: Tensor, block: int) -> Tensor:
         a, b = pairs[..., 0, :], pairs[..., 1, :]
         x = torch.stack((a + b, a - b), dim=-2)
         stride *= 2
-    return x.reshape(shape) * torch.tensor(block**-0.5, dtype=torch.float32, device=x.device)
+    scale: float = block**-0.5
+    return x.reshape(shape) * scale

@@ -31,17 +31,15 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
-from mixllm.blocks.states import spacing
+from mixllm.blocks.states import stretches
+from mixllm.candidates import candidates
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
-from mixllm.format.rounded import rows_at_once
-from mixllm.progress import Progress, stepped
+from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
-from mixllm.rotation import rotate
-from mixllm.rounding import round_rows
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
-from mixllm.rounding.hessian import Factor, Shared, collect
+from mixllm.rounding.hessian import Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.salience_kept import Kept
 from mixllm.scores import over_scattered, over_tokens
@@ -78,16 +76,18 @@ def measure_salience(
     found: dict[str, ModuleSalience] = {} if before is None else before[1].modules
     own = ranks.share(ids)
     batches = list(own.split(batch))
-    # Of every `stride` boundaries one is kept; those between are made again on the way back.
-    stride = spacing(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
-    segments = [range(start, min(start + stride, todo)) for start in range(0, todo, stride)][::-1]
-    back = [i for segment in segments for i in (*segment[:-1], *reversed(segment))]
-    with States(decoder.device, room) as states, closing(decoder.walk([*range(todo), *back])) as walk:
+    # The first boundary of each stretch is kept; the others are made again on the way back.
+    cut = stretches(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    starts = {stretch.start for stretch in cut}
+    back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
+    # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
+    there = todo if before is None else cut[-1].start
+    with States(decoder.device, room) as states, closing(decoder.walk([*range(there), *back])) as walk:
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
-        with progress.stage("salience: forward", todo * len(batches), blocks=todo) as bar:
-            for i, block in islice(walk, todo):
-                hidden = states.take(i) if i % stride else states.read(i)
-                states.put(i + 1, stepped(map(block, hidden), bar), soon=(i + 1) % stride > 0)
+        with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
+            for i, block in islice(walk, there):
+                hidden = states.read(i) if i in starts else states.take(i)
+                states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
                 grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
@@ -95,63 +95,56 @@ def measure_salience(
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
-            for segment in segments:
-                for i, block in islice(walk, len(segment) - 1):
+            for stretch in reversed(cut):
+                for i, block in islice(walk, len(stretch) - 1):
                     states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
-                for i, block in islice(walk, len(segment)):
-                    errors = _errors(block, states.read(i), config, ids.numel(), ranks)
-                    scores = Scores(block, errors, ids.shape[1])
-                    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
-                    states.put(GRADIENTS, stepped(grads, bar), soon=True)
-                    found = {**scores.result(config, len(ids), ranks), **found}
+                for i, block in islice(walk, len(stretch)):
+                    scored = _scored(block, i, states, bar, config, len(ids), ids.shape[1], ranks)
+                    found = {**scored, **found}
                     if kept is not None and i:
                         kept.save(i, salience(), states.read(GRADIENTS))
     return salience()
 
 
+def _scored(
+    block: Block,
+    i: int,
+    states: States,
+    bar: Stage,
+    config: QuantConfig,
+    samples: int,
+    length: int,
+    ranks: Ranks,
+) -> dict[str, ModuleSalience]:
+    """The salience of block i; its states are taken, and the gradient becomes theirs."""
+    errors = _errors(block, states.read(i), config, samples * length, ranks)
+    scores = Scores(block, errors, length)
+    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
+    states.put(GRADIENTS, stepped(grads, bar), soon=True)
+    return scores.result(config, samples, ranks)
+
+
 def _errors(
     block: Block, states: Iterable[Tensor], config: QuantConfig, total: int, ranks: Ranks
 ) -> dict[str, Tensor]:
-    """candidate_errors of the block's linears; for error "gptq" from the Hessians that its states give, but
+    """candidate errors of the block's linears; for error "gptq" from the Hessians that its states give, but
     for experts that saw too few of all `total` tokens."""
     if config.error == "rtn":
-        return {name: candidate_errors(linear.weight, config, None) for name, linear in block.linears.items()}
+        return candidates(block.linears, block.linears, config, None)
     with collect(block.linears) as shared:
         for h in states:
             block(h)
 
     def make(group: Shared) -> tuple[dict[str, Tensor], None]:
         inputs = factor_if_seen(group, config, total)
-        return {
-            name: candidate_errors(block.linears[name].weight, config, inputs) for name in group.names
-        }, None
+        return candidates(group.names, block.linears, config, inputs), None
 
     errors = divided(shared, block.linears, ranks, make)[0]
-    # In the block's order; no token reached the experts that are missing.
-    return {
-        name: errors[name] if name in errors else candidate_errors(linear.weight, config, None)
-        for name, linear in block.linears.items()
-    }
-
-
-def candidate_errors(weight: Tensor, config: QuantConfig, inputs: Factor | None) -> Tensor:
-    """w^q - w of every row at every width: [widths, N, K] in w's dtype, in the basis of the layer's inputs.
-
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
-    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
-    """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
-    config = config.model_copy(update=how)
-    errors = weight.new_empty(len(WIDTHS), *weight.shape)
-    size = max(1, rows_at_once(weight.shape[1]) // len(WIDTHS))
-    for start in range(0, len(weight), size):
-        w = weight[start : start + size]
-        bits = torch.tensor(WIDTHS, dtype=torch.uint8, device=w.device).repeat_interleave(len(w))
-        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
-        if config.format.rotation == "hadamard":
-            rounded = rotate(rounded)
-        errors[:, start : start + size] = rounded.view(len(WIDTHS), *w.shape) - w.float()
-    return errors
+    # No token reached the experts that are missing.
+    errors.update(
+        candidates([name for name in block.linears if name not in errors], block.linears, config, None)
+    )
+    return {name: errors[name] for name in block.linears}
 
 
 def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -184,18 +177,22 @@ class Scores:
             out = self.block(hidden)
         deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
         for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            e = x @ self.errors[name].flatten(0, 1).T
-            if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
-                delta, e = delta.flatten(1, -2), e.flatten(1, -2)
-            if delta.dim() == 3:
-                sums, squares = over_tokens(delta, e)
-            else:
-                sums, squares = over_scattered(delta, e, self._windows(name, delta), len(hidden))
-            # The mean's gradient is the sum's over the number of predicted tokens.
-            a_d = sums.double() / (self.length - 1)
-            self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-            self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
+            self._add(name, x, delta, len(hidden))
         return deltas[0]
+
+    def _add(self, name: str, x: Tensor, delta: Tensor, windows: int) -> None:
+        """Score a layer by its inputs x and delta, dLoss / d(its outputs), of so many windows."""
+        e = x @ self.errors[name].flatten(0, 1).T
+        if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
+            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
+        if delta.dim() == 3:
+            sums, squares = over_tokens(delta, e)
+        else:
+            sums, squares = over_scattered(delta, e, self._windows(name, delta), windows)
+        # The mean's gradient is the sum's over the number of predicted tokens.
+        a_d = sums.double() / (self.length - 1)
+        self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
+        self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
 
     def _windows(self, name: str, delta: Tensor) -> Tensor:
         """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""

@@ -21,17 +21,18 @@ from torch import Tensor
 from mixllm.format.shards import save
 from mixllm.salience_file import Salience
 
-# Of the backward walk's time, what goes to keeping gradients.
-SHARE = 0.05
+# Of the backward walk's time, what goes to keeping gradients; until one was written, a disk is taken to write
+# so many bytes a second.
+SHARE, BYTES_A_SECOND = 0.05, 1e9
 
 
 class Kept:
-    """Files in a directory, made if it is not there; the caller removes it."""
+    """Files in a directory, made if it is not there; the caller removes it. size: bytes of a gradient."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size: int) -> None:
         self.directory = directory
         directory.mkdir(exist_ok=True)
-        self._cost, self._saved = 0.0, time.monotonic()
+        self._cost, self._saved = size / BYTES_A_SECOND, time.monotonic()
 
     def save(self, i: int, scored: Salience, gradients: Iterable[Tensor]) -> None:
         """Keep that blocks i and later are scored, unless the last time was too short ago to pay.

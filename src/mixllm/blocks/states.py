@@ -23,8 +23,8 @@ class Room:
     disk: Path | None = None
 
     def boundaries(self, size: int) -> int:
-        """How many boundaries of `size` bytes fit, beside two that are always there: states and gradients."""
-        return (self.device + self.host) // size - 2
+        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way."""
+        return (self.device + self.host) // size - 1
 
 
 class States:
@@ -75,7 +75,8 @@ class States:
                 part.held.unlink()
             else:
                 self._left[part.where] += part.bytes
-                self._lane.give_back(part.held)
+                if part.where == "host":
+                    self._lane.give_back(part.held)
             part.held = None
             yield tensor
 
@@ -110,18 +111,21 @@ class States:
 ON_DEVICE = Room(2**62)
 
 
-def at_once(blocks: int, stride: int) -> int:
-    """Boundaries kept at once by a walk there and back in which one in `stride` is kept and those between are
-    made again on the way back."""
-    return -(-blocks // stride) + stride - 1
+def stretches(blocks: int, fit: int) -> list[range]:
+    """The blocks of a walk there and back, cut into as many stretches, in order, as `fit` boundaries allow.
 
-
-def spacing(blocks: int, fit: int) -> int:
-    """The least stride by which no more than `fit` boundaries are there at once; where there is none, the one
-    that keeps the fewest."""
-    strides = range(1, blocks + 1)
-    fewest = min(strides, key=lambda stride: at_once(blocks, stride))
-    return next((stride for stride in strides if at_once(blocks, stride) <= fit), fewest)
+    On the way there the states that enter each stretch are kept; on the way back, those inside it are made
+    again when its turn comes. Each stretch leaves its room to those before it, which may so be longer: with m
+    boundaries at once there are m stretches, and stretch j of 0 .. m - 1 has up to m - j blocks, which makes
+    m (m + 1) / 2 in all. Where `fit` is too few for that, the fewest that do.
+    """
+    fewest = next(m for m in range(1, blocks + 1) if m * (m + 1) // 2 >= blocks)
+    count = min(blocks, max(fit, fewest))
+    found: list[range] = []
+    for j in range(count):
+        start = found[-1].stop if found else 0
+        found.append(range(start, start + min(count - j, blocks - start - (count - j - 1))))
+    return found
 
 
 @dataclass
@@ -195,10 +199,10 @@ class _Lane:
             tensor = held.to(self._device, non_blocking=True)
             return _Coming(tensor, self._stream.record_event())
 
-    def give_back(self, held: Tensor | None) -> None:
-        """A host buffer that is free again, for the next tensor of its shape."""
-        if held is not None and held.device != self._device:
-            self._spare.append(held)
+    def give_back(self, buffer: Tensor | None) -> None:
+        """A buffer of the host that is free again, for the next tensor of its shape."""
+        assert buffer is not None
+        self._spare.append(buffer)
 
     def _buffer(self, like: Tensor) -> Tensor:
         for number, spare in enumerate(self._spare):

@@ -1,7 +1,7 @@
-"""round_columns as one Triton kernel: rows are independent, so a program takes a few through all columns.
+"""round_columns as one Triton kernel: rows are independent, so a warp takes a few through all columns.
 
-A program's rows stay in registers, ROWS x 128; step j picks column j out by a masked sum, rounds it, and
-subtracts error * upper[j, :] from the columns to its right.
+A warp's rows stay in registers, 128 x ROWS, and no warp waits for another. Step j picks column j out by a
+masked sum, rounds it, and subtracts error * upper[j, :] from all columns; those before are looked at no more.
 """
 
 from __future__ import annotations
@@ -33,42 +33,40 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    inside = (row < n)[:, None] & (column < LENGTH)[None, :]
-    place = row[:, None] * LENGTH + column[None, :]
-    w = tl.load(w_ptr + place, mask=inside, other=0.0)
-    origin = tl.load(origin_ptr + place, mask=inside, other=0.0)
-    scale = tl.load(grid_ptr + row, mask=row < n, other=1.0)
-    zero = tl.load(grid_ptr + n + row, mask=row < n, other=0.0)
-    low = tl.load(grid_ptr + 2 * n + row, mask=row < n, other=0.0)
-    high = tl.load(grid_ptr + 3 * n + row, mask=row < n, other=0.0)
-    codes = tl.zeros((ROWS, COLUMNS), tl.float32)
-    errors = tl.zeros((ROWS, COLUMNS), tl.float32)
+    inside = row < n
+    w = tl.load(
+        w_ptr + column.to(tl.int64)[:, None] * n + row[None, :],
+        mask=(column < LENGTH)[:, None] & inside[None, :],
+        other=0.0,
+    )
+    scale = tl.load(grid_ptr + row, mask=inside, other=1.0)
+    zero = tl.load(grid_ptr + n + row, mask=inside, other=0.0)
+    low = tl.load(grid_ptr + 2 * n + row, mask=inside, other=0.0)
+    high = tl.load(grid_ptr + 3 * n + row, mask=inside, other=0.0)
+    place = row.to(tl.int64)
     for j in range(LENGTH):
-        here = (column == j)[None, :]
-        now = tl.sum(tl.where(here, w, 0.0), axis=1)
+        now = tl.sum(tl.where((column == j)[:, None], w, 0.0), axis=0)
         # Adding and taking away 1.5 * 2^23 rounds half to even; what is too large for it is clamped anyway.
         nearest = (tl.div_rn(now, scale) + 12582912.0) - 12582912.0
         code = tl.minimum(tl.maximum(nearest + zero, low), high)
-        upper = tl.load(upper_ptr + j * LENGTH + column, mask=column < LENGTH, other=0.0)
-        diagonal = tl.sum(tl.where(column == j, upper, 0.0), axis=0)
-        start = tl.sum(tl.where(here, origin, 0.0), axis=1) if FROM_ORIGIN else now
-        error = (start - (code - zero) * scale) / diagonal
-        codes = tl.where(here, code[:, None], codes)
-        errors = tl.where(here, error[:, None], errors)
-        w = tl.where((column > j)[None, :], w - error[:, None] * upper[None, :], w)
-    tl.store(codes_ptr + place, codes, mask=inside)
-    tl.store(errors_ptr + place, errors, mask=inside)
+        start = tl.load(origin_ptr + place, mask=inside, other=0.0) if FROM_ORIGIN else now
+        error = (start - (code - zero) * scale) / tl.load(upper_ptr + j * LENGTH + j)
+        tl.store(codes_ptr + place, code, mask=inside)
+        tl.store(errors_ptr + place, error, mask=inside)
+        upper = tl.load(upper_ptr + j * LENGTH + column[:, None], mask=(column < LENGTH)[:, None], other=0.0)
+        w -= upper * error[None, :]
+        place += n
 
 
 def launch(block: Tensor, grid: Grid, upper: Tensor, origin: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """See mixllm.rounding.columns.round_columns; block [N, L], L <= 128."""
+    """See mixllm.rounding.columns.round_columns; block [N, L], L <= 128. The results lie by columns."""
     n, length = block.shape
-    block = block.contiguous()
-    start = block if origin is None else origin.contiguous()
-    codes, errors = torch.empty_like(block), torch.empty_like(block)
+    by_column = block.T.contiguous()
+    start = by_column if origin is None else origin.T.contiguous()
+    codes, errors = torch.empty_like(by_column), torch.empty_like(by_column)
     fields = torch.cat([grid.scale, grid.zero, grid.low, grid.high])
     _kernel[(triton.cdiv(n, ROWS),)](
-        block, start, codes, errors, fields, upper.contiguous(), n,
-        FROM_ORIGIN=origin is not None, LENGTH=length, ROWS=ROWS, COLUMNS=GROUP_SIZE,
+        by_column, start, codes, errors, fields, upper.contiguous(), n,
+        FROM_ORIGIN=origin is not None, LENGTH=length, ROWS=ROWS, COLUMNS=GROUP_SIZE, num_warps=1,
     )  # fmt: skip
-    return codes, errors
+    return codes.T, errors.T

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE
 from mixllm.rounding.clip import best_grid
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
@@ -27,12 +26,12 @@ def gptq(
     codes = torch.empty_like(weight)
     found: dict[int, Grid] = {}
     start = 0
-    for columns in factor.groups:
+    for number, columns in zip(factor.numbers, factor.groups, strict=True):
         stop = start + len(columns)
         block = w[:, start:stop]
         grid = fixed or best_grid(grids, block, factor.diagonal[columns], clip)
         codes[:, columns], errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
         w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
-        found[int(columns.min()) // GROUP_SIZE] = grid
+        found[number] = grid
         start = stop
     return codes, [found[g] for g in sorted(found)]

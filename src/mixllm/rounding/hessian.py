@@ -80,13 +80,14 @@ def add_squares(hessian: Tensor, x: Tensor) -> None:
 class Factor:
     """What rounding needs of H, in the order in which columns are rounded.
 
-    groups: the column numbers of each group [L], in the order of processing.
+    numbers: of the groups, in the order of processing. groups: the column numbers of each [L], in that order.
     diagonal: float32 [K], the diagonal of H, in the layer's own column order.
     upper: float32 [K, K], upper Cholesky factor of the damped inverse of H in processing order.
     hessian: float32 [K, K], H itself, in the layer's own column order.
     added: what damping adds to its diagonal.
     """
 
+    numbers: list[int]
     groups: list[Tensor]
     diagonal: Tensor
     upper: Tensor
@@ -116,10 +117,12 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
             f"{where}: calibration gives NaN or infinite inputs; check the model's weights and dtype"
         )
     groups = list(torch.arange(len(diagonal), device=diagonal.device).split(GROUP_SIZE))
+    numbers = list(range(len(groups)))
     if order:
         groups = [g[diagonal[g].argsort(descending=True, stable=True)] for g in groups]
         means = torch.stack([diagonal[g].mean() for g in groups]).tolist()
-        groups = [groups[i] for i in sorted(range(len(groups)), key=lambda i: -means[i])]
+        numbers.sort(key=lambda i: -means[i])
+        groups = [groups[i] for i in numbers]
     mean = float(diagonal.mean()) or 1.0
     # Backwards: the upper factor of the inverse is then the inverse of a Cholesky factor, see below.
     backwards = torch.cat(groups).flip(0)
@@ -132,7 +135,7 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
             del h
             invert_lower(lower)
             added = damping * mean * sum(10.0**taken for taken in range(step + 1))
-            return Factor(groups, diagonal, lower.flip((0, 1)), hessian, added)
+            return Factor(numbers, groups, diagonal, lower.flip((0, 1)), hessian, added)
     raise MixllmError(
         f"{where}: the Hessian has no Cholesky factor; use more calibration text or a larger --damping"
     )

@@ -28,8 +28,7 @@ def refine(
     codes, chosen = codes.clone(), list(chosen)
     for _ in range(sweeps):
         error = _values(codes, chosen) - weight
-        for columns in factor.groups:
-            g = int(columns.min()) // GROUP_SIZE
+        for g, columns in zip(factor.numbers, factor.groups, strict=True):
             local = factor.hessian[columns][:, columns]
             # What the errors of the other groups ask of this one.
             outside = error @ factor.hessian[:, columns] - error[:, columns] @ local
