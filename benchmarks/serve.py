@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--together",
         action="store_true",
-        help="start all engines at once (needs --kv-cache-gib), measure in turn",
+        help="start all engines at once (needs --kv-cache-gib), then measure in turn",
     )
     parser.add_argument("--logs", type=Path, help="an existing directory for what each engine prints")
     options = parser.parse_args()

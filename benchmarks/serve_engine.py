@@ -2,8 +2,9 @@
 
     python benchmarks/serve_engine.py '{"engine": {...}, "load": {...}, "turn": FILE, "result": FILE}'
 
-"engine" is what vllm.LLM takes. The load waits until the lock of "turn" is free, so that engines that start
-at one time are measured one after the other. Figures go to "result": what is printed is vLLM's.
+"engine" is what vllm.LLM takes. Engines that start at one time share the lock of "turn" until they are ready;
+then each is measured while it has that lock alone, with no other starting. Figures go to "result": what is
+printed is vLLM's.
 """
 
 from __future__ import annotations
@@ -60,17 +61,19 @@ def weights_bytes(worker: Any) -> int | None:
 
 def main() -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # weights_bytes is sent to the worker
-    from vllm import LLM
-
     job = json.loads(sys.argv[1])
-    start = time.perf_counter()
-    # Without statistics there are no times of a request's tokens. Every prompt is new to the engine.
-    engine = LLM(disable_log_stats=False, enable_prefix_caching=False, **job["engine"])
-    ready = time.perf_counter() - start
-    vocabulary = engine.llm_engine.model_config.get_vocab_size()
     with open(job["turn"], "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_SH)
+        from vllm import LLM
+
+        start = time.perf_counter()
+        # Without statistics there are no times of a request's tokens. Every prompt is new to the engine.
+        engine = LLM(disable_log_stats=False, enable_prefix_caching=False, **job["engine"])
+        ready = time.perf_counter() - start
         fcntl.flock(turn, fcntl.LOCK_EX)
-        rows = measure(engine, vocabulary, job["load"])
+        rows = measure(engine, engine.llm_engine.model_config.get_vocab_size(), job["load"])
+        # The engine's own process may have been forked with the file open: closing it here would not do.
+        fcntl.flock(turn, fcntl.LOCK_UN)
     (weights,) = set(engine.collective_rpc(weights_bytes))
     found = {"start_s": round(ready, 1), "weights_bytes": weights, "rows": rows}
     Path(job["result"]).write_text(json.dumps(found))
