@@ -85,15 +85,15 @@ def time_mixllm(
     many = tile is None and hopper.takes(0, scales, tokens)
     quantized = ops.quantize(x, rotate, group, few or many)
     few_tile = tile or choose(scales, tokens, device(0).shared_limit)
-    sizes = (tokens, len(weights[0][0]), len(weights[0][1]), -(-k // GROUP_SIZE))
-    many_tile = hopper.choose(scales, *sizes, device(0).multiprocessors)
+    rows16 = len(weights[0][0]) + len(weights[0][1])
+    many_tile = hopper.choose(scales, tokens, rows16, -(-k // GROUP_SIZE), device(0).multiprocessors)
 
     def product(weight: list[Tensor]) -> None:
         if few:
             chosen = skinny.choose(scales, tokens, n)
             skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
         elif many:
-            hopper.gemm_into(y, *quantized[:3], weight, None, scales, group, many_tile)
+            hopper.gemm_into(y, *quantized, weight, None, scales, group, many_tile)
         else:
             ops.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
 

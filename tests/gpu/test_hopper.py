@@ -27,9 +27,9 @@ def run(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: hopper.HopperT
     """As linear(x, bias) with this tile, under guard."""
 
     def product(y: Tensor) -> None:
-        codes, scales, sums, _ = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
-        kinds = (linear.scales, linear.group, tile)
-        hopper.gemm_into(y, codes, scales, sums, linear.tensors, bias, *kinds)
+        quantized = ops.quantize(x, linear.format.rotation == "hadamard", linear.group, True)
+        hopper.gemm_into(y, *quantized, linear.tensors, bias, linear.scales, linear.group, tile)
+        assert not quantized[3].any(), "flags are left as they were"
 
     return run_guarded(x, linear.weight.out_features, product)
 
@@ -43,7 +43,7 @@ def run(linear: CudaLinear, x: Tensor, bias: Tensor | None, tile: hopper.HopperT
     t=st.integers(1, 700),
     dtype=st.sampled_from(DTYPES),
     half=st.booleans(),
-    choice=st.integers(0, 3),
+    choice=st.integers(0, 5),
     seed=st.integers(0, 999),
 )
 def test_product(
@@ -83,8 +83,8 @@ def test_worst_codes_do_not_overflow(k: int) -> None:
     linear.weight.codes8.fill_(127)
     linear.weight.codes4.fill_(0xFF)
     linear.weight.scales4.fill_(0x87)  # m = 8, z = 8: every weight is 8 (15 - 8) = 56
-    codes, scales, sums, _ = ops.quantize(torch.ones(200, k, device="cuda"), False, 0, True)
-    y = hopper.gemm_many(codes, scales.fill_(1), sums, linear.tensors, None, 128, torch.float32, 0, 0)
+    codes, scales, sums, flags = ops.quantize(torch.ones(200, k, device="cuda"), False, 0, True)
+    y = hopper.gemm_many(codes, scales.fill_(1), sums, flags, linear.tensors, None, 128, torch.float32, 0, 0)
     channels = linear.weight.rows.long()
     assert bool((y[:, channels[:64]] == float(127 * 127 * k)).all())
     assert bool((y[:, channels[64:]] == float(56 * 127 * k)).all())
@@ -93,7 +93,7 @@ def test_worst_codes_do_not_overflow(k: int) -> None:
 def test_linear_takes_this_path_and_keeps_its_answers() -> None:
     weight = random_weight(300, 40, 1100, FAST, 3, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    x = torch.randn(hopper.LEAST_TOKENS["whole"], 1100, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(hopper.LEAST_TOKENS, 1100, device="cuda", dtype=torch.bfloat16)
     assert hopper.takes(0, linear.scales, len(x))
     few = linear(x[:-1])
     assert torch.equal(linear(x)[:-1], few)
@@ -108,7 +108,7 @@ def test_groups_take_this_path_too() -> None:
     format = PROFILES["paper"]
     weight = random_weight(300, 40, 1100, format, 3, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    x = torch.randn(hopper.LEAST_TOKENS["grouped"], 1100, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(hopper.LEAST_TOKENS, 1100, device="cuda", dtype=torch.bfloat16)
     assert hopper.takes(0, linear.scales, len(x))
     many, few = linear(x)[:-1].float(), linear(x[:-1]).float()
     assert (many - few).norm() / few.norm() < 4e-3
@@ -118,8 +118,7 @@ def test_operator_passes_opcheck() -> None:
     weight = random_weight(40, 9, 200, FAST, 1, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     x = torch.randn(150, 200, device="cuda", dtype=torch.half)
-    codes, scales, sums, _ = ops.quantize(x, True, 0, True)
-    arguments = (codes, scales, sums, linear.tensors, None, 49, torch.half, 0, 0)
+    arguments = (*ops.quantize(x, True, 0, True), linear.tensors, None, 49, torch.half, 0, 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ops.quantize, (x, True, 0, True), test_utils=checks)
     torch.library.opcheck(hopper.gemm_many, arguments, test_utils=checks)

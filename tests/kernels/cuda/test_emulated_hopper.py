@@ -1,4 +1,4 @@
-"""csrc/hopper.cu compiled for the CPU (emulator/) against the reference; a cluster is one block there."""
+"""csrc/hopper.cu compiled for the CPU (emulator/) against the reference."""
 
 from __future__ import annotations
 
@@ -24,13 +24,26 @@ HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 # What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
 # round and that don't, widths that share no tile, missing rows, tokens and inputs.
 CASES = [
-    ({}, HopperTile(128, 2, 1), 130, 20, 300, 70, 1, BFLOAT),
-    ({}, HopperTile(256, 4, 1), 70, 20, 640, 270, 2, HALF),
-    ({}, HopperTile(128, 2, 1), 70, 0, 200, 20, 2, FLOAT),
-    ({"weight_scale": "row"}, HopperTile(128, 6, 1), 0, 150, 128, 9, 2, BFLOAT),
-    ({"weight_scale": "group"}, HopperTile(128, 6, 1), 130, 20, 700, 70, 3, BFLOAT),
-    ({"weight_scale": "group", "activation_group": 128}, HopperTile(128, 2, 1), 70, 150, 300, 131, 1, HALF),
-    ({"activation_group": 256}, HopperTile(128, 3, 1), 70, 20, 600, 150, 1, BFLOAT),
+    ({}, HopperTile(128, 3, True), 130, 20, 300, 70, 1, BFLOAT),
+    ({}, HopperTile(256, 4, True), 70, 20, 640, 270, 2, HALF),
+    ({}, HopperTile(256, 4, True), 300, 40, 1100, 300, 5, BFLOAT),
+    ({}, HopperTile(128, 3, False), 70, 0, 200, 20, 2, FLOAT),
+    ({"weight_scale": "row"}, HopperTile(128, 6, True), 0, 150, 128, 9, 2, BFLOAT),
+    ({}, HopperTile(128, 3, True), 264, 0, 900, 150, 7, BFLOAT),
+    ({"weight_scale": "group"}, HopperTile(128, 6, True), 130, 20, 700, 70, 3, BFLOAT),
+    (
+        {"weight_scale": "group", "activation_group": 128},
+        HopperTile(128, 3, False),
+        70,
+        150,
+        300,
+        131,
+        1,
+        HALF,
+    ),
+    ({"activation_group": 256}, HopperTile(128, 3, True), 70, 20, 600, 150, 1, BFLOAT),
+    ({}, HopperTile(64, 4, True), 300, 40, 700, 130, 5, BFLOAT),
+    ({"weight_scale": "group"}, HopperTile(64, 3, False), 70, 20, 300, 131, 2, HALF),
 ]
 
 
@@ -42,14 +55,16 @@ def test_as_the_reference(
     format = PROFILES["fast"].model_copy(update=change)
     weight = random_weight(n4, n8, k, format, k)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": 128}
+    macros = {**tile.macros(), **linear.scales.macros()}
     kernel = build("hopper.cu", "mixed_gemm", macros, tmp_path, 900)
     monkeypatch.setattr(hopper, "product", lambda *_: kernel)
     monkeypatch.setattr(hopper, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
-    codes, scales, sums, _ = quantized(x, format)
+    codes, *rest = quantized(x, format)
     y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
-    hopper.gemm_into(y, tiled(codes), scales, sums, linear.tensors, bias, linear.scales, linear.group, tile)
+    kinds = (linear.scales, linear.group, tile)
+    hopper.gemm_into(y, tiled(codes), *rest, linear.tensors, bias, *kinds)
+    assert not rest[-1].any(), "flags are left as they were"
     expected = reference.ReferenceLinear(weight, format)(x, bias)
     if linear.scales.key == "whole":
         assert torch.equal(y, expected)

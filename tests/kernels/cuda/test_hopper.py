@@ -86,18 +86,17 @@ def test_operands_of_both_sides_meet(eight: bool, seed: int) -> None:
 
 @given(
     st.sampled_from([Scales(0, True), Scales(1, True), Scales(2, False)]),
-    st.integers(128, 9000),
-    st.integers(0, 500),
+    st.integers(1, 9000),
     st.integers(1, 4000),
+    st.integers(1, 600),
     st.integers(1, 224),
 )
-def test_a_tile_for_every_layer(scales: Scales, tokens: int, rows8: int, rows4: int, groups: int) -> None:
-    tile = hopper.choose(scales, tokens, rows8, rows4, groups, 132)
-    assert tile in hopper.TILES[scales.key]
-    assert hopper.row_groups(tile, rows8, rows4) * tile.cluster * hopper.ROWS >= (rows8 + rows4) * 16
-
-
-def test_full_waves_are_preferred() -> None:
-    # 33 row tiles x 4 token blocks are one wave of 132 blocks, but not of 66 clusters.
-    assert hopper.choose(Scales(0, True), 1024, 26, 231, 32, 132) == hopper.HopperTile(256, 4, 1)
-    assert hopper.choose(Scales(0, True), 8192, 180, 1613, 32, 132).bn == 256
+def test_whole_waves_are_left_and_none_is_idle(
+    scales: Scales, tokens: int, rows16: int, groups: int, blocks: int
+) -> None:
+    tile = hopper.choose(scales, tokens, rows16, groups, blocks)
+    tiles = tile.tiles(tokens, rows16)
+    cut = tile.split(tiles, blocks)
+    assert 0 <= cut <= tiles
+    assert not tile.cut or (tiles - cut) % blocks == 0
+    assert cut < 2 * blocks, "each block begins one cut tile and ends another, at most"

@@ -42,7 +42,7 @@ class CudaLinear:
         if skinny.takes(*where):
             y = skinny.gemm_few(*quantized, *rest)
         elif hopper.takes(*where):
-            y = hopper.gemm_many(*quantized[:3], *rest)
+            y = hopper.gemm_many(*quantized, *rest)
         else:
             y = ops.gemm(*quantized, *rest)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
@@ -73,19 +73,18 @@ def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) ->
 
 def warm_up(linear: CudaLinear, index: int) -> None:
     """Compile and load every kernel that forward may launch."""
-    limit = device(index).shared_limit
-    for most, _ in table(linear.scales.key):
-        if not skinny.takes(index, linear.scales, most):
-            ops.product(index, linear.scales, choose(linear.scales, most, limit))
     few = sorted({most for most, _, _ in skinny.table(linear.scales.key)})
-    for most in few:
-        if skinny.takes(index, linear.scales, most):
+    least = hopper.LEAST_TOKENS
+    if hopper.takes(index, linear.scales, least):
+        for most in few:
             tile = skinny.choose(linear.scales, most, linear.weight.out_features)
             skinny.product(index, linear.scales, tile)
-    least = hopper.LEAST_TOKENS[linear.scales.key]
-    if hopper.takes(index, linear.scales, least):
         for many in hopper.TILES[linear.scales.key]:
             hopper.product(index, linear.scales, many)
+    else:
+        for most, _ in table(linear.scales.key):
+            tile = choose(linear.scales, most, device(index).shared_limit)
+            ops.product(index, linear.scales, tile)
     padded = linear.weight.codes4.shape[1] * 128
     tokens = [1, 17, 65, least, *(most + 1 for most in few)]
     clusters = device(index).capability >= (9, 0)

@@ -19,69 +19,73 @@ from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
-# From so many tokens on: with 128, one tile's worth, csrc/gemm.cu is far quicker where K is long; float sums
-# have not been timed with fewer than 1,024.
-LEAST_TOKENS = {"whole": 256, "grouped": 1024}
+# From so many tokens on: what csrc/skinny.cu leaves.
+LEAST_TOKENS = 129
 # Tokens whose tiles run at one time, so that they stay in L2.
 BAND = 2048
 
 
 @dataclass(frozen=True)
 class HopperTile:
-    """128 rows x bn tokens, a ring of stages, cluster blocks that share their tokens; see csrc/hopper.cu."""
+    """128 rows x bn tokens and a ring of stages; cut: what fills no whole wave is shared out along K."""
 
     bn: int
     stages: int
-    cluster: int
+    cut: bool
 
     @property
     def threads(self) -> int:
         return 384
 
     def macros(self) -> dict[str, int]:
-        return {"BN": self.bn, "STAGES": self.stages, "CLUSTER": self.cluster}
+        return {"BN": self.bn, "STAGES": self.stages}
 
     def shared_bytes(self, scales: Scales) -> int:
         """As csrc/hopper_ring.cuh lays it out, and what aligning it may take."""
         meta = ROWS // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
-        stage = (self.bn + ROWS) * 128 + meta + 16
-        return 1024 + self.stages * stage + 2 * (64 * 144 + self.bn * 8)
+        notes = self.bn * 8 + ROWS * 16 + 64 + 24
+        return 1024 + self.stages * ((self.bn + ROWS) * 128 + meta + 16) + 2 * (32 * 272 + notes)
+
+    def tiles(self, tokens: int, rows16: int) -> int:
+        return -(-rows16 * 16 // ROWS) * -(-tokens // self.bn)
+
+    def split(self, tiles: int, blocks: int) -> int:
+        """How many are cut into equal shares: those that fill no whole wave, and a wave for company."""
+        rest = tiles % blocks
+        return rest + blocks * (tiles >= blocks) if self.cut and rest else 0
 
 
 # Float sums beside the int32 ones leave registers for half the tokens.
+STAGES = {256: 4, 128: 6, 64: 8}
 TILES = {
-    "whole": [HopperTile(256, 4, 1), HopperTile(256, 4, 2), HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
-    "grouped": [HopperTile(128, 6, 1), HopperTile(128, 6, 2)],
+    key: [HopperTile(bn, STAGES[bn], cut) for bn in widths for cut in (False, True)]
+    for key, widths in (("whole", (256, 128, 64)), ("grouped", (128, 64)))
 }
-# What a tile of so many tokens costs beside its stages, in stages of 128 inputs; fitted to times on an H100,
-# where a stage takes as long with 128 tokens as with 256.
-OVERHEAD = {256: 21, 128: 8}
+# Microseconds on an H100, fitted to the benchmark's shapes at 192 to 4,096 tokens: a stage, what a tile takes
+# beside its stages, and handing partial sums over.
+TIMES = {
+    "whole": {256: (0.655, 5.8, 17.8), 128: (0.413, 3.3, 4.8), 64: (0.384, 0.6, 4.3)},
+    "grouped": {128: (0.714, 2.3, 5.2), 64: (0.489, 1.4, 5.4)},
+}
 
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
     """Whether so many tokens go this way on a GPU."""
-    return tokens >= LEAST_TOKENS[scales.key] and device(index).capability == (9, 0)
+    return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
 
 
-def choose(
-    scales: Scales, tokens: int, rows8: int, rows4: int, groups: int, multiprocessors: int
-) -> HopperTile:
-    """The tile that should be done first: whole waves, each as long as its products and an overhead.
+def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -> HopperTile:
+    """The tile that should be done first; the first of equals. rows16: 16-row tiles of both widths."""
 
-    rows8, rows4: 16-row tiles of each width; groups: of 128 inputs. The first of equals is taken.
-    """
-
-    def cost(tile: HopperTile) -> int:
-        per_wave = multiprocessors // tile.cluster
-        work = row_groups(tile, rows8, rows4) * -(-tokens // tile.bn)
-        return -(-work // per_wave) * (groups + OVERHEAD[tile.bn])
+    def cost(tile: HopperTile) -> float:
+        stage, beside, handing = TIMES[scales.key][tile.bn]
+        tiles = tile.tiles(tokens, rows16)
+        waves = -(-tiles // blocks)
+        if not tile.split(tiles, blocks):
+            return waves * (groups * stage + beside)
+        return tiles / blocks * groups * stage + waves * beside + handing
 
     return min(TILES[scales.key], key=cost)
-
-
-def row_groups(tile: HopperTile, rows8: int, rows4: int) -> int:
-    """Row tiles of both widths in clusters of neighbours."""
-    return -(-(-(-rows8 * 16 // ROWS) + -(-rows4 * 16 // ROWS)) // tile.cluster)
 
 
 def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
@@ -90,48 +94,49 @@ def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
 
 
 def gemm_into(
-    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None,
-    scales: Scales, group: int, tile: HopperTile,
+    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
+    bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
-    work = row_groups(tile, len(codes8), len(codes4)) * -(-tokens // tile.bn)
-    clusters = min(work, target.multiprocessors // tile.cluster)
+    blocks = target.multiprocessors
+    cut = tile.split(tile.tiles(tokens, len(codes8) + len(codes4)), blocks)
+    partials = torch.empty(blocks * ROWS * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
     product(target.index, scales, tile).launch(
-        clusters * tile.cluster,
+        blocks,
         tile.threads,
         _Gemm(
             codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), None, None,
+            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
             _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, 0, 1, 1, BAND // tile.bn),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, BAND // tile.bn),
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip
 
 
-@torch.library.custom_op("mixllm::gemm_many", mutates_args=(), device_types="cuda")
+@torch.library.custom_op("mixllm::gemm_many", mutates_args=("flags",), device_types="cuda")
 def gemm_many(
-    codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int,
-    dtype: torch.dtype, weight_scales: int, group: int,
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    """Quantized activations, tiled, times a mixed weight -> y [T, channels]."""
+    """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
     scales = Scales(weight_scales, group == 0)
-    multiprocessors = device(y.device.index).multiprocessors
-    tile = choose(scales, len(y), len(weight[0]), len(weight[1]), len(codes), multiprocessors)
+    rows16 = len(weight[0]) + len(weight[1])
+    tile = choose(scales, len(y), rows16, len(codes), device(y.device.index).multiprocessors)
     with torch.cuda.device(y.device):
-        gemm_into(y, codes, x_scales, sums, weight, bias, scales, group, tile)
+        gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
 
 @gemm_many.register_fake
 def _gemm_many_like(
-    codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int,
-    dtype: torch.dtype, weight_scales: int, group: int,
+    codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
+    channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
     return codes.new_empty((codes.shape[1], channels), dtype=dtype)
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 #define __device__
@@ -52,6 +53,11 @@ inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline void __syncwarp() { warps[threadIdx.x / 32]->barrier.arrive_and_wait(); }
 template <int THREADS_THERE>
 inline void named_barrier(int number) {
+  {
+    static std::mutex making;
+    const std::lock_guard lock(making);
+    if (!named_barriers[number]) named_barriers[number] = std::make_unique<std::barrier<>>(THREADS_THERE);
+  }
   named_barriers[number]->arrive_and_wait();
 }
 

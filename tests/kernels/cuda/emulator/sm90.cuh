@@ -2,11 +2,6 @@
 #pragma once
 #include "bulk.cuh"
 
-inline void barrier_arrive(u32 barrier, u32) {
-  const Engine engine;
-  barriers_there[barrier / 8].count(1, 0);
-}
-inline void copy_bulk_to_all(u32 to, const void* from, int bytes, u32 barrier, u16) { copy_bulk(to, from, bytes, barrier); }
 inline void cluster_sync() { __syncthreads(); }
 inline void cluster_arrive() {}
 inline void cluster_wait() {}
@@ -29,6 +24,7 @@ inline void store_transposed(u32 to, const u32 (&m)[4]) {
   }
   __syncwarp();
 }
+inline void store_shared_u32(u32 to, u32 x) { std::memcpy(shared_memory + to, &x, 4); }
 inline void store_shared_pair(u32 to, u32 x, u32 y) {
   std::memcpy(shared_memory + to, &x, 4), std::memcpy(shared_memory + to + 4, &y, 4);
 }

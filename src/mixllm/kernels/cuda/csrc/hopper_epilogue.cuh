@@ -1,36 +1,31 @@
 // From a warpgroup's accumulators to y: scales, bias, and through shared memory to the original channel order.
 //
-// The 64 rows of a warpgroup are neighbours in sorted order: their channels are neighbours but for the gaps that the
-// other width fills. stmatrix turns 8 x 8 values on their way, so a token's 64 rows lie in one line, and a lane
-// writes two of them for each token.
+// stmatrix turns 8 x 8 values on their way, so a token's 128 rows lie in one line. Where those are neighbours in y a lane
+// writes eight of them at once. Else it writes one, in y's order: an SM sends L2 a 32-byte sector a cycle, full or
+// not, and rows of both widths that share a sector go there together. Two halves of the staging take turns, so there
+// is one barrier for 32 tokens.
 #pragma once
-#include "hopper_ring.cuh"
+#include "hopper_notes.cuh"
 #include "wgmma_sums.cuh"
 
-// Scale and excess (see Token) of a tile's tokens, for one warpgroup.
-__device__ __forceinline__ void keep_tokens(u32 table, const Arguments& p, int first, int thread) {
-#pragma unroll
-  for (int t = 0; t < BN; t += 128) {
-    const Token token(p, first + t + thread);
-    store_shared_pair(table + (t + thread) * 8, __float_as_uint(token.scale), token.excess);
-  }
-}
+// A warpgroup's share of a tile; thread: of the block's 256 that compute.
+struct Share64 {
+  u32 note, staging;
+  int token, thread;
+};
+constexpr int BOTH_GROUPS = 1, ONE_GROUP = 2;  // named barriers; the second warpgroup's own is the next
 
-// What a thread must know of rows g and g + 8 of its warp, asked for before the main loop.
+// Scale and bias of rows g and g + 8 of a warp.
 struct Pair {
-  int channel[2];
   float scale[2], bias[2];
 
-  __device__ __forceinline__ Pair(const Arguments& p, const Place& place, int tile, int g) {
-    const int row = (place.row16 + tile + (place.eight ? 0 : p.shape.rows8)) * 16 + g;
+  __device__ __forceinline__ Pair(u32 note, int row) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const bool inside = tile < place.rows;
-      channel[h] = inside ? p.out.rows[row + 8 * h] : -1;
-      scale[h] = inside && WEIGHT_SCALES == 0 ? p.out.row_scales[row + 8 * h] : 1.0f;
+      u32 s, b;
+      load_shared_pair(note + FACTORS_AT + (row + 8 * h) * 8, s, b);
+      scale[h] = __uint_as_float(s), bias[h] = __uint_as_float(b);
     }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) bias[h] = channel[h] >= 0 ? bias_of(p.out, channel[h]) : 0.0f;
   }
 };
 
@@ -45,82 +40,100 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   }
 }
 
-// thread: of the warpgroup's 128; staging, table: its own; group: which of the block's warpgroups.
-template <Type TYPE>
-__device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Place& place,
-                                             const Pair& pair, u32 staging, u32 table, int group, int thread) {
-  const int warp = thread / 32, lane = thread % 32;
-  const int row = (place.row16 + group * 4 + (place.eight ? 0 : p.shape.rows8)) * 16 + lane;
-  int channel[2];
+// Lines of a chunk's tokens to y where the rows are neighbours: sixteen lanes a token.
+__device__ __forceinline__ void send_dense(const Arguments& p, u32 lines, int token, int channel, int thread) {
+  const int count = p.shape.tokens - token, part = thread % 16;
+  u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel + part * 8;
 #pragma unroll
-  for (int h = 0; h < 2; ++h)
-    channel[h] = group * 4 + (lane + 32 * h) / 16 < place.rows ? p.out.rows[row + 32 * h] : -1;
+  for (int round = 0; round < CHUNK; round += 16) {
+    const int t = round + thread / 16;
+    if (t < count) store_l2(to + static_cast<i64>(t) * p.out.channels, load_shared(lines + t * LINE + part * 16));
+  }
+}
+
+// The same where they are not: a warp has an eighth of the tokens, a lane every 32nd of the sorted rows.
+__device__ __forceinline__ void send(const Arguments& p, u32 lines, int token, const u32 (&sorted)[BM / 32], int warp) {
+  constexpr int OWN = CHUNK / 8;
+  const int first = token + warp * OWN, count = min(p.shape.tokens - first, OWN);
+  const i64 pitch = p.out.channels;
+  u16* y = static_cast<u16*>(p.out.y) + first * pitch;
+#pragma unroll
+  for (int i = 0; i < BM / 32; ++i) {
+    if (sorted[i] == ~0u) continue;
+    const u32 from = lines + warp * OWN * LINE + sorted[i] % BM * 2;
+    u16* to = y + (sorted[i] >> ROW_BITS);
+    u32 bits[OWN];
+#pragma unroll
+    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(from + t * LINE);
+#pragma unroll
+    for (int t = 0; t < OWN; ++t, to += pitch)
+      if (t < count) *to = static_cast<u16>(bits[t]);
+  }
+}
+
+template <Type TYPE>
+__device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
+                                             const Pair& pair) {
+  const int warp = share.thread / 32, lane = share.thread % 32;
+  const bool dense = load_shared_u32(share.note + DENSE_AT);
+  const int channel = static_cast<int>(load_shared_u32(share.note + CHANNELS_AT));
+  u32 sorted[BM / 32];
+#pragma unroll
+  for (int i = 0; i < BM / 32; ++i) sorted[i] = load_shared_u32(share.note + SORTED_AT + (i * 32 + lane) * 4);
   // Matrix lane / 8 of the four: rows 8 (m % 2), tokens 8 (m / 2); its line lane % 8.
-  const u32 corner = staging + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 + lane / 8 % 2 * 16;
+  const u32 corner = share.staging + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 + lane / 8 % 2 * 16;
 #pragma unroll
   for (int chunk = 0; chunk < BN; chunk += CHUNK) {
-    if (place.token + chunk >= p.shape.tokens) break;
+    const int half = chunk / CHUNK % 2 * CHUNK * LINE;
+    if (share.token + chunk >= p.shape.tokens) break;
 #pragma unroll
     for (int t = 0; t < CHUNK; t += 16) {
       u32 packed[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int j = (chunk + t) / 8 + half;
+      for (int side = 0; side < 2; ++side) {
+        const int j = (chunk + t) / 8 + side;
         float y[4];
-        finished(y, d + j * 4, pair, load_shared(table + (j * 8 + lane % 4 * 2) * 8));
-        packed[half * 2] = to_pair<TYPE>(y[0], y[1]), packed[half * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
+        finished(y, d + j * 4, pair, load_shared(share.note + TOKENS_AT + (j * 8 + lane % 4 * 2) * 8));
+        packed[side * 2] = to_pair<TYPE>(y[0], y[1]), packed[side * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
       }
-      store_transposed(corner + t * LINE, packed);
+      store_transposed(corner + half + t * LINE, packed);
     }
-    named_barrier<128>(1 + group);
-    constexpr int LINES = CHUNK / 4;
-    const int first = place.token + chunk + warp * LINES, count = p.shape.tokens - first;
-    const u32 from = staging + warp * LINES * LINE + lane * 2;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (channel[h] < 0) continue;
-      const i64 pitch = p.out.channels;
-      u16* to = static_cast<u16*>(p.out.y) + first * pitch + channel[h];
-      if (count >= LINES) {
-        u32 bits[LINES];
-#pragma unroll
-        for (int t = 0; t < LINES; ++t) bits[t] = load_shared_u16(from + t * LINE + h * 64);
-#pragma unroll
-        for (int t = 0; t < LINES; ++t, to += pitch) *to = static_cast<u16>(bits[t]);
-      } else {
-#pragma unroll 1
-        for (int t = 0; t < count; ++t, to += pitch) *to = static_cast<u16>(load_shared_u16(from + t * LINE + h * 64));
-      }
-    }
-    named_barrier<128>(1 + group);
+    // All have written this half, and so have read the other.
+    named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
+    if (dense)
+      send_dense(p, share.staging + half, share.token + chunk, channel, share.thread);
+    else
+      send(p, share.staging + half, share.token + chunk, sorted, warp);
   }
 }
 
 // float32 goes out as it lies in the registers: it is no one's fast path.
-__device__ __forceinline__ void write_wide(const Sum (&d)[BN / 2], const Arguments& p, const Place& place,
-                                           const Pair& pair, u32 table, int thread) {
-  const int c = thread % 4;
+__device__ __forceinline__ void write_wide(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
+                                           const Pair& pair) {
+  const int c = share.thread % 4, row = share.thread / 32 * 16 + share.thread % 32 / 4;
+  const int channel[2] = {static_cast<int>(load_shared_u32(share.note + CHANNELS_AT + row * 4)),
+                          static_cast<int>(load_shared_u32(share.note + CHANNELS_AT + row * 4 + 32))};
 #pragma unroll
   for (int j = 0; j < BN / 8; ++j) {
     float y[4];
-    finished(y, d + j * 4, pair, load_shared(table + (j * 8 + c * 2) * 8));
+    finished(y, d + j * 4, pair, load_shared(share.note + TOKENS_AT + (j * 8 + c * 2) * 8));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int token = place.token + j * 8 + c * 2 + i % 2;
-      if (token < p.shape.tokens && pair.channel[i / 2] >= 0)
-        static_cast<float*>(p.out.y)[static_cast<i64>(token) * p.out.channels + pair.channel[i / 2]] = y[i];
+      const int token = share.token + j * 8 + c * 2 + i % 2;
+      if (token < p.shape.tokens && channel[i / 2] >= 0)
+        static_cast<float*>(p.out.y)[static_cast<i64>(token) * p.out.channels + channel[i / 2]] = y[i];
     }
   }
 }
 
-__device__ __forceinline__ void write(const Sum (&d)[BN / 2], const Arguments& p, const Place& place, const Pair& pair,
-                                      u32 staging, u32 table, int group, int thread) {
-  named_barrier<128>(1 + group);  // all of the warpgroup have put their tokens into the table
+__device__ __forceinline__ void write(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share) {
+  const Pair pair(share.note, share.thread / 32 * 16 + share.thread % 32 / 4);
   if (p.out.type == Type::bf16)
-    write_narrow<Type::bf16>(d, p, place, pair, staging, table, group, thread);
+    write_narrow<Type::bf16>(d, p, share, pair);
   else if (p.out.type == Type::f16)
-    write_narrow<Type::f16>(d, p, place, pair, staging, table, group, thread);
+    write_narrow<Type::f16>(d, p, share, pair);
   else
-    write_wide(d, p, place, pair, table, thread);
-  named_barrier<128>(1 + group);  // the table may be written again
+    write_wide(d, p, share, pair);
+  // The next tile begins with the first half again, which others may still read.
+  named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
 }

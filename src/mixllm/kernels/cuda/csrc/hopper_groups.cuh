@@ -6,7 +6,7 @@
 // group 0: one conversion and one FMA a sum and group. Otherwise int32 lives for a group, and the sum is scaled by
 // both. |C_g| < 2^31 for K up to 132,000; a float holds it to 2^-24.
 #pragma once
-#include "hopper_whole.cuh"
+#include "hopper_weights.cuh"
 #include "wgmma_sums.cuh"
 
 constexpr int HALF = BN / 2;
@@ -24,28 +24,35 @@ __device__ __forceinline__ void scale_half(float (&f)[BN / 2], const u32 (&d)[HA
   add_scaled<HALF>(f + h * (HALF / 2), d, s, x_scales);
 }
 
-__device__ __forceinline__ void sum_tile(bool eight, float (&f)[BN / 2], u32 ring, Turn& turn, int groups, int tile,
-                                         int lane) {
+__device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int stages) {
   u32 even[4][4], odd[4][4], first[HALF / 2], second[HALF / 2];
+  const int lane = warp.lane;
   float s[2];
+  Codes codes;
 #pragma unroll
   for (int i = 0; i < BN / 2; ++i) f[i] = 0.0f;
 #pragma unroll
   for (int i = 0; i < HALF / 2; ++i) first[i] = second[i] = 0;
   await_stage(ring, turn);
-  fetch<true>(eight, even, ring, turn.stage, tile, lane);
-  stage_scales(s, ring, turn.stage, tile, lane / 4);
+  codes.load(warp, ring, turn.stage);
+  stage_scales(s, ring, turn.stage, warp.tile, lane / 4);
+  codes.unpack<true>(even, 0, warp.eight);
+  codes.unpack<true>(even, 1, warp.eight);
   // Nothing is left running at the end of a step: across a loop's edge ptxas does not tell the halves apart.
   const auto step = [&](u32(&a)[4][4], u32(&after)[4][4], bool last) {
     const int now = turn.stage;
-    start<true, HALF>(first, a, ring + now * STAGE_BYTES, TOKEN_SCALES);
-    start<true, HALF>(second, a, ring + now * STAGE_BYTES + HALF * 128, TOKEN_SCALES);
-    turn.next();
     float next[2] = {0.0f, 0.0f};
+    turn.next();
     if (!last) {
       await_stage(ring, turn);
-      fetch<true>(eight, after, ring, turn.stage, tile, lane);
-      stage_scales(next, ring, turn.stage, tile, lane / 4);
+      codes.load(warp, ring, turn.stage);
+      stage_scales(next, ring, turn.stage, warp.tile, lane / 4);
+    }
+    start<true, HALF, 0, 4>(first, a, ring + now * STAGE_BYTES, TOKEN_SCALES);
+    start<true, HALF, 0, 4>(second, a, ring + now * STAGE_BYTES + HALF * 128, TOKEN_SCALES);
+    if (!last) {
+      codes.unpack<true>(after, 0, warp.eight);
+      codes.unpack<true>(after, 1, warp.eight);
     }
     const float factor[2] = {TOKEN_SCALES ? s[0] - next[0] : s[0], TOKEN_SCALES ? s[1] - next[1] : s[1]};
     wgmma_wait<1>();
@@ -57,13 +64,13 @@ __device__ __forceinline__ void sum_tile(bool eight, float (&f)[BN / 2], u32 rin
     leave_stage(ring, now, lane);
     s[0] = next[0], s[1] = next[1];
   };
-  int group = 1;
+  int left = stages - 1;
 #pragma unroll 1
-  for (; group + 1 < groups; group += 2) {
+  for (; left > 1; left -= 2) {
     step(even, odd, false);
     step(odd, even, false);
   }
-  if (group < groups) {
+  if (left > 0) {
     step(even, odd, false);
     step(odd, even, true);
   } else {

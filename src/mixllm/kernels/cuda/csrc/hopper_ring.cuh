@@ -3,29 +3,40 @@
 #include "sm90.cuh"
 #include "hopper_schedule.cuh"
 
-constexpr int CONSUMERS = 2, THREADS = 128 * (CONSUMERS + 1);
+constexpr int CONSUMERS = 2, PRODUCERS = 3, THREADS = 128 * (CONSUMERS + 1), TILES16 = BM / 16;
 // A stage: 128 inputs of BN tokens and of 128 rows, and their scales of one group.
 constexpr int X_BYTES = BN * 128, W_BYTES = BM * 128, STAGE_BYTES = X_BYTES + W_BYTES;
-constexpr int W_SCALE_BYTES = BM / 16 * META4, X_SCALE_BYTES = TOKEN_SCALES ? 0 : BN * 4;
+constexpr int W_SCALE_BYTES = TILES16 * META4, X_SCALE_BYTES = TOKEN_SCALES ? 0 : BN * 4;
 constexpr int SCALE_STAGE = W_SCALE_BYTES + X_SCALE_BYTES;
-constexpr int CHUNK = 64, LINE = 64 * 2 + 16;  // the epilogue's tokens at a time; bytes a token, over all banks
-constexpr int SCALES_AT = STAGES * STAGE_BYTES, STAGING_BYTES = CHUNK * LINE, TABLE_BYTES = BN * 8;
-constexpr int STAGING_AT = SCALES_AT + STAGES * SCALE_STAGE, TABLE_AT = STAGING_AT + CONSUMERS * STAGING_BYTES;
-constexpr int FULL_AT = TABLE_AT + CONSUMERS * TABLE_BYTES, EMPTY_AT = FULL_AT + STAGES * 8;
+constexpr int CHUNK = 32, LINE = BM * 2 + 16;  // the epilogue's tokens at a time; bytes a token, over all banks
+constexpr int SCALES_AT = STAGES * STAGE_BYTES, STAGING_AT = SCALES_AT + STAGES * SCALE_STAGE;
+constexpr int NOTES_AT = STAGING_AT + 2 * CHUNK * LINE;
+// What is to be known of a tile, twice: tokens; rows: channel, scale and bias; rows in y's order; the head.
+constexpr int TOKENS_AT = 0, CHANNELS_AT = BN * 8, FACTORS_AT = CHANNELS_AT + BM * 4, SORTED_AT = FACTORS_AT + BM * 8;
+constexpr int HEAD_AT = SORTED_AT + BM * 4, NOTE_BYTES = HEAD_AT + 64;
+constexpr int FULL_AT = NOTES_AT + 2 * NOTE_BYTES, EMPTY_AT = FULL_AT + STAGES * 8;
+constexpr int PLACED_AT = EMPTY_AT + STAGES * 8, NOTED_AT = PLACED_AT + 2 * 8, READ_AT = NOTED_AT + 2 * 8;
 
 // A place in the ring and which time round it is.
-struct Turn {
+template <int PLACES>
+struct Round {
   int stage = 0;
   u32 parity = 0;
   __device__ __forceinline__ void next() {
-    if (++stage == STAGES) stage = 0, parity ^= 1;
+    if (++stage == PLACES) stage = 0, parity ^= 1;
   }
 };
+using Turn = Round<STAGES>;
 
 __device__ __forceinline__ void ring_init(u32 ring) {
   for (int stage = 0; stage < STAGES; ++stage) {
-    barrier_init(ring + FULL_AT + stage * 8, 1);
-    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS * 4 * CLUSTER);
+    barrier_init(ring + FULL_AT + stage * 8, 1 + PRODUCERS * 32);
+    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS * 4);
+  }
+  for (int note = 0; note < 2; ++note) {
+    barrier_init(ring + PLACED_AT + note * 8, 32);
+    barrier_init(ring + NOTED_AT + note * 8, 32);
+    barrier_init(ring + READ_AT + note * 8, CONSUMERS * 4);
   }
   barriers_made();
 }
@@ -34,51 +45,95 @@ __device__ __forceinline__ void await_stage(u32 ring, const Turn& turn) {
   barrier_wait(ring + FULL_AT + turn.stage * 8, turn.parity);
 }
 
-// A warp has read all that it wants of a stage: its block's producer and the others' may fill it again.
+// A warp has read all that it wants of a stage.
 __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
   __syncwarp();
-  if (lane < CLUSTER) barrier_arrive(ring + EMPTY_AT + stage * 8, lane);
+  if (lane == 0) barrier_arrive(ring + EMPTY_AT + stage * 8);
 }
 
-// One warp: lanes 0..7 fetch a 16-row tile of weights each, lane 8 this block's part of the tokens, lane 9 their scales.
-__device__ __forceinline__ void produce(const Arguments& p, u32 ring, u32 rank) {
-  constexpr int PART = BN / CLUSTER;
+// Where in a stage a 16-row tile's codes begin, in KB after the tokens: `first` is the first of the block's.
+__device__ __forceinline__ int kilobytes_before(const Shape& shape, int first, int at) {
+  return at - first + Row16::eights_before(shape, at) - Row16::eights_before(shape, first);
+}
+
+// The copy engine takes 34 to 45 ns a piece, whatever its size up to a KB, and a stage's 1,024 cycles are hardly more
+// than ten of those. So it brings the tokens, one piece, and warps copy the rest by themselves, 16 bytes a lane.
+
+// A warp: four 16-row tiles' codes.
+__device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int quarter) {
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
   wait_for_earlier_kernels();
   Turn turn;
   Place place;
-  for (int index = 0; tiles.at(index, rank, place); ++index) {
-    const int slot = place.eight ? 2048 : 1024, meta = place.eight ? META8 : META4;
-    const int left = p.shape.tokens - place.token, first = static_cast<int>(rank) * PART;
-    const int x_scale_bytes = TOKEN_SCALES ? 0 : min((left + 3) / 4 * 4, BN) * 4;
-    const int all = min(left, BN) * 128 + place.rows * (slot + meta) + x_scale_bytes;
-    // This lane's piece of each stage: from where, how far on the next one is, to where, how much.
-    const bool weights = lane < BM / 16;
-    const i64 row = static_cast<i64>(place.row16 + lane) * groups;
-    const u8* from = weights ? (place.eight ? p.codes8 : p.codes4) + row * slot
-                             : reinterpret_cast<const u8*>(p.x) + static_cast<i64>(place.token + first) * 128;
-    const u8* scales = (place.eight ? p.scales8 : p.scales4) + row * meta;
-    const i64 step = weights ? slot : static_cast<i64>(p.shape.tokens) * 128;
-    const int to = weights ? X_BYTES + lane * slot : first * 128;
-    const int bytes = weights ? (lane < place.rows ? slot : 0) : lane == BM / 16 ? max(min(left - first, PART), 0) * 128 : 0;
-    for (int group = 0; group < groups; ++group, turn.next()) {
-      const u32 full = ring + FULL_AT + turn.stage * 8, stage = ring + turn.stage * STAGE_BYTES;
+  for (int number = 0; tiles.at(number, place); ++number) {
+    const u8* from[4];
+    u32 to[4];
+    int slot[4];
+#pragma unroll
+    for (int t = 0; t < 4; ++t) {
+      const int at = place.row16 + quarter * 4 + t;
+      const Row16 row16(p.shape, at);
+      slot[t] = row16.there ? row16.eight ? 2048 : 1024 : 0;
+      from[t] = (row16.eight ? p.codes8 : p.codes4) + (static_cast<i64>(row16.index) * groups + place.begin) * slot[t] + lane * 16;
+      to[t] = ring + X_BYTES + kilobytes_before(p.shape, place.row16, at) * 1024 + lane * 16;
+    }
+#pragma unroll 1
+    for (int group = place.begin; group < place.end; ++group, turn.next()) {
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
-      if (lane == 0) barrier_expect(full, all);
-      __syncwarp();
-      if (bytes > 0) {
-        if (CLUSTER > 1 && !weights)
-          copy_bulk_to_all(stage + to, from, bytes, full, (1 << CLUSTER) - 1);
-        else
-          copy_bulk(stage + to, from, bytes, full);
-        if (weights && meta > 0) copy_bulk(ring + SCALES_AT + turn.stage * SCALE_STAGE + lane * META4, scales, meta, full);
-      } else if (!TOKEN_SCALES && lane == BM / 16 + 1) {
-        const i64 line = static_cast<i64>(group >> p.x_group_shift) * p.x_stride;
-        copy_bulk(ring + SCALES_AT + turn.stage * SCALE_STAGE + W_SCALE_BYTES, p.x_scales + place.token + line,
-                  x_scale_bytes, full);
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+#pragma unroll
+        for (int at = 0; at < 2048; at += 512)
+          if (at < slot[t]) copy_async(to[t] + turn.stage * STAGE_BYTES + at, from[t] + at);
+        from[t] += slot[t];
       }
-      from += step, scales += meta;
+      barrier_arrive_after_copies(ring + FULL_AT + turn.stage * 8);
+    }
+  }
+}
+
+// A warp: the tokens, and all scales.
+__device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
+  constexpr int PIECES = META4 / 16, ROUNDS = (TILES16 * PIECES + 31) / 32;
+  const int lane = threadIdx.x % 32, groups = p.shape.groups;
+  const Tiles tiles{p.shape};
+  wait_for_earlier_kernels();
+  Turn turn;
+  Place place;
+  for (int number = 0; tiles.at(number, place); ++number) {
+    const int left = min(p.shape.tokens - place.token, BN), x_scale_bytes = TOKEN_SCALES ? 0 : (left + 3) / 4 * 16;
+    const i64 step = static_cast<i64>(p.shape.tokens) * 128;
+    const i8* x = p.x + place.begin * step + static_cast<i64>(place.token) * 128;
+    // A lane has 16 bytes of a 16-row tile's scales.
+    const u8* from[ROUNDS];
+    int meta[ROUNDS];
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+      const int piece = round * 32 + lane, part = piece % PIECES * 16;
+      const Row16 row16(p.shape, place.row16 + min(piece / PIECES, TILES16 - 1));
+      meta[round] = row16.eight ? META8 : META4;
+      from[round] = (row16.eight ? p.scales8 : p.scales4) + (static_cast<i64>(row16.index) * groups + place.begin) * meta[round] + part;
+      if (!row16.there || piece >= TILES16 * PIECES || part >= meta[round]) meta[round] = 0;
+    }
+#pragma unroll 1
+    for (int group = place.begin; group < place.end; ++group, turn.next()) {
+      const u32 full = ring + FULL_AT + turn.stage * 8, scales = ring + SCALES_AT + turn.stage * SCALE_STAGE;
+      barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
+      if (lane == 0) {
+        barrier_expect(full, left * 128 + x_scale_bytes);
+        copy_bulk(ring + turn.stage * STAGE_BYTES, x, left * 128, full);
+        if (!TOKEN_SCALES)
+          copy_bulk(scales + W_SCALE_BYTES, p.x_scales + place.token + static_cast<i64>(group >> p.x_group_shift) * p.x_stride,
+                    x_scale_bytes, full);
+      }
+#pragma unroll
+      for (int round = 0; round < ROUNDS; ++round) {
+        if (meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
+        from[round] += meta[round];
+      }
+      barrier_arrive_after_copies(full);
+      x += step;
     }
   }
 }

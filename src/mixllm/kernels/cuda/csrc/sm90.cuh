@@ -3,25 +3,6 @@
 #pragma once
 #include "bulk.cuh"
 
-// Arrives at the barrier that lies at the same address in block `rank` of the cluster. Its release reaches no further
-// than the block: it orders reads of shared memory, which are over, and not the stores to y, which a wider one awaits.
-__device__ __forceinline__ void barrier_arrive(u32 barrier, u32 rank) {
-  asm volatile(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
-// To the same place, and to the same barrier, in every block of the cluster that `mask` names.
-__device__ __forceinline__ void copy_bulk_to_all(u32 to, const void* from, int bytes, u32 barrier, u16 mask) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "h"(mask)
-      : "memory");
-}
-
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
@@ -62,7 +43,10 @@ __device__ __forceinline__ void store_transposed(u32 to, const u32 (&m)[4]) {
                : "memory");
 }
 
-// Two words to and from shared memory.
+// One and two words to and from shared memory.
+__device__ __forceinline__ void store_shared_u32(u32 to, u32 x) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
+}
 __device__ __forceinline__ void store_shared_pair(u32 to, u32 x, u32 y) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to), "r"(x), "r"(y) : "memory");
 }

@@ -1,0 +1,61 @@
+// A stage's weights from shared memory to the A operands of its four products.
+//
+// Loads wait behind the products that the scheduler's other warp has queued, some 400 cycles: so a warp asks for a
+// stage's codes before it queues the products of the stage before, and unpacks them after.
+#pragma once
+#include "hopper_ring.cuh"
+#include "wgmma.cuh"
+
+// A warp's 16 rows: which of the block's 16-row tiles they are, where a stage has their codes, and their width.
+struct Warp16 {
+  int tile, lane;
+  u32 codes;
+  bool eight;
+};
+
+// A lane's codes of 128 inputs as they are stored, and its two rows' m and z.
+struct Codes {
+  Words4 words[4];
+  u32 affine;
+
+  __device__ __forceinline__ void load(const Warp16& warp, u32 ring, int stage) {
+    const u32 from = ring + stage * STAGE_BYTES + X_BYTES + warp.codes + warp.lane * 16;
+    words[0] = load_shared(from), words[1] = load_shared(from + 512);
+    if (warp.eight)
+      words[2] = load_shared(from + 1024), words[3] = load_shared(from + 1536);
+    else
+      affine = load_shared_u16(ring + SCALES_AT + stage * SCALE_STAGE + warp.tile * META4 + SCALE_BYTES + warp.lane / 4 * 2);
+  }
+
+  // Operands 2 panel and 2 panel + 1: 64 inputs.
+  template <bool SIGNED>
+  __device__ __forceinline__ void unpack(u32 (&a)[4][4], int panel, bool eight) const {
+    u32 half[2][4];
+    if (eight) {
+      unpack8(words[panel * 2], words[panel * 2 + 1], half);
+      if constexpr (!SIGNED) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) half[i / 4][i % 4] ^= SIGNS;
+      }
+    } else {
+      const Affine low = WEIGHT_SCALES == 0 ? integer_scale(affine & 255u) : zero_only(affine & 255u);
+      const Affine high = WEIGHT_SCALES == 0 ? integer_scale(affine >> 8) : zero_only(affine >> 8);
+      unpack4<SIGNED>(words[panel], low, high, half);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = half[i / 4][i % 4];
+  }
+};
+
+// Queues products of inputs 32 FIRST .. 32 LAST of a stage and N tokens, whose lines begin at x. first: 0 starts sums.
+template <bool SIGNED, int N, int FIRST, int LAST>
+__device__ __forceinline__ void start(u32 (&d)[N / 2], u32 (&a)[4][4], u32 x, u32 accumulate) {
+  const u64 lines = swizzled_tile(x);
+#pragma unroll
+  for (int step = FIRST; step < LAST; ++step) settle(a[step]);
+  settle(d);
+  wgmma_fence();
+#pragma unroll
+  for (int step = FIRST; step < LAST; ++step) wgmma<!SIGNED, N>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
+  wgmma_commit();
+}
