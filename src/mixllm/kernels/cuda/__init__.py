@@ -83,8 +83,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
             hopper.product(index, linear.scales, many)
     else:
         for most, _ in table(linear.scales.key):
-            tile = choose(linear.scales, most, device(index).shared_limit)
-            ops.product(index, linear.scales, tile)
+            ops.product(index, linear.scales, choose(linear.scales, most, device(index).shared_limit))
     padded = linear.weight.codes4.shape[1] * 128
     tokens = [1, 17, 65, least, *(most + 1 for most in few)]
     clusters = device(index).capability >= (9, 0)
