@@ -38,6 +38,14 @@ def test_few_rows_are_cut_finer() -> None:
     assert narrow < wide
 
 
+@pytest.mark.parametrize("tokens", [1, 8, 9, 16])
+def test_a_narrow_layer_leaves_room_for_the_quantizer(tokens: int) -> None:
+    """One set of four warps and the one that fetches, where a wide layer has two sets: docs/kernels.md."""
+    narrow, wide = (choose(Scales(0, True), tokens, channels) for channels in (6144, 6145))
+    assert narrow.threads < wide.threads
+    assert (narrow.bm, narrow.bn) == (wide.bm, wide.bn)
+
+
 @pytest.mark.parametrize("key", ["whole", "grouped"])
 def test_the_last_tile_of_so_many_tokens_has_any_channels(key: str) -> None:
     last = {tokens: channels for tokens, channels, _ in table(key)}
