@@ -36,7 +36,7 @@ struct alignas(16) Words4 {
 };
 
 struct Dim {
-  int x;
+  int x, y;
 };
 inline thread_local Dim threadIdx, blockIdx;
 inline Dim gridDim, blockDim;

@@ -1,0 +1,61 @@
+"""csrc/grouped.cu, compiled for the CPU as test_emulated.py has it: experts with many, few and no tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixllm.config import PROFILES
+from mixllm.kernels import reference
+from mixllm.kernels.cuda import grouped, layout
+from mixllm.kernels.cuda.launch import Device
+from mixllm.kernels.cuda.tiles import Tile
+from tests import shapes
+from tests.kernels.cuda.test_emulated import build, quantized
+from tests.kernels.cuda.weights import random_weight
+
+pytestmark = pytest.mark.nvcc
+
+# Rows of 4 and of 8 bits of each expert: as many in all.
+ROWS = [(60, 13), (73, 0), (0, 73), (33, 40), (1, 72)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "tile", "k", "counts", "blocks"),
+    [
+        ("fast", Tile(64, 16, 2, 2, 1, 3, 1), 300, [5, 0, 1, 40, 3], 3),
+        ("fast", Tile(64, 32, 2, 1, 2, 3, 1), 1100, [1, 0, 0, 0, 0], 132),
+        ("paper", Tile(64, 16, 2, 2, 1, 3, 1), 700, [17, 3, 6, 0, 1], 2),
+    ],
+)
+def test_product(
+    profile: str, tile: Tile, k: int, counts: list[int], blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format = PROFILES[profile]
+    weights = [random_weight(n4, n8, k, format, n4) for n4, n8 in ROWS]
+    linear = grouped.GroupedLinear([layout.to_kernel_order(weight, format) for weight in weights], format)
+    macros = {**tile.macros(), **linear.scales.macros()}
+    kernel = build("grouped.cu", "grouped_gemm", macros, tmp_path, 800, "Group")
+    monkeypatch.setattr(grouped, "product", lambda *_: kernel)
+    monkeypatch.setattr(grouped, "device", lambda _: Device(0, (8, 0), blocks, 166912))
+    monkeypatch.setattr(grouped.GroupedLinear, "tile", lambda *_: tile)
+
+    ids = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor(counts))
+    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))][:, None]
+    x = shapes.inputs(len(ids), k, 1)
+    routing = grouped.route(ids, len(ROWS))
+    assert routing.ranges[:, 1].tolist() == counts
+    y = torch.full((len(routing.token), 73), 7777.0)
+    codes, scales, sums, _ = quantized(x[routing.token], format)
+    linear.multiply_into(y, codes, scales, sums, routing.ranges)
+    expected: Any = [reference.ReferenceLinear(weights[i], format)(x[n : n + 1]) for n, i in enumerate(ids[:, 0].tolist())]
+    if profile == "fast":
+        assert torch.equal(y[routing.place[:, 0]], torch.cat(expected))
+    else:
+        torch.testing.assert_close(y[routing.place[:, 0]], torch.cat(expected), rtol=1e-5, atol=1e-5)
+    empty = torch.ones(len(y), dtype=torch.bool)
+    empty[routing.place.flatten()] = False
+    assert bool((y[empty] == 7777).all()), "rows of empty places are not written"
