@@ -54,8 +54,9 @@ CASES = [
 
 
 def build(
-    source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800, parameter: str = "Arguments"
-) -> Any:
+    source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800,
+    parameter: str = "Arguments",
+) -> Any:  # fmt: skip
     """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name.
     parameter: the type of what the kernel takes."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:

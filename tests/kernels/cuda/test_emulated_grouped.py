@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mixllm.config import PROFILES
 from mixllm.kernels import reference
-from mixllm.kernels.cuda import grouped, layout
+from mixllm.kernels.cuda import grouped
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.tiles import Tile
 from tests import shapes
@@ -32,16 +31,16 @@ ROWS = [(60, 13), (73, 0), (0, 73), (33, 40), (1, 72)]
     ],
 )
 def test_product(
-    profile: str, tile: Tile, k: int, counts: list[int], blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    profile: str, tile: Tile, k: int, counts: list[int], blocks: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     format = PROFILES[profile]
     weights = [random_weight(n4, n8, k, format, n4) for n4, n8 in ROWS]
-    linear = grouped.GroupedLinear([layout.to_kernel_order(weight, format) for weight in weights], format)
+    linear = grouped.GroupedLinear(weights, format, torch.device("cpu"))
     macros = {**tile.macros(), **linear.scales.macros()}
     kernel = build("grouped.cu", "grouped_gemm", macros, tmp_path, 800, "Group")
     monkeypatch.setattr(grouped, "product", lambda *_: kernel)
     monkeypatch.setattr(grouped, "device", lambda _: Device(0, (8, 0), blocks, 166912))
-    monkeypatch.setattr(grouped.GroupedLinear, "tile", lambda *_: tile)
 
     ids = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor(counts))
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))][:, None]
@@ -50,8 +49,10 @@ def test_product(
     assert routing.ranges[:, 1].tolist() == counts
     y = torch.full((len(routing.token), 73), 7777.0)
     codes, scales, sums, _ = quantized(x[routing.token], format)
-    linear.multiply_into(y, codes, scales, sums, routing.ranges)
-    expected: Any = [reference.ReferenceLinear(weights[i], format)(x[n : n + 1]) for n, i in enumerate(ids[:, 0].tolist())]
+    table = (linear.experts, routing.ranges, linear.most_tiles)
+    grouped.grouped_into(y, codes, scales, sums, linear.tensors, *table, linear.scales, linear.group, tile)
+    references = [reference.ReferenceLinear(weight, format) for weight in weights]
+    expected = [references[i](x[n : n + 1]) for n, i in enumerate(ids[:, 0].tolist())]
     if profile == "fast":
         assert torch.equal(y[routing.place[:, 0]], torch.cat(expected))
     else:

@@ -1,8 +1,8 @@
 """All experts of a mixture in one launch a layer (csrc/grouped.cu).
 
-The tokens are put in the order of their experts, each expert's at a multiple of 4, which is where scales can be
-copied 16 bytes at a time. How many an expert has stays on the GPU: sizes depend on the number of tokens
-alone, so nothing is awaited and a CUDA graph can hold all of it.
+The tokens are put in the order of their experts, each expert's at a multiple of 4, which is where scales
+can be copied 16 bytes at a time. How many an expert has stays on the GPU: sizes depend on the number of
+tokens alone, so nothing is awaited and a CUDA graph can hold all of it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mixllm.config import Format
+from mixllm.config import GROUP_SIZE, Format
 from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import ops
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
-from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
-from mixllm.kernels.cuda.tiles import Scales, Tile, choose_whole, shared_bytes
+from mixllm.kernels.cuda.layout import to_kernel_order
+from mixllm.kernels.cuda.tiles import Scales, Tile, choose_whole, shared_bytes, table
 
 # Blocks of a launch, in what resides on the GPU at once: most find nothing to do, which takes a microsecond.
 WAVES = 16
@@ -35,8 +35,8 @@ class _Group(ctypes.Structure):
 class Routing:
     """Where tokens go; P = T k + 3 min(E, T k) places, of which some stay empty.
 
-    token int64 [P]: which token lies in a place (0 in an empty one); place int64 [T, k]: where a token lies for
-    each of its experts; ranges int32 [E, 2]: first place and number of an expert's tokens.
+    token int64 [P]: which token lies in a place (0 in an empty one); place int64 [T, k]: where a token
+    lies for each of its experts; ranges int32 [E, 2]: first place and number of an expert's tokens.
     """
 
     token: Tensor
@@ -66,7 +66,8 @@ def route(ids: Tensor, experts: int) -> Routing:
 class GroupedLinear:
     """One linear layer of every expert: all have K inputs and N rows, each its own rows of either width."""
 
-    def __init__(self, weights: Sequence[KernelWeight], format: Format) -> None:
+    def __init__(self, stored: Sequence[MixedWeight], format: Format, where: torch.device) -> None:
+        weights = [to_kernel_order(_moved(weight, _scale_type(stored), where), format) for weight in stored]
         first = weights[0]
         self.in_features, self.out_features = first.in_features, first.out_features
         self.count, self.rotate = len(weights), format.rotation == "hadamard"
@@ -83,36 +84,26 @@ class GroupedLinear:
     def __call__(self, x: Tensor, ranges: Tensor) -> Tensor:
         """x [P, K] by places of a routing -> y [P, N]; rows of empty places are not written."""
         ops.check_input(x, self.in_features, None, self.out_features, self.experts.device)
-        y = x.new_empty((len(x), self.out_features))
-        if y.numel():
-            codes, x_scales, sums, _ = ops.quantize(x, self.rotate, self.group)
-            with torch.cuda.device(x.device):
-                self.multiply_into(y, codes, x_scales, sums, ranges)
-        return y
+        codes, x_scales, sums, _ = ops.quantize(x, self.rotate, self.group)
+        table = (self.experts, ranges, self.most_tiles)
+        rest = (self.out_features, x.dtype, self.scales.weight, self.group)
+        return cast(Tensor, gemm_grouped(codes, x_scales, sums, self.tensors, *table, *rest))
 
-    def multiply_into(self, y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, ranges: Tensor) -> None:
-        target = device(y.device.index)
-        tile = self.tile(len(y))
-        per_tile = tile.bm // 16
-        rows = -(-self.most_tiles // per_tile) + 1
-        blocks = min(rows * -(-len(y) // tile.bn), target.multiprocessors * tile.blocks)
-        blocks = min(blocks, max(WAVES * target.multiprocessors * tile.blocks // self.count, 1))
-        shape = ops.Shape(0, 0, 0, codes.shape[1] // 128, 0, 1, 2 if tile.bn >= 64 else 1, ops.BAND)
-        product(target.index, self.scales, tile).launch(
-            blocks,
-            tile.threads,
-            _Group(
-                ops.gemm_arguments(y, codes, x_scales, sums, None, None, self.tensors, None, self.group, shape),
-                self.experts.data_ptr(),
-                ranges.data_ptr(),
-            ),
-            self.count,
-        )
 
-    def tile(self, places: int) -> Tile:
-        """For the tokens that an expert has on average."""
-        mean = -(-places // self.count)
-        return choose_whole(self.scales, mean, device(self.experts.device.index).shared_limit)
+def grouped_into(
+    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], experts: Tensor,
+    ranges: Tensor, most_tiles: int, scales: Scales, group: int, tile: Tile,
+) -> None:  # fmt: skip
+    """The kernel with a given tile; rows of y that belong to no token stay as they are."""
+    target = device(y.device.index)
+    resident = target.multiprocessors * tile.blocks
+    # An expert's most tiles: all tokens, and one more of each width that is not full.
+    tiles = (-(-most_tiles // (tile.bm // 16)) + 1) * -(-len(y) // tile.bn)
+    blocks = min(tiles, resident, max(WAVES * resident // len(experts), 1))
+    shape = ops.Shape(0, 0, 0, codes.shape[1] // GROUP_SIZE, 0, 1, 2 if tile.bn >= 64 else 1, ops.BAND)
+    every = ops.gemm_arguments(y, codes, x_scales, sums, None, None, weight, None, group, shape)
+    arguments = _Group(every, experts.data_ptr(), ranges.data_ptr())
+    product(target.index, scales, tile).launch(blocks, tile.threads, arguments, len(experts))
 
 
 def product(index: int, scales: Scales, tile: Tile) -> Kernel:
@@ -120,17 +111,45 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     return kernel("grouped.cu", "grouped_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
 
 
+@torch.library.custom_op("mixllm::gemm_grouped", mutates_args=(), device_types="cuda")
+def gemm_grouped(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], experts: Tensor, ranges: Tensor,
+    most_tiles: int, channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    """Quantized tokens in the order of their experts times each one's mixed weight -> y [P, channels]."""
+    y = codes.new_empty((len(codes), channels), dtype=dtype)
+    if y.numel():
+        scales = Scales(weight_scales, group == 0)
+        # For the tokens that an expert has on average.
+        mean = -(-len(codes) // len(experts))
+        tile = choose_whole(scales, mean, device(y.device.index).shared_limit)
+        with torch.cuda.device(y.device):
+            grouped_into(y, codes, x_scales, sums, weight, experts, ranges, most_tiles, scales, group, tile)
+    return y
+
+
+@gemm_grouped.register_fake
+def _gemm_grouped_like(
+    codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], experts: Tensor, ranges: Tensor,
+    most_tiles: int, channels: int, dtype: torch.dtype, weight_scales: int, group: int,
+) -> Tensor:  # fmt: skip
+    return codes.new_empty((codes.shape[0], channels), dtype=dtype)
+
+
 class GroupedExperts:
     """Every expert's gate and up (joined) and down, with the gating [P, 2 I] -> [P, I] between them."""
 
     def __init__(
-        self, experts: Sequence[tuple[MixedWeight, MixedWeight]], format: Format, gate: Callable[[Tensor], Tensor]
-    ) -> None:
+        self, experts: Sequence[tuple[MixedWeight, MixedWeight]], format: Format,
+        gate: Callable[[Tensor], Tensor], where: torch.device,
+    ) -> None:  # fmt: skip
         """Raises MixllmError for a GPU older than sm_80 or where NVRTC is missing."""
         self.up, self.down = (
-            GroupedLinear([to_kernel_order(pair[part], format) for pair in experts], format) for part in (0, 1)
+            GroupedLinear([pair[part] for pair in experts], format, where) for part in (0, 1)
         )
         self.gate = gate
+        warm_up(self.up)
+        warm_up(self.down)
 
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         """x [T, H], each token's experts int64 [T, k] and their weights [T, k] -> [T, H]."""
@@ -139,4 +158,30 @@ class GroupedExperts:
         routing = route(ids, self.up.count)
         y = self.down(self.gate(self.up(x[routing.token], routing.ranges)), routing.ranges)
         each = y[routing.place] * weights.unsqueeze(2).float()
-        return cast(Tensor, each.sum(1).to(x.dtype))
+        return each.sum(1).to(x.dtype)
+
+
+def warm_up(linear: GroupedLinear) -> None:
+    """Compile and load every kernel that a call may launch, so that none is compiled in it."""
+    index = linear.experts.device.index
+    for most, tile in table(linear.scales.key):
+        if not tile.stream:
+            product(index, linear.scales, choose_whole(linear.scales, most, device(index).shared_limit))
+    padded, tail = linear.tensors[1].shape[1] * GROUP_SIZE, linear.in_features % GROUP_SIZE > 0
+    clusters = device(index).capability >= (9, 0)
+    shapes = {ops.launch_shape(tokens, padded, clusters) for tokens in (1, 17, 65)}
+    for vectors, parts in {(vectors, parts) for vectors, _, _, parts in shapes}:
+        for dtype in (torch.float16, torch.bfloat16):
+            ops.quantizer(index, dtype, vectors, linear.rotate, tail, linear.group, parts=parts)
+
+
+def _scale_type(stored: Sequence[MixedWeight]) -> torch.dtype:
+    """The widest of the experts' scales: the kernel takes one type."""
+    kinds = {scales.dtype for weight in stored for scales in (weight.scales4, weight.scales8)}
+    return torch.float32 if torch.float32 in kinds else torch.float16
+
+
+def _moved(weight: MixedWeight, scales: torch.dtype, where: torch.device) -> MixedWeight:
+    tensors = {name: tensor.to(where) for name, tensor in weight.tensors().items()}
+    tensors |= {name: tensors[name].to(scales) for name in ("scales4", "scales8")}
+    return MixedWeight(weight.in_features, **tensors)

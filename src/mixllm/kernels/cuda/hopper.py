@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales

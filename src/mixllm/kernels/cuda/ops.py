@@ -171,8 +171,8 @@ def gemm_arguments(
     return Gemm(
         codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
         codes.data_ptr(), x_scales.data_ptr(), address(partials), address(flags),
-        Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(), address(bias), y.data_ptr(), y.shape[1],
-                TYPES[y.dtype]),
+        Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(), address(bias), y.data_ptr(),
+                y.shape[1], TYPES[y.dtype]),
         shape, x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
     )  # fmt: skip
 

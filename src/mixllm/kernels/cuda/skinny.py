@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
