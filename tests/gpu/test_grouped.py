@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from mixllm.config import Format
+from mixllm.experts import Experts
 from mixllm.kernels.cuda import prepare
 from mixllm.kernels.cuda.grouped import GroupedExperts, route
+from mixllm.loading import load
 from tests import shapes
+from tests.format.layers import write_quantized
 from tests.kernels.cuda.weights import random_weight
+from tests.models import MIXTURES
 
 pytestmark = pytest.mark.gpu
 
@@ -97,6 +102,22 @@ def test_compiled_whole() -> None:
     x, (weights, ids) = shapes.inputs(5, 300, 1).cuda(), routed(5, 4, 2, 0)
     compiled = torch.compile(lambda *given: grouped(*given), fullgraph=True)
     torch.testing.assert_close(compiled(x, weights, ids), grouped(x, weights, ids), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_model_is_the_same_as_on_the_cpu(architecture: str, tmp_path: Path) -> None:
+    path = write_quantized(tmp_path, architecture)
+    ids = torch.arange(3, 23).reshape(2, 10)
+    model = load(path)
+    expected = model(ids).logits
+    model.cuda()
+    found = model(ids.cuda()).logits.cpu()
+    layers = [module for module in model.modules() if isinstance(module, Experts)]
+    assert layers and all(layer._kernel is not None for layer in layers)
+    assert (found - expected).norm() < 2e-2 * expected.norm()
+    model.cpu()
+    assert all(layer._kernel is None for layer in layers)
 
 
 def test_routing_by_hand() -> None:
