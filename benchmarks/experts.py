@@ -28,7 +28,8 @@ from mixllm.config import PROFILES, Format
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import shapes
 from mixllm.kernels.cuda import prepare
-from mixllm.kernels.cuda.grouped import GroupedExperts, route
+from mixllm.kernels.cuda.grouped import GroupedExperts
+from mixllm.kernels.cuda.routing import route
 
 GPU = torch.device("cuda")
 TOKENS = [1, 4, 16, 64, 256, 1024, 4096]

@@ -57,6 +57,7 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
+    found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)
     for kind in range(3):
         for quantizer in QUANTIZERS:
             names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED", "PARTS")

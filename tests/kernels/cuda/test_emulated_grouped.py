@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mixllm.config import PROFILES
 from mixllm.kernels import reference
-from mixllm.kernels.cuda import grouped
+from mixllm.kernels.cuda import grouped, routing
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.tiles import Tile
 from tests import shapes
@@ -20,6 +21,33 @@ pytestmark = pytest.mark.nvcc
 
 # Rows of 4 and of 8 bits of each expert: as many in all.
 ROWS = [(60, 13), (73, 0), (0, 73), (33, 40), (1, 72)]
+
+
+def routed(ids: Tensor, experts: int, directory: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """What routing.route gives on a GPU."""
+    directory = directory / "route"
+    directory.mkdir()
+    kernel = build("route.cu", "route", {"EXPERTS": 64}, directory, 800, "Routes")
+    outputs = routing._outputs(ids, experts)
+    for tensor in outputs:
+        tensor.fill_(-7)
+    kernel.launch(1, routing.THREADS, routing.arguments(ids, *outputs))
+    return outputs
+
+
+def test_routing(tmp_path: Path) -> None:
+    experts = 9
+    ids = torch.rand(300, experts, generator=torch.Generator().manual_seed(0)).topk(4).indices % 7
+    token, place, ranges = routed(ids, experts, tmp_path)
+    assert torch.equal(ranges[:, 1], torch.bincount(ids.flatten(), minlength=experts).int())
+    room = (ranges[:, 1] + 3) // 4 * 4
+    assert torch.equal(ranges[:, 0], room.cumsum(0).int() - room)
+    first, last = ranges[ids, 0], ranges.sum(1)[ids]
+    assert bool(((place >= first) & (place < last)).all()) and len(place.unique()) == ids.numel()
+    assert torch.equal(token[place], torch.arange(300)[:, None].expand(-1, 4))
+    empty = torch.ones(len(token), dtype=torch.bool)
+    empty[place.flatten()] = False
+    assert not token[empty].any()
 
 
 @pytest.mark.parametrize(
@@ -45,18 +73,18 @@ def test_product(
     ids = torch.repeat_interleave(torch.arange(len(ROWS)), torch.tensor(counts))
     ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))][:, None]
     x = shapes.inputs(len(ids), k, 1)
-    routing = grouped.route(ids, len(ROWS))
-    assert routing.ranges[:, 1].tolist() == counts
-    y = torch.full((len(routing.token), 73), 7777.0)
-    codes, scales, sums, _ = quantized(x[routing.token], format)
-    table = (linear.experts, routing.ranges, linear.most_tiles)
+    token, place, ranges = routed(ids, len(ROWS), tmp_path)
+    assert ranges[:, 1].tolist() == counts
+    y = torch.full((len(token), 73), 7777.0)
+    codes, scales, sums, _ = quantized(x[token], format)
+    table = (linear.experts, ranges, linear.most_tiles)
     grouped.grouped_into(y, codes, scales, sums, linear.tensors, *table, linear.scales, linear.group, tile)
     references = [reference.ReferenceLinear(weight, format) for weight in weights]
     expected = [references[i](x[n : n + 1]) for n, i in enumerate(ids[:, 0].tolist())]
     if profile == "fast":
-        assert torch.equal(y[routing.place[:, 0]], torch.cat(expected))
+        assert torch.equal(y[place[:, 0]], torch.cat(expected))
     else:
-        torch.testing.assert_close(y[routing.place[:, 0]], torch.cat(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(y[place[:, 0]], torch.cat(expected), rtol=1e-5, atol=1e-5)
     empty = torch.ones(len(y), dtype=torch.bool)
-    empty[routing.place.flatten()] = False
+    empty[place.flatten()] = False
     assert bool((y[empty] == 7777).all()), "rows of empty places are not written"

@@ -1,16 +1,10 @@
-"""All experts of a mixture in one launch a layer (csrc/grouped.cu).
-
-The tokens are put in the order of their experts, each expert's at a multiple of 4, which is where scales
-can be copied 16 bytes at a time. How many an expert has stays on the GPU: sizes depend on the number of
-tokens alone, so nothing is awaited and a CUDA graph can hold all of it.
-"""
+"""All experts of a mixture in one launch a layer (csrc/grouped.cu), tokens in the order of routing.py."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
 from ctypes import c_void_p
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +15,7 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import ops
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.layout import to_kernel_order
+from mixllm.kernels.cuda.routing import route, router
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose_whole, shared_bytes, table
 
 # Blocks of a launch, in what resides on the GPU at once: most find nothing to do, which takes a microsecond.
@@ -29,38 +24,6 @@ WAVES = 16
 
 class _Group(ctypes.Structure):
     _fields_ = [("all", ops.Gemm), ("experts", c_void_p), ("tokens", c_void_p)]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Where tokens go; P = T k + 3 min(E, T k) places, of which some stay empty.
-
-    token int64 [P]: which token lies in a place (0 in an empty one); place int64 [T, k]: where a token
-    lies for each of its experts; ranges int32 [E, 2]: first place and number of an expert's tokens.
-    """
-
-    token: Tensor
-    place: Tensor
-    ranges: Tensor
-
-
-def route(ids: Tensor, experts: int) -> Routing:
-    """ids int64 or int32 [T, k]: each token's experts, in 0 .. experts - 1."""
-    flat = ids.flatten().long()
-    count = len(flat)
-    held = torch.zeros(experts, dtype=torch.int64, device=ids.device)
-    held.scatter_add_(0, flat, torch.ones_like(flat))
-    room = (held + 3) // 4 * 4
-    first = room.cumsum(0) - room
-    order = flat.argsort(stable=True)
-    expert = flat[order]
-    rank = torch.arange(count, device=ids.device) - (held.cumsum(0) - held)[expert]
-    places = first[expert] + rank
-    token = torch.zeros(count + 3 * min(experts, count), dtype=torch.int64, device=ids.device)
-    token[places] = order // ids.shape[1]
-    place = torch.empty_like(flat)
-    place[order] = places
-    return Routing(token, place.view(ids.shape), torch.stack((first, held), 1).int())
 
 
 class GroupedLinear:
@@ -148,6 +111,7 @@ class GroupedExperts:
             GroupedLinear([pair[part] for pair in experts], format, where) for part in (0, 1)
         )
         self.gate = gate
+        router(where.index, self.up.count)
         warm_up(self.up)
         warm_up(self.down)
 
@@ -155,9 +119,9 @@ class GroupedExperts:
         """x [T, H], each token's experts int64 [T, k] and their weights [T, k] -> [T, H]."""
         if not len(x):
             return torch.zeros_like(x)
-        routing = route(ids, self.up.count)
-        y = self.down(self.gate(self.up(x[routing.token], routing.ranges)), routing.ranges)
-        each = y[routing.place] * weights.unsqueeze(2).float()
+        token, place, ranges = route(ids, self.up.count)
+        y = self.down(self.gate(self.up(x[token], ranges)), ranges)
+        each = y[place] * weights.unsqueeze(2).float()
         return each.sum(1).to(x.dtype)
 
 
