@@ -53,21 +53,25 @@ CASES = [
 ]
 
 
-def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800) -> Any:
-    """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name."""
+def build(
+    source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800,
+    parameter: str = "Arguments",
+) -> Any:  # fmt: skip
+    """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name.
+    parameter: the type of what the kernel takes."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:
         text = file.read_text()
         text = re.sub(r"extern __shared__ .* u8 shared\[\];", "u8* shared = shared_memory;", text)
         (directory / file.name).write_text(text)
     given = {"NAMED_BARRIER": 32 * macros.get("WN", 1), **macros, "__CUDA_ARCH__": arch, "ENTRY": entry}
-    given["KERNEL"] = f'"{source}"'
+    given |= {"KERNEL": f'"{source}"', "PARAMETER": parameter}
     command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
     command += [f"-D{name}={value}" for name, value in given.items()]
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)
     library = ctypes.CDLL(str(directory / "kernel.so"))
 
-    def launch(blocks: int, threads: int, arguments: ctypes.Structure) -> None:
-        library.emulate(blocks, threads, ctypes.byref(arguments))
+    def launch(blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
+        library.emulate(blocks, columns, threads, ctypes.byref(arguments))
 
     return SimpleNamespace(launch=launch)
 

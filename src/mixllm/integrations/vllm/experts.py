@@ -1,7 +1,7 @@
-"""The method of vLLM's layers of experts: how they load mixed weights, and apply one expert after the other.
+"""The method of vLLM's layers of experts: how they load mixed weights and apply them.
 
-Correct and simple, no fast path. Which experts are hit is read back from the device, which no CUDA graph
-can hold: on a GPU it runs with --enforce-eager only.
+On an NVIDIA GPU all experts are one launch a layer (mixllm.kernels.cuda.grouped), elsewhere one runs
+after the other.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from mixllm.format.pack import shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
-from mixllm.integrations.vllm.experts_op import ExpertKernels, keep_experts
+from mixllm.integrations.vllm.experts_op import ExpertKernels, OneByOne, keep_experts
 from mixllm.integrations.vllm.pieces import placeholder_weight
 from mixllm.kernels import LinearKernel, prepare
+from mixllm.kernels.cuda.grouped import GroupedExperts
 
 
 def experts_method(
@@ -63,7 +64,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Raises MixllmError for what this slow path cannot do, with what works instead."""
+        """Raises MixllmError for what this path cannot do, with what works instead."""
         config = get_current_vllm_config()
         self._refuse(layer, config.model_config.enforce_eager, intermediate_size_per_partition)
         self.dummy = config.load_config.load_format == "dummy"
@@ -81,10 +82,15 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         experts = []
         for number in range(self.count):
             gate, up, down = (self._weight(number, shard, layer) for shard in self.leaves)
-            both = self._prepared(join([gate, up]), device)
-            experts.append((both, self._prepared(down, device)))
+            experts.append((join([gate, up]), down))
         self.pieces = {}
-        kernels = ExpertKernels(experts, partial(_gated, layer.activation))
+        gate_by = partial(_gated, layer.activation)
+        kernels: ExpertKernels
+        if device.type == "cuda" and torch.version.hip is None:
+            kernels = GroupedExperts(experts, self.format, gate_by, device)
+        else:
+            prepared = [(self._prepared(up, device), self._prepared(down, device)) for up, down in experts]
+            kernels = OneByOne(prepared, gate_by)
         layer.register_buffer("kernels", keep_experts(kernels), persistent=False)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
@@ -149,9 +155,9 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         if layer.use_ep:
             reason = "its experts can't be spread over ranks; leave out --enable-expert-parallel"
         elif layer.apply_router_weight_on_input:
-            reason = "its router weighs inputs, which this path does not; use transformers"
-        elif torch.cuda.is_available() and not eager:
-            reason = "quantized experts don't run in CUDA graphs; give --enforce-eager"
+            reason = "its router weighs inputs, which no path here does; use transformers"
+        elif torch.version.hip is not None and not eager:
+            reason = "quantized experts don't run in graphs on AMD GPUs; give --enforce-eager"
         elif ranks > 1 and part % GROUP_SIZE:
             cut = f"{ranks} ranks would cut its experts' {ranks * part} inputs inside a group of {GROUP_SIZE}"
             reason = f"{cut}; --tensor-parallel-size 1 works"

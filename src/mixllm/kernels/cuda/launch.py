@@ -72,11 +72,12 @@ class Kernel:
             early.value.programmaticStreamSerializationAllowed = 1
             self._attributes = [early]
 
-    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
-        """Enqueue on the current stream of the current device; arguments is the kernel's one parameter."""
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
+        """Enqueue blocks x columns on the current stream of the current device; arguments is the kernel's one
+        parameter."""
         driver = self._driver
         config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, columns, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = self._shared
         config.hStream = torch.cuda.current_stream().cuda_stream

@@ -37,24 +37,24 @@ class _Quantize(ctypes.Structure):
     ]  # fmt: skip
 
 
-class _Outputs(ctypes.Structure):
+class Outputs(ctypes.Structure):
     _fields_ = [
         ("rows", c_void_p), ("row_scales", c_void_p), ("x_sums", c_void_p), ("bias", c_void_p),
         ("y", c_void_p), ("channels", c_int), ("type", c_int),
     ]  # fmt: skip
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
     _fields_ = [
         (name, c_int) for name in ("tokens", "rows8", "rows4", "groups", "split", "cost8", "cost4", "band")
     ]
 
 
-class _Gemm(ctypes.Structure):
+class Gemm(ctypes.Structure):
     _fields_ = [
         ("codes8", c_void_p), ("codes4", c_void_p), ("scales8", c_void_p), ("scales4", c_void_p),
         ("x", c_void_p), ("x_scales", c_void_p), ("partials", c_void_p), ("flags", c_void_p),
-        ("out", _Outputs), ("shape", _Shape), ("x_stride", c_int), ("x_group_shift", c_int),
+        ("out", Outputs), ("shape", Shape), ("x_stride", c_int), ("x_group_shift", c_int),
     ]  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: Tile,
 ) -> None:  # fmt: skip
     """The product kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     run = product(target.index, scales, tile)
     blocks = target.multiprocessors * tile.blocks
@@ -150,17 +150,30 @@ def gemm_into(
     if blocks * (tile.wm if tile.stream else 1) > flags.numel():
         raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, cost4, BAND)
     run.launch(
         blocks,
         tile.threads,
-        _Gemm(
-            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
-                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, cost4, BAND),
-            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        ),
+        gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
+    )
+
+
+def gemm_arguments(
+    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, partials: Tensor | None, flags: Tensor | None,
+    weight: list[Tensor], bias: Tensor | None, group: int, shape: Shape,
+) -> Gemm:  # fmt: skip
+    """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K."""
+    codes8, codes4, scales8, scales4, rows, row_scales = weight
+
+    def address(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else tensor.data_ptr()
+
+    return Gemm(
+        codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
+        codes.data_ptr(), x_scales.data_ptr(), address(partials), address(flags),
+        Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(), address(bias), y.data_ptr(),
+                y.shape[1], TYPES[y.dtype]),
+        shape, x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
     )  # fmt: skip
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
-from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("skinny.json")
@@ -89,7 +88,7 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, channels, row_scales = weight
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
     blocks = target.multiprocessors * tile.blocks
@@ -101,18 +100,12 @@ def gemm_into(
     if blocks * tile.bm // 16 > flags.numel():
         raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1)
     product(target.index, scales, tile).launch(
         blocks,
         tile.threads,
-        _Gemm(
-            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
-                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
-            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        ),
-    )  # fmt: skip
+        gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
+    )
 
 
 @torch.library.custom_op("mixllm::gemm_few", mutates_args=("flags",), device_types="cuda")

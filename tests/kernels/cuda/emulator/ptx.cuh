@@ -15,7 +15,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __align__(n) alignas(n)
-#define __launch_bounds__(a, b)
+#define __launch_bounds__(...)
 #define __grid_constant__
 #define __noinline__ __attribute__((noinline))
 
@@ -36,7 +36,7 @@ struct alignas(16) Words4 {
 };
 
 struct Dim {
-  int x;
+  int x, y;
 };
 inline thread_local Dim threadIdx, blockIdx;
 inline Dim gridDim, blockDim;
