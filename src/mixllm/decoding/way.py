@@ -1,0 +1,104 @@
+"""The short way in front of a decoder's own forward."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from mixllm.decoding.compare import Watched, difference
+from mixllm.decoding.structure import Structure, looks_like_llama
+from mixllm.decoding.usual import CACHE_NAMES, Step, usual_step
+from mixllm.kernels import cpu
+from mixllm.kernels.cpu.decoder import Kept
+
+OUTPUT_CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(BaseModelOutputWithPast).parameters)
+
+
+def install(model: Any) -> None:
+    """Let the model's decoder take the short way where it can; nothing where it never could."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if cpu.available() and isinstance(decoder, nn.Module) and "forward" not in vars(decoder):
+        if looks_like_llama(decoder):
+            vars(decoder)["forward"] = ShortWay(decoder).forward
+
+
+class ShortWay:
+    """Stands where a decoder's forward did."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.__setstate__({"decoder": decoder})
+
+    def __getstate__(self) -> dict[str, object]:
+        """For copies and pickles: addresses hold for one object."""
+        return {"decoder": self.decoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.decoder: Any = state["decoder"]
+        self.structure: Structure | None = None
+        self.closed = False
+        self.caches: WeakKeyDictionary[DynamicCache, Kept] = WeakKeyDictionary()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the decoder's own."""
+        step = None if args or self.closed else usual_step(self.decoder, kwargs)
+        if step is None:
+            return self._own(*args, **kwargs)
+        if self.structure is None or not self.structure.holds():
+            return self._compare(step, kwargs)
+        kept = self._kept(step)
+        y = self.structure.decoder.run(step.x, *self._turns(step), kept)
+        tensors = kept.grow(step.x.shape[1])
+        for layer, keys, values in zip(step.cache.layers, tensors[0::2], tensors[1::2], strict=True):
+            layer.keys, layer.values = keys, values
+        return BaseModelOutputWithPast(last_hidden_state=y, **{OUTPUT_CACHE: step.cache})
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        return type(self.decoder).forward(self.decoder, *args, **kwargs)
+
+    def _turns(self, step: Step) -> tuple[Tensor, Tensor]:
+        cos, sin = self.decoder.rotary_emb(step.x, position_ids=step.positions)
+        return cos, sin
+
+    def _kept(self, step: Step) -> Kept:
+        """The cache's memory with room; made anew where somebody else wrote the cache since."""
+        now = [tensor for layer in step.cache.layers for tensor in (layer.keys, layer.values)]
+        kept = self.caches.get(step.cache)
+        if kept is None or not kept.has_room(step.x.shape[1]) or any(map(_differ, now, kept.tensors)):
+            kept = self.caches[step.cache] = Kept(now)
+        return kept
+
+    def _compare(self, step: Step, kwargs: dict[str, Any]) -> Any:
+        """Take both ways and give what the model's own code says."""
+        self.structure = None
+        try:
+            structure = Structure(self.decoder, step.x.dtype)
+        except (AttributeError, ValueError):
+            self.closed = True
+            return self._own(**kwargs)
+        if not structure.holds():  # somebody watches the modules
+            return self._own(**kwargs)
+        kept = Kept([tensor for layer in step.cache.layers for tensor in (layer.keys, layer.values)])
+        turns = self._turns(step)
+        with Watched(self.decoder.layers) as watched:
+            result = self._own(**kwargs)
+        where = difference(structure.decoder, step, turns, kept, watched, result.last_hidden_state)
+        if where is None:
+            self.structure = structure
+        else:
+            self.closed = True
+            warnings.warn(
+                f"{type(self.decoder).__name__}: the CPU kernels for decoding differ from the model's own code in "
+                f"{where}; its own code runs, several times slower",
+                stacklevel=2,
+            )
+        return result
+
+
+def _differ(a: object, b: object) -> bool:
+    return a is not b
