@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mixllm.decoding.compare import Watched, difference
+from mixllm.decoding.head import ShortHead
 from mixllm.decoding.structure import Structure, looks_like_llama
 from mixllm.decoding.usual import CACHE_NAMES, Step, usual_step
 from mixllm.kernels import cpu
@@ -21,11 +22,14 @@ OUTPUT_CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(Ba
 
 
 def install(model: Any) -> None:
-    """Let the model's decoder take the short way where it can; nothing where it never could."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    if cpu.available() and isinstance(decoder, nn.Module) and "forward" not in vars(decoder):
-        if looks_like_llama(decoder):
-            vars(decoder)["forward"] = ShortWay(decoder).forward
+    """Let the model's decoder and head take short ways where they can; nothing where they never could."""
+    if not cpu.available() or not hasattr(model, "get_decoder"):
+        return
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    if looks_like_llama(decoder) and "forward" not in vars(decoder):
+        vars(decoder)["forward"] = ShortWay(decoder).forward
+        if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head):
+            vars(head)["forward"] = ShortHead(head).forward
 
 
 class ShortWay:

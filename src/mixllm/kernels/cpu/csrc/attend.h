@@ -9,9 +9,11 @@ inline Floats scores_of(const float* q, const typename E::Stored* keys, int64_t 
     const int64_t whole = head / 16 * 16;
     for (int64_t i = 0; i < count; i++) {
         const typename E::Stored* key = keys + i * head;
-        for (int64_t d = 0; d < whole; d += 16) dots[i] += load16(q + d) * load16_as<E>(key + d);
+        Floats dot = {};
+        for (int64_t d = 0; d < whole; d += 16) dot += load16(q + d) * load16_as<E>(key + d);
         if (whole < head)
-            dots[i] += load_some<Float32>(q + whole, head - whole) * load_some<E>(key + whole, head - whole);
+            dot += load_some<Float32>(q + whole, head - whole) * load_some<E>(key + whole, head - whole);
+        dots[i] = dot;
     }
     return sums(dots);
 }
@@ -46,8 +48,9 @@ inline void attend(
         for (int i = 1; i < 16; i++) most = largest[i] > most ? largest[i] : most;
         Floats total = {};
         for (int64_t i = 0; i < count; i += 16) {
-            Floats weights = exponential(load16(p + i) - most);
-            weights = lane < int32_t(least(16, count - i)) ? weights : Floats{};
+            const Floats below = load16(p + i) - most;
+            // Beside the largest, e^0, nothing is left of it; subnormal products would be very slow.
+            const Floats weights = below < -60.0f ? Floats{} : exponential(below);
             total += weights;
             store16(p + i, weights);
         }

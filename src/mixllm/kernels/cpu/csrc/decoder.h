@@ -33,4 +33,14 @@ struct MixllmStep {
     int32_t type; // ElementType
     int32_t isa;
 };
+
+// y = x weight^T, all of one type, for a few tokens.
+struct MixllmDense {
+    const void* x;      // [tokens][inputs]
+    const void* weight; // [outputs][inputs]
+    void* y;            // [tokens][outputs]
+    int64_t tokens, inputs, outputs;
+    int32_t type; // ElementType
+    int32_t isa;
+};
 }

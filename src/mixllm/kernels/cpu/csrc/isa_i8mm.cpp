@@ -10,8 +10,9 @@
 namespace {
 #include "sums_i8mm.h"
 #include "attend.h"
+#include "dense.h"
 #include "gate.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>, attend, gated};
+const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>, attend, gated, dense};
