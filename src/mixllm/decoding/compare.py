@@ -49,7 +49,7 @@ def difference(
     new = slice(step.past, step.past + step.x.shape[1])
     for i, (x, expected) in enumerate(zip(watched.inputs, watched.outputs, strict=True)):
         y = decoder.run(x, *turns, kept, range(i, i + 1), norm=False)
-        layer = step.cache.layers[i]
+        layer = step.layers[i]
         for ours, theirs in zip(kept.memory[2 * i : 2 * i + 2], (layer.keys, layer.values), strict=True):
             if not _near(ours[:, :, new], theirs[:, :, new], torch.zeros(())):
                 return f"block {i}, keys and values"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 
 def looks_like_llama(decoder: Any) -> bool:
     """By what its modules are called and by its config."""
-    config = getattr(decoder, "config", None)
+    config: Any = getattr(decoder, "config", None)
     return (
         _names(decoder) == {"embed_tokens", "layers", "norm", "rotary_emb"}
         and getattr(config, "hidden_act", None) == "silu"
+        and len(decoder.layers) == config.num_hidden_layers
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and all(map(_is_llamas, decoder.layers))
     )
@@ -61,7 +63,7 @@ class Structure:
         self.kernels: list[tuple[MixLinear, CpuLinear]] = []
         blocks = [self._block(layer, dtype) for layer in model.layers]
         self.decoder = Decoder(blocks, self._norm(model.norm, dtype), attention.head_dim)
-        self.modules = [module for module in model.modules() if module is not model]
+        self.modules = [*model.layers.modules(), model.norm, model.rotary_emb]
         self.children = [(module._modules, dict(module._modules)) for module in model.modules()]
 
     def _block(self, layer: Any, dtype: torch.dtype) -> DecoderBlock:
@@ -92,9 +94,13 @@ class Structure:
             all(layer._kernel is kernel for layer, kernel in self.kernels)
             and all(weight.data_ptr() == address for weight, address in self.weights)
             and all(now == then for now, then in self.children)
-            and not _has_any_global_hook()
-            and not any(
-                module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-                for module in self.modules
-            )
+            and not is_watched(self.modules)
         )
+
+
+def is_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether a call of one of the modules does more than its class's forward."""
+    return _has_any_global_hook() or any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+        for module in modules
+    )

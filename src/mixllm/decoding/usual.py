@@ -17,21 +17,30 @@ from mixllm.kernels.cpu.ops import TYPES
 MOST_TOKENS = 16
 # transformers 5.24 gave the cache another name.
 CACHE_NAMES = ("cache", "past_key_values")
-KNOWN = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache_position", "use_cache", *CACHE_NAMES}
+POSITIONS = ("position_ids", "cache_position")
+KNOWN = {"input_ids", "inputs_embeds", "attention_mask", "use_cache", "return_dict", *CACHE_NAMES, *POSITIONS}
 
 
 @dataclass(frozen=True)
 class Step:
-    """x: embedded tokens [1, T, hidden]; positions [1, T]; past: tokens in the cache."""
+    """x: embedded tokens [1, T, hidden]; positions [1, T]; past: tokens in the cache; layers: the cache's."""
 
     x: Tensor
     positions: Tensor
     cache: DynamicCache
     past: int
 
+    @property
+    def layers(self) -> list[Any]:
+        return self.cache.layers
+
+    def tensors(self) -> list[Tensor]:
+        """Keys of layer 0, values of layer 0, ..., each [1, kv_heads, length, head]."""
+        return [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
+
 
 def usual_step(decoder: Any, call: Mapping[str, Any]) -> Step | None:
-    """The step that a call of the decoder with these arguments is; None where anything about it is unusual."""
+    """The step that a call of the decoder with these arguments is; None where anything is unusual."""
     if decoder.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     if torch.is_autocast_enabled("cpu") or _asks_for_more(decoder.config, call):
@@ -48,22 +57,23 @@ def usual_step(decoder: Any, call: Mapping[str, Any]) -> Step | None:
     window = getattr(decoder.config, "sliding_window", None)
     if not past or (window is not None and end > window) or not _sees_all(call.get("attention_mask"), end):
         return None
-    order = range(past, end)
-    if not all(_are(call.get(name), order) for name in ("position_ids", "cache_position")):
+    order = list(range(past, end))
+    if not all(_are(call.get(name), order) for name in POSITIONS):
         return None
     x = decoder.embed_tokens(tokens) if call.get("inputs_embeds") is None else tokens
-    if x.dtype not in TYPES or not all(_is_plain(layer, x.dtype, past) for layer in cache.layers):
+    if x.dtype not in TYPES or len(cache.layers) != len(decoder.layers):
         return None
-    return Step(x, torch.arange(past, end)[None], cache, past)
+    if not all(_is_plain(layer, x.dtype, past) for layer in cache.layers):
+        return None
+    return Step(x, torch.tensor([order]), cache, past)
 
 
 def _asks_for_more(config: Any, call: Mapping[str, Any]) -> bool:
     """Outputs besides the last hidden states, or anything that isn't known here."""
-    others = (value for name, value in call.items() if name not in KNOWN and name != "return_dict")
     return (
         call.get("use_cache") is False
         or call.get("return_dict") is False
-        or any(value is not None and value is not False for value in others)
+        or any(call[name] is not None and call[name] is not False for name in call.keys() - KNOWN)
         or bool(getattr(config, "output_hidden_states", False))
         or bool(getattr(config, "output_attentions", False))
         or getattr(config, "return_dict", True) is False
@@ -74,16 +84,14 @@ def _sees_all(mask: Any, end: int) -> bool:
     return mask is None or (isinstance(mask, Tensor) and mask.shape == (1, end) and bool(mask.all()))
 
 
-def _are(positions: Any, order: range) -> bool:
-    return positions is None or (isinstance(positions, Tensor) and positions.flatten().tolist() == list(order))
+def _are(positions: Any, order: list[int]) -> bool:
+    return positions is None or (isinstance(positions, Tensor) and positions.flatten().tolist() == order)
 
 
 def _is_plain(layer: Any, dtype: torch.dtype, past: int) -> bool:
-    return (
-        type(layer) is DynamicLayer
-        and layer.is_initialized
-        and all(
-            each.dtype == dtype and each.shape[0] == 1 and each.shape[2] == past and each.device.type == "cpu"
-            for each in (layer.keys, layer.values)
-        )
+    tensors: list[Any] = [layer.keys, layer.values] if type(layer) is DynamicLayer else [None]
+    return all(
+        isinstance(each, Tensor)
+        and (each.dtype, each.device.type, each.shape[0], each.shape[2]) == (dtype, "cpu", 1, past)
+        for each in tensors
     )

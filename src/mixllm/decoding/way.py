@@ -13,12 +13,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mixllm.decoding.compare import Watched, difference
 from mixllm.decoding.head import ShortHead
-from mixllm.decoding.structure import Structure, looks_like_llama
+from mixllm.decoding.structure import Structure, is_watched, looks_like_llama
 from mixllm.decoding.usual import CACHE_NAMES, Step, usual_step
 from mixllm.kernels import cpu
 from mixllm.kernels.cpu.decoder import Kept
 
-OUTPUT_CACHE = next(name for name in CACHE_NAMES if name in inspect.signature(BaseModelOutputWithPast).parameters)
+FIELDS = inspect.signature(BaseModelOutputWithPast).parameters
+OUTPUT_CACHE = next(name for name in CACHE_NAMES if name in FIELDS)
 
 
 def install(model: Any) -> None:
@@ -53,42 +54,42 @@ class ShortWay:
         step = None if args or self.closed else usual_step(self.decoder, kwargs)
         if step is None:
             return self._own(*args, **kwargs)
-        if self.structure is None or not self.structure.holds():
+        structure = self.structure
+        if structure is None or not structure.holds():
             return self._compare(step, kwargs)
         kept = self._kept(step)
-        y = self.structure.decoder.run(step.x, *self._turns(step), kept)
+        y = structure.decoder.run(step.x, *self._turns(step), kept)
         tensors = kept.grow(step.x.shape[1])
-        for layer, keys, values in zip(step.cache.layers, tensors[0::2], tensors[1::2], strict=True):
+        for layer, keys, values in zip(step.layers, tensors[0::2], tensors[1::2], strict=True):
             layer.keys, layer.values = keys, values
-        return BaseModelOutputWithPast(last_hidden_state=y, **{OUTPUT_CACHE: step.cache})
+        cache: dict[str, Any] = {OUTPUT_CACHE: step.cache}
+        return BaseModelOutputWithPast(last_hidden_state=y, **cache)
 
     def _own(self, *args: Any, **kwargs: Any) -> Any:
         return type(self.decoder).forward(self.decoder, *args, **kwargs)
 
     def _turns(self, step: Step) -> tuple[Tensor, Tensor]:
-        cos, sin = self.decoder.rotary_emb(step.x, position_ids=step.positions)
+        cos, sin = self.decoder.rotary_emb(step.x, step.positions)
         return cos, sin
 
     def _kept(self, step: Step) -> Kept:
         """The cache's memory with room; made anew where somebody else wrote the cache since."""
-        now = [tensor for layer in step.cache.layers for tensor in (layer.keys, layer.values)]
-        kept = self.caches.get(step.cache)
-        if kept is None or not kept.has_room(step.x.shape[1]) or any(map(_differ, now, kept.tensors)):
+        now, kept = step.tensors(), self.caches.get(step.cache)
+        if kept is None or not kept.has_room(step.x.shape[1]) or not kept.holds(now):
             kept = self.caches[step.cache] = Kept(now)
         return kept
 
     def _compare(self, step: Step, kwargs: dict[str, Any]) -> Any:
         """Take both ways and give what the model's own code says."""
         self.structure = None
+        if is_watched(self.decoder.layers.modules()):
+            return self._own(**kwargs)
         try:
             structure = Structure(self.decoder, step.x.dtype)
         except (AttributeError, ValueError):
             self.closed = True
             return self._own(**kwargs)
-        if not structure.holds():  # somebody watches the modules
-            return self._own(**kwargs)
-        kept = Kept([tensor for layer in step.cache.layers for tensor in (layer.keys, layer.values)])
-        turns = self._turns(step)
+        kept, turns = Kept(step.tensors()), self._turns(step)
         with Watched(self.decoder.layers) as watched:
             result = self._own(**kwargs)
         where = difference(structure.decoder, step, turns, kept, watched, result.last_hidden_state)
@@ -97,12 +98,8 @@ class ShortWay:
         else:
             self.closed = True
             warnings.warn(
-                f"{type(self.decoder).__name__}: the CPU kernels for decoding differ from the model's own code in "
-                f"{where}; its own code runs, several times slower",
+                f"{type(self.decoder).__name__}: the CPU kernels for decoding differ from the model's own "
+                f"code in {where}; its own code runs, several times slower",
                 stacklevel=2,
             )
         return result
-
-
-def _differ(a: object, b: object) -> bool:
-    return a is not b

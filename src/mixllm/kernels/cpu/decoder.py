@@ -1,11 +1,14 @@
-"""A decoder's blocks as the library takes them: one call for a few tokens through all of them (csrc/decoder.h)."""
+"""A decoder's blocks as the library takes them: one call for a few tokens through all (csrc/decoder.h)."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_float, c_int32, c_int64, c_void_p, pointer
 from dataclasses import dataclass
+from threading import Lock
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -80,7 +83,7 @@ class DecoderBlock:
 class Kept:
     """Keys and values of one sequence through all blocks, with room to write more behind them.
 
-    tensors: keys and values [1, kv_heads, length, head] of each block, keys of block 0, values of block 0, ...
+    tensors: [1, kv_heads, length, head] each, keys of block 0, values of block 0, keys of block 1, ...
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -91,6 +94,10 @@ class Kept:
         for memory, tensor in zip(self.memory, tensors, strict=True):
             memory[:, :, : self.length] = tensor
         self.tensors = tensors
+
+    def holds(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the tensors that it gave last, and not others that somebody made."""
+        return all(map(operator.is_, tensors, self.tensors))
 
     def has_room(self, tokens: int) -> bool:
         return self.length + tokens <= self.room
@@ -117,9 +124,10 @@ class Decoder:
             described.scaling = block.scaling
         self.norm = self._norm(norm)
         query, key = blocks[0].linears[:2]
-        self.heads, self.kv_heads, self.head = query.kernel.numbers[1] // head, key.kernel.numbers[1] // head, head
-        self.isa = query.kernel.isa
-        self.kept: Kept | None = None
+        self.heads, self.kv_heads = (each.kernel.numbers[1] // head for each in (query, key))
+        self.head, self.isa = head, query.kernel.isa
+        self.kept: Callable[[], Kept | None] = lambda: None
+        self.one_at_a_time = Lock()
 
     def _projection(self, linear: Linear) -> Projection:
         bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
@@ -135,28 +143,29 @@ class Decoder:
     def run(
         self, x: Tensor, cos: Tensor, sin: Tensor, kept: Kept, blocks: range | None = None, norm: bool = True
     ) -> Tensor:
-        """x [1, T, hidden], cos, sin [1, T, head] -> [1, T, hidden], all of one dtype; writes the tokens' keys
-        and values behind `kept`, which must have room, but does not count them (Kept.grow).
+        """x [1, T, hidden], cos, sin [1, T, head] -> [1, T, hidden], all of one dtype.
 
-        blocks: those to run, in order; None, all. norm: whether the last norm follows.
+        Writes the tokens' keys and values behind `kept`, which must have room, but does not count them
+        (Kept.grow). blocks: those to run, in order; None, all. norm: whether the last norm follows.
         """
-        if self.kept is not kept:
-            for described, (keys, values) in zip(self.described, _pairs(kept.memory), strict=True):
-                described.keys, described.values = keys.data_ptr(), values.data_ptr()
-            self.kept = kept
         blocks = range(len(self.described)) if blocks is None else blocks
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         y = torch.empty_like(x)
         step = Step(
             ctypes.addressof(self.described) + blocks.start * ctypes.sizeof(Block), len(blocks),
             self.norm if norm else Norm(None, 0.0),
-            x.data_ptr(), y.data_ptr(), cos.data_ptr(), sin.data_ptr(),
-            x.shape[1], kept.length, kept.room, self.heads, self.kv_heads, self.head, TYPES[x.dtype], self.isa,
+            x.data_ptr(), y.data_ptr(), cos.data_ptr(), sin.data_ptr(), x.shape[1],
+            kept.length, kept.room, self.heads, self.kv_heads, self.head, TYPES[x.dtype], self.isa,
         )  # fmt: skip
-        if load().mixllm_decode(byref(step)):
-            raise MemoryError("decoder: no memory for the quantized activations")
+        with self.one_at_a_time:
+            self._point_to(kept)
+            if load().mixllm_decode(byref(step)):
+                raise MemoryError("decoder: no memory for the quantized activations")
         return y
 
-
-def _pairs(memory: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(memory[0::2], memory[1::2], strict=True)
+    def _point_to(self, kept: Kept) -> None:
+        if self.kept() is not kept:
+            pairs = zip(kept.memory[0::2], kept.memory[1::2], strict=True)
+            for described, (keys, values) in zip(self.described, pairs, strict=True):
+                described.keys, described.values = keys.data_ptr(), values.data_ptr()
+            self.kept = ref(kept)

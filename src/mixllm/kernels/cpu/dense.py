@@ -1,4 +1,4 @@
-"""A product with a weight that is not quantized, for a few tokens: at the speed of memory, where torch's is not."""
+"""A product with a weight that is not quantized, for a few tokens, at the speed of memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Dense(ctypes.Structure):
 
 
 def dense(x: Tensor, weight: Tensor, isa: int = 0) -> Tensor:
-    """x [T, K], weight [N, K], both contiguous, on the CPU and of one dtype of TYPES -> [T, N], summed in float32."""
+    """x [T, K], weight [N, K] -> [T, N], summed in float32; contiguous, on the CPU, of one dtype of TYPES."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     step = Dense(
         x.data_ptr(), weight.data_ptr(), y.data_ptr(), *x.shape, weight.shape[0], TYPES[x.dtype], isa
