@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -90,7 +89,8 @@ def measure_salience(
                 states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
-                grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
+                # Of the summed loss: of a size that any dtype holds.
+                grads = map(decoder.loss_gradient, states.take(todo), batches)
                 states.put(GRADIENTS, stepped(grads, bar), soon=True)
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
@@ -145,14 +145,6 @@ def _errors(
         candidates([name for name in block.linears if name not in errors], block.linears, config, None)
     )
     return {name: errors[name] for name in block.linears}
-
-
-def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
-    """d(summed loss of each window) / d(states after the last block): of a size that any dtype holds."""
-    h = hidden.to(decoder.device).requires_grad_()
-    with torch.enable_grad():
-        loss = decoder.loss(h, ids).sum() * (ids.shape[1] - 1)
-    return torch.autograd.grad(loss, h)[0]
 
 
 class Scores:

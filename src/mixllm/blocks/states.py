@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from mixllm.errors import MixllmError
+
+# Threads that ask the system for the host's buffers, page by page.
+TOUCHING, PAGE = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -162,10 +166,12 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spare: list[Tensor] = []
         self._buffers: list[Tensor] = []
+        self._threads = ThreadPoolExecutor(TOUCHING, thread_name_prefix="mixllm-touch")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+        self._threads.shutdown()
         for buffer in self._buffers:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
         self._buffers.clear()
@@ -209,7 +215,13 @@ class _Lane:
             if spare.shape == like.shape and spare.dtype == like.dtype:
                 return self._spare.pop(number)
         buffer = torch.empty(like.shape, dtype=like.dtype)
+        self._touch(buffer)
         # Registered rather than allocated pinned: torch's own pinned memory comes in powers of two.
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
         self._buffers.append(buffer)
         return buffer
+
+    def _touch(self, buffer: Tensor) -> None:
+        """Have the system give the buffer its memory, by several threads; pinning would do it by one."""
+        pages = buffer.view(-1).view(torch.uint8)[::PAGE]
+        list(self._threads.map(Tensor.zero_, pages.chunk(TOUCHING)))
