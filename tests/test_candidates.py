@@ -31,8 +31,7 @@ def test_layers_are_cut_anywhere(calibrated: bool, rows: int, monkeypatch: pytes
 
 def test_layers_of_several_widths_of_input_keep_their_names() -> None:
     sizes = {"a": (3, 64), "b": (4, 32), "c": (5, 64)}
-    linears = {name: torch.nn.Linear(k, n, bias=False) for name, (n, k) in sizes.items()}
-    with torch.no_grad():
-        found = candidates(linears, linears, QuantConfig(), None)
-        for name, linear in linears.items():
-            assert torch.equal(found[name], candidate_errors([linear.weight], QuantConfig(), None)[0])
+    weights = {name: shapes.weight(n, k, n) for name, (n, k) in sizes.items()}
+    found = candidates(weights, QuantConfig(), None)
+    for name, weight in weights.items():
+        assert torch.equal(found[name], candidate_errors([weight], QuantConfig(), None)[0])

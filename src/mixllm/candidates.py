@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.format.rounded import rows_at_once
@@ -15,15 +15,13 @@ from mixllm.rounding.hessian import Factor
 
 
 def candidates(
-    names: Collection[str], linears: Mapping[str, nn.Linear], config: QuantConfig, inputs: Factor | None
+    weights: Mapping[str, Tensor], config: QuantConfig, inputs: Factor | None
 ) -> dict[str, Tensor]:
-    """candidate_errors of some linears by name, those of one K together."""
+    """candidate_errors of some weights by name, those of one K together."""
     found: dict[str, Tensor] = {}
-    for k in dict.fromkeys(linears[name].in_features for name in names):
-        some = [name for name in names if linears[name].in_features == k]
-        found.update(
-            zip(some, candidate_errors([linears[n].weight for n in some], config, inputs), strict=True)
-        )
+    for k in dict.fromkeys(weight.shape[1] for weight in weights.values()):
+        some = {name: weight for name, weight in weights.items() if weight.shape[1] == k}
+        found.update(zip(some, candidate_errors(list(some.values()), config, inputs), strict=True))
     return found
 
 

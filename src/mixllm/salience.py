@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -38,7 +39,7 @@ from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
-from mixllm.rounding.hessian import Shared, collect
+from mixllm.rounding.hessian import Factor, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.salience_kept import Kept
 from mixllm.scores import over_scattered, over_tokens
@@ -130,20 +131,22 @@ def _errors(
     """candidate errors of the block's linears; for error "gptq" from the Hessians that its states give, but
     for experts that saw too few of all `total` tokens."""
     if config.error == "rtn":
-        return candidates(block.linears, block.linears, config, None)
+        return candidates({name: linear.weight for name, linear in block.linears.items()}, config, None)
     with collect(block.linears) as shared:
         for h in states:
             block(h)
 
-    def make(group: Shared) -> tuple[dict[str, Tensor], None]:
-        inputs = factor_if_seen(group, config, total)
-        return candidates(group.names, block.linears, config, inputs), None
+    weights = {name: linear.weight for name, linear in block.linears.items()}
 
-    errors = divided(shared, block.linears, ranks, make)[0]
+    def make(
+        names: list[str], inputs: Factor | None, rows: dict[str, slice]
+    ) -> tuple[dict[str, Tensor], None]:
+        return candidates({name: weights[name][rows[name]] for name in names}, config, inputs), None
+
+    factor = partial(factor_if_seen, config=config, total=total)
+    errors = divided(shared, block.linears, ranks, factor, make, dim=1)[0]
     # No token reached the experts that are missing.
-    errors.update(
-        candidates([name for name in block.linears if name not in errors], block.linears, config, None)
-    )
+    errors |= candidates({n: weight for n, weight in weights.items() if n not in errors}, config, None)
     return {name: errors[name] for name in block.linears}
 
 
