@@ -22,7 +22,7 @@ weight's size has to be kept between the walks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -82,7 +82,11 @@ def measure_salience(
     back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
     # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
     there = todo if before is None else cut[-1].start
-    with States(decoder.device, room) as states, closing(decoder.walk([*range(there), *back])) as walk:
+    with (
+        kept or nullcontext(),
+        States(decoder.device, room) as states,
+        closing(decoder.walk([*range(there), *back])) as walk,
+    ):
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
