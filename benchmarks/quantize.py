@@ -142,8 +142,8 @@ def quantize(
 
 def salience_operations(job: Job) -> float:
     """Multiplications and additions that salience needs, whatever is computed twice to save memory: forward,
-    a forward for the Hessians and half of these, forward and backward, output errors of two widths; the head's
-    forward and backward."""
+    a forward for the Hessians and half of these, forward and backward, output errors of two widths; of the
+    head forward and backward."""
     tokens = job.ids.numel()
     weights = sum(n * k for n, k in job.shapes.values())
     squares = sum(
