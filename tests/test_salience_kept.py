@@ -16,6 +16,7 @@ from mixllm.progress import Silent
 from mixllm.salience import Scores, measure_salience
 from mixllm.salience_file import Salience
 from mixllm.salience_kept import Kept
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.saliences import random_salience
@@ -57,7 +58,9 @@ def test_goes_on_to_the_same_numbers(
 ) -> None:
     """cut: the backward walk dies in this block, counted from the last; with room for so many boundaries and
     no disk: for all of them, or for those that are needed at least."""
-    room = Room(boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4)
+    room = Room(
+        boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4 + 3 * waiting_bytes(decoder.weights[0])
+    )
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
     whole = measured(decoder, error, None)
     scored = []

@@ -21,6 +21,7 @@ from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
 from mixllm.ranks import here
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the
@@ -114,17 +115,23 @@ def needs(
     # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
     leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
 
-    def lists(room: Room) -> int:
-        """States or gradients on their way, and the boundaries that wait for the way back."""
-        return 1 + (len(stretches(blocks, room.boundaries(boundary))) if measured else 0)
+    beside = max(waiting_bytes(sum(n * k for n, k in block.values())) for block in sizes.blocks)
+
+    def waiting(room: Room) -> int:
+        """States or gradients on their way, and what waits for the way back: boundaries, and candidates of a
+        stretch of blocks."""
+        if not measured:
+            return boundary
+        cut = stretches(blocks, room.boundaries(boundary, beside))
+        return (1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside
 
     room = Room(bound - working)
     if gpu:
         other = BASE_HOST + CUDA_HOST + leaving
-        wanted = other + lists(room) * boundary - room.device
+        wanted = other + waiting(room) - room.device
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
         room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
-    states = lists(room) * boundary
+    states = waiting(room)
     # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
     on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
     on_host = min(states - on_device, room.host)

@@ -74,6 +74,11 @@ class Decoder:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
         return linears(self._blocks[i], f"{self.prefix}.{i}", self.source)
 
+    @property
+    def weights(self) -> list[int]:
+        """Weights of the linear layers of each block."""
+        return [sum(linear.weight.numel() for linear in self.linears(i).values()) for i in range(len(self))]
+
     @contextmanager
     def block(self, i: int, then: int | None = None) -> Iterator[Block]:
         """Block i with its weights on the device; they are dropped when the context ends.

@@ -26,9 +26,12 @@ class Room:
     host: int = 0
     disk: Path | None = None
 
-    def boundaries(self, size: int) -> int:
-        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way."""
-        return (self.device + self.host) // size - 1
+    def boundaries(self, size: int, beside: int = 0) -> int:
+        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way.
+
+        beside: bytes that all but one block of a stretch leave; with m boundaries it has up to m blocks.
+        """
+        return (self.device + self.host - size + beside) // (size + beside)
 
 
 class States:
