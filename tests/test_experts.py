@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixllm.blocks import Decoder
-from mixllm.candidates import candidate_errors
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import Experts, split_experts
 from mixllm.format.rounded import Rounded
@@ -23,6 +22,7 @@ from mixllm.salience_file import Salience
 from mixllm.source import open_source
 from tests.mixtures import fused_part, is_expert, original, write_with_idle_expert
 from tests.models import MIXTURES, VOCAB, write_tiny
+from tests.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 IDS = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))
@@ -104,7 +104,7 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -
     path, model = tiny
     found = measured(opened(path), RTN)
     names = experts(found.modules)
-    errors = {name: candidate_errors([fused_part(model, name)], RTN, None)[0] for name in names}
+    errors = {name: errors_of(fused_part(model, name), RTN, None) for name in names}
     expected = {name: torch.zeros(len(WIDTHS), error.shape[1]) for name, error in errors.items()}
     model.requires_grad_(True)
     for sample in IDS:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.blocks.states import stretches
-from mixllm.candidates import candidate_errors
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
+from tests.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 
@@ -54,9 +55,7 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
     }
-    errors = {
-        name: candidate_errors([layer.weight.detach()], config, None)[0] for name, layer in layers.items()
-    }
+    errors = {name: errors_of(layer.weight.detach(), config, None) for name, layer in layers.items()}
     total = {name: {width: torch.zeros(len(e[0])) for width in WIDTHS} for name, e in errors.items()}
     for sample in ids():
         seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -154,10 +153,10 @@ def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
 
 @pytest.mark.parametrize("blocks", [1, 4, 7])
 def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: int) -> None:
-    """With room for that many and those on their way, and no disk."""
-    write_tiny(tmp_path, "llama", num_hidden_layers=blocks)
-    fewest = len(stretches(blocks, 0))
-    boundary = SAMPLES * LENGTH * open_source(str(tmp_path)).config.hidden_size * 4
-    room = Room((1 + fewest) * boundary)
-    assert room.boundaries(boundary) == fewest
+    """With room for those, for the candidates of a stretch and what is on its way, and no disk."""
+    write_tiny(tmp_path, "llama", num_hidden_layers=blocks, hidden_size=264, intermediate_size=300)
+    cut = stretches(blocks, 0)
+    decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), torch.float32)
+    boundary, beside = SAMPLES * LENGTH * 264 * 4, waiting_bytes(decoder.weights[0])
+    room = Room((1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside)
     measured(tmp_path, QuantConfig(), room=room)

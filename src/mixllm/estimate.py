@@ -137,14 +137,15 @@ def _config_directory(model: str, out: Path) -> Path:
 def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
     """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
     tokens, sizes = config.samples * config.window, model.sizes
-    forward, hessian = 2 * sizes.met, 2 * sizes.hessians_met
+    # Of a Hessian, half: it is symmetric.
+    forward, hessian = 2 * sizes.met, sizes.hessians_met
     gptq = sum(n * k * k for block in sizes.blocks for n, k in block.values())
     # A Cholesky factor and its inverse.
     factors = sum(k**3 for k in sizes.hessians)
     total = 0.0
     if measured:
-        # Forward; again with its backward; the error of every width; the head, twice, and its backward.
-        total += tokens * (forward * (3 + len(WIDTHS)) + 6 * model.head)
+        # Forward; again with its backward; the error of every width; the head and its backward.
+        total += tokens * (forward * (3 + len(WIDTHS)) + 4 * model.head)
         if config.error == "gptq":
             total += tokens * (forward + hessian) + len(WIDTHS) * gptq + factors
     if needs_hessian(config):

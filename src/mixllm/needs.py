@@ -14,19 +14,21 @@ import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.states import Room, stretches
+from mixllm.blocks.upload import STAGED
 from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
 from mixllm.ranks import here
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the
 # host, where they would have to go to files otherwise, up to another share of what is free.
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
-# Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
-BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
+# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory.
+BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6 + STAGED
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 # Float32 copies of the rows that are being rounded.
@@ -95,10 +97,10 @@ def needs(
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
-    working = _working(sizes, batch, dtype, measured)
+    working = _working(sizes, batch, dtype, device.type, measured)
     while working > comfortable and batch > window:
         fewer = max(window, batch // 2 // window * window)
-        less = _working(sizes, fewer, dtype, measured)
+        less = _working(sizes, fewer, dtype, device.type, measured)
         if less == working:  # it is not the batch that takes the most
             break
         batch, working = fewer, less
@@ -113,17 +115,23 @@ def needs(
     # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
     leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
 
-    def lists(room: Room) -> int:
-        """States or gradients on their way, and the boundaries that wait for the way back."""
-        return 1 + (len(stretches(blocks, room.boundaries(boundary))) if measured else 0)
+    beside = max(waiting_bytes(sum(n * k for n, k in block.values())) for block in sizes.blocks)
+
+    def waiting(room: Room) -> int:
+        """States or gradients on their way, and what waits for the way back: boundaries, and candidates of a
+        stretch of blocks."""
+        if not measured:
+            return boundary
+        cut = stretches(blocks, room.boundaries(boundary, beside))
+        return (1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside
 
     room = Room(bound - working)
     if gpu:
         other = BASE_HOST + CUDA_HOST + leaving
-        wanted = other + lists(room) * boundary - room.device
+        wanted = other + waiting(room) - room.device
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
         room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
-    states = lists(room) * boundary
+    states = waiting(room)
     # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
     on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
     on_host = min(states - on_device, room.host)
@@ -148,7 +156,7 @@ def tuning_needs(
     """
     state = window * sizes.hidden * dtype.itemsize
     states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
-    working = 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+    working = 2 * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
@@ -173,14 +181,14 @@ def _bound(device: torch.device) -> int:
     return int(SHARE * _free()) - BASE_HOST
 
 
-def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
+def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: bool) -> int:
     """Bytes at the peak of everything but the states between blocks."""
     size = dtype.itemsize
     most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
     if measured:
         # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
         weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
-        logits = min(LOGITS_AT_ONCE, batch * sizes.vocabulary)
+        logits = min(LOGITS_AT_ONCE[kind], batch * sizes.vocabulary)
         most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
     return most + sizes.ends * size
 

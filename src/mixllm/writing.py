@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -66,10 +67,18 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
     job.ranks.tell((ROUND, widths))
     with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
         rounded = rounded_by(job, widths, config, Path(work), progress, seen, spool)
-        for count in blocks[len(spool) :]:
-            layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
-            spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
-        deque(rounded, maxlen=0)  # the walk's own end
+        # A block is written while the next one is rounded.
+        with ThreadPoolExecutor(1, thread_name_prefix="mixllm-write") as thread:
+            written: list[Future[None]] = []
+            for count in blocks[len(spool) :]:
+                layers = {name: pack(layer, config.format) for name, layer in islice(rounded, count)}
+                notes = {name: asdict(seen[name]) for name in layers if name in seen}
+                for before in written:
+                    before.result()
+                written = [thread.submit(spool.append, layers, notes)]
+            deque(rounded, maxlen=0)  # the walk's own end
+            for last in written:
+                last.result()
 
 
 def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from mixllm.errors import MixllmError
 
+# Threads that ask the system for the host's buffers, page by page.
+TOUCHING, PAGE = 8, 4096
+
 
 @dataclass(frozen=True)
 class Room:
@@ -22,9 +26,12 @@ class Room:
     host: int = 0
     disk: Path | None = None
 
-    def boundaries(self, size: int) -> int:
-        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way."""
-        return (self.device + self.host) // size - 1
+    def boundaries(self, size: int, beside: int = 0) -> int:
+        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way.
+
+        beside: bytes that all but one block of a stretch leave; with m boundaries it has up to m blocks.
+        """
+        return (self.device + self.host - size + beside) // (size + beside)
 
 
 class States:
@@ -162,10 +169,12 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spare: list[Tensor] = []
         self._buffers: list[Tensor] = []
+        self._threads = ThreadPoolExecutor(TOUCHING, thread_name_prefix="mixllm-touch")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+        self._threads.shutdown()
         for buffer in self._buffers:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
         self._buffers.clear()
@@ -209,7 +218,13 @@ class _Lane:
             if spare.shape == like.shape and spare.dtype == like.dtype:
                 return self._spare.pop(number)
         buffer = torch.empty(like.shape, dtype=like.dtype)
+        self._touch(buffer)
         # Registered rather than allocated pinned: torch's own pinned memory comes in powers of two.
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
         self._buffers.append(buffer)
         return buffer
+
+    def _touch(self, buffer: Tensor) -> None:
+        """Have the system give the buffer its memory, by several threads; pinning would do it by one."""
+        pages = buffer.view(-1).view(torch.uint8)[::PAGE]
+        list(self._threads.map(Tensor.zero_, pages.chunk(TOUCHING)))

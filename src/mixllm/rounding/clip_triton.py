@@ -25,7 +25,8 @@ MAGIC = tl.constexpr(12582912.0)
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
 def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annotation
     w_ptr,
-    stride,
+    row_stride,
+    column_stride,
     importance_ptr,
     shrinks_ptr,
     rows_ptr,
@@ -43,7 +44,8 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < n)[:, None] & (column < LENGTH)[None, :]
-    w = tl.load(w_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    place = row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
+    w = tl.load(w_ptr + place, mask=inside, other=0.0)
     importance = tl.load(importance_ptr + column, mask=column < LENGTH, other=0.0)
     four = tl.load(rows_ptr + row, mask=row < n, other=1.0) != 0
     # Whether the row's scales are float16, or the scale of the whole row.
@@ -101,7 +103,7 @@ def launch(grids: Grids, w: Tensor, importance: Tensor, shrinks: Sequence[float]
     table = _on_device(tuple(shrinks), w.device)
     fields = w.new_empty(5, n)
     _kernel[(triton.cdiv(n, ROWS),)](
-        w, w.stride(0), importance.contiguous(), table, grids.by_row, fields, n,
+        w, *w.stride(), importance.contiguous(), table, grids.by_row, fields, n,
         STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
         MOST=MOST_HALF, LEAST=LEAST_HALF, MULTIPLIERS=MULTIPLIER_MAX, ROWS=ROWS, COLUMNS=GROUP_SIZE,
     )  # fmt: skip
