@@ -124,10 +124,15 @@ def chosen(lines: list[Variant], only: list[str] | None) -> list[Variant]:
 
 
 def to_score(wanted: list[Variant]) -> list[QuantConfig]:
-    """One config for each salience that the lines need."""
+    """One config for each salience that the lines need, at all widths that any of them has."""
     configs = [config for v in wanted for config in (v.config, v.equal) if config is not None]
-    mixed = [config for config in configs if not is_uniform(config)]
-    return list({file_name(config): config for config in mixed}.values())
+    found: dict[str, QuantConfig] = {}
+    for config in configs:
+        if not is_uniform(config):
+            before = found.get(file_name(config), config)
+            widths = tuple(sorted({*before.widths, *config.widths}))
+            found[file_name(config)] = config.model_copy(update={"widths": widths})
+    return list(found.values())
 
 
 def shares(wanted: list[Variant], together: int) -> list[list[Variant]]:

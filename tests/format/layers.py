@@ -30,6 +30,12 @@ def rounded_layer(
     return round_rows(shapes.weight(n, k, seed) * size, shapes.widths(n, share8, seed), config, None)
 
 
+def layer_of_all_widths(format: Format, n: int, k: int, seed: int = 0, size: float = 1.0) -> Rounded:
+    """As rounded_layer, with rows of all widths."""
+    config = QuantConfig(format=format, rounding="rtn", clip=False)
+    return round_rows(shapes.weight(n, k, seed) * size, shapes.any_widths(n, seed), config, None)
+
+
 def packed_layers(source: Source, format: Format, share8: float = 0.3) -> Iterator[tuple[str, MixedWeight]]:
     """Every linear layer of the source's blocks, rounded to nearest."""
     config = QuantConfig(format=format, rounding="rtn", clip=False)
