@@ -17,6 +17,7 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -97,19 +98,25 @@ def main() -> None:
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     with (
-        TemporaryDirectory(dir=args.work) as saliences,
+        TemporaryDirectory(dir=args.work)
+        if args.saliences is None
+        else nullcontext(args.saliences) as saliences,
         ProcessPoolExecutor(
             args.processes, get_context("spawn"), open_bench, (args, Path(saliences))
         ) as pool,
     ):
-        for done in as_completed([pool.submit(run_score, config) for config in to_score(wanted)]):
+        missing = [
+            config for config in to_score(wanted) if not (Path(saliences) / file_name(config)).exists()
+        ]
+        for done in as_completed([pool.submit(run_score, config) for config in missing]):
             print(f"{time.monotonic() - began:.0f} s: salience {done.result()}", flush=True)
         for done in as_completed(
             [pool.submit(run_measure, lines) for lines in shares(wanted, args.together)]
         ):
             found, takes = done.result()
             measured, facts = measured | found, facts | takes
-            print(f"{time.monotonic() - began:.0f} s: {', '.join(takes)}", flush=True)
+            said = ", ".join(f"{name}: KL {float(found[name].kl.mean()):.4f}" for name in takes)
+            print(f"{time.monotonic() - began:.0f} s: {said}", flush=True)
             write(args, in_order(measured, wanted), facts, time.monotonic() - began)
     print(table(result(args, in_order(measured, wanted), facts, time.monotonic() - began)))
 
@@ -216,6 +223,9 @@ def arguments() -> argparse.Namespace:
         type=int,
         default=3,
         help="roundings that are measured beside one run of the float model",
+    )
+    parser.add_argument(
+        "--saliences", help="a directory that keeps saliences; one that is there is not measured again"
     )
     parser.add_argument("--processes", type=int, default=1, help="lines that are made at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")
