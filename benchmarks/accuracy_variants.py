@@ -29,7 +29,7 @@ BUDGETS: list[dict[str, float]] = [
 PAPER_SCORE = {"score": "taylor", "error": "rtn"}
 OUR_SCORE = {"score": "fisher", "error": "gptq"}
 # More than the two widths that kernels have.
-MORE_WIDTHS = ((3, 4, 8), (4, 6, 8), (3, 4, 6, 8), (3, 4, 5, 6), (3, 4, 5, 6, 8))
+MORE_WIDTHS = ((3, 4, 8), (4, 6, 8), (3, 4, 6, 8), (3, 4, 5, 8), (3, 4, 5, 6, 8))
 EQUAL = "fast, bits of paper 10 %, global"
 
 

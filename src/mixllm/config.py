@@ -146,3 +146,8 @@ def parse(model: type[T], data: Any, where: str) -> T:
         field = ".".join(str(part) for part in first["loc"]) or "budget"
         reason = first["msg"].removeprefix("Value error, ")
         raise MixllmError(f"{where}: {field}: {reason}") from None
+
+
+def typed(value: Any) -> str:
+    """A field's value as it is typed after its flag: "3,4,8" for several."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

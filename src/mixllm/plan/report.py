@@ -30,6 +30,12 @@ class Share:
         return 100 * self.wide / self.rows
 
 
+def wide_name(rows: Iterable[int]) -> str:
+    """What rows of more than 4 bits are called, where rows have these widths."""
+    wide = sorted(width for width in rows if width > 4)
+    return f"{wide[0]}- to {wide[-1]}-bit rows" if len(wide) > 1 else f"{wide[0]}-bit rows"
+
+
 @dataclass(frozen=True)
 class Report:
     """Sizes of a quantized model.
