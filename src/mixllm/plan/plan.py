@@ -188,4 +188,5 @@ def _entry(module: ModulePlan, plan: Plan) -> dict[str, Any]:
 
 
 def _listed(widths: tuple[int, ...]) -> str:
-    return " and ".join(map(str, widths))
+    *others, last = map(str, widths)
+    return f"{', '.join(others)} and {last}" if others else last
