@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixllm.config import WIDTHS, Format, QuantConfig
+from mixllm.config import Format, QuantConfig
 from mixllm.format.rounded import Rounded, join_rows, rows_at_once
 from mixllm.rotation import rotate
 from mixllm.rounding import round_rows
@@ -18,8 +18,9 @@ from mixllm.rounding.hessian import Factor
 def candidates(
     weights: Mapping[str, Tensor], config: QuantConfig, inputs: Factor | None
 ) -> dict[str, Rounded]:
-    """Every row of some weights [N, K] at every width: of each weight the rows [widths * N], one width after
-    the other, in the basis of the format.
+    """Every row of some weights [N, K] at every width of the config.
+
+    Of each weight the rows [widths * N], one width after the other, in the basis of the format.
 
     Layers of one K read one input, and their rows are rounded together: what a step costs depends little on
     how many they are.
@@ -36,15 +37,15 @@ def candidates(
 
 
 def _rounded(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | None) -> list[Rounded]:
-    found: list[list[list[Rounded]]] = [[[] for _ in WIDTHS] for _ in weights]
-    size = max(1, rows_at_once(weights[0].shape[1]) // len(WIDTHS))
+    found: list[list[list[Rounded]]] = [[[] for _ in config.widths] for _ in weights]
+    size = max(1, rows_at_once(weights[0].shape[1]) // len(config.widths))
     for parts in _cut([len(weight) for weight in weights], size):
         w = torch.cat([weights[i][rows] for i, rows in parts])
-        each = torch.tensor(WIDTHS, dtype=torch.uint8).repeat_interleave(len(w))
+        each = torch.tensor(config.widths, dtype=torch.uint8).repeat_interleave(len(w))
         bits = each.to(w.device, non_blocking=True)
-        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs)
+        rounded = round_rows(w.repeat(len(config.widths), 1), bits, config, inputs)
         start = 0
-        for width in range(len(WIDTHS)):
+        for width in range(len(config.widths)):
             for i, rows in parts:
                 stop = start + rows.stop - rows.start
                 found[i][width].append(_rows(rounded, start, stop))
@@ -55,7 +56,7 @@ def _rounded(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | No
 def candidate_errors(weight: Tensor, rounded: Rounded, format: Format) -> Tensor:
     """w^q - w of candidates of weight [N, K]: [widths, N, K] in its dtype, in the basis of its input."""
     n, size = len(weight), rows_at_once(weight.shape[1])
-    errors = weight.new_empty(len(WIDTHS), *weight.shape)
+    errors = weight.new_empty(len(rounded.bits) // n, *weight.shape)
     for width, made in enumerate(errors):
         for start in range(0, n, size):
             part = weight[start : start + size].float()

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import stretches
 from mixllm.candidates import candidate_errors, candidates
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Progress, stepped
@@ -64,7 +64,7 @@ def measure_salience(
     ranks: Ranks = ALONE,
     kept: Kept | None = None,
 ) -> Salience:
-    """Score every output channel of the decoder's linear layers at each width of WIDTHS.
+    """Score every output channel of the decoder's linear layers at each of the config's widths.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
     room: what boundary states may take.
@@ -149,7 +149,7 @@ def _candidates(
     ) -> tuple[dict[tuple[str, str], Tensor], None]:
         made = candidates({name: weights[name][rows[name]] for name in names}, config, inputs)
         fields = {(n, f): t for n, rounded in made.items() for f, t in vars(rounded).items() if t is not None}
-        return {key: tensor.unflatten(0, (len(WIDTHS), -1)) for key, tensor in fields.items()}, None
+        return {key: tensor.unflatten(0, (len(config.widths), -1)) for key, tensor in fields.items()}, None
 
     found: dict[str, dict[str, Any]] = {}
     if config.error == "gptq":
@@ -225,7 +225,9 @@ class Scores:
         return {
             name: ModuleSalience(
                 in_features=self.errors[name].shape[2],
-                loss={width: row.float().cpu() for width, row in zip(WIDTHS, score * share, strict=True)},
+                loss={
+                    width: row.float().cpu() for width, row in zip(config.widths, score * share, strict=True)
+                },
             )
             for name, score in sums.items()
         }
