@@ -120,5 +120,5 @@ def test_operator_passes_opcheck() -> None:
     x = torch.randn(150, 200, device="cuda", dtype=torch.half)
     arguments = (*ops.quantize(x, True, 0, True), linear.tensors, None, 49, torch.half, 0, 0)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.quantize, (x, True, 0, True), test_utils=checks)
-    torch.library.opcheck(hopper.gemm_many, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.quantize.default, (x, True, 0, True), test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.gemm_many.default, arguments, test_utils=checks)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -118,7 +119,7 @@ def gemm_into(
     )  # fmt: skip
 
 
-@torch.library.custom_op("mixllm::gemm_many", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm_many", ("flags",))
 def gemm_many(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -133,7 +134,7 @@ def gemm_many(
     return y
 
 
-@gemm_many.register_fake
+@fake("mixllm::gemm_many")
 def _gemm_many_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

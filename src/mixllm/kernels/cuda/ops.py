@@ -16,6 +16,7 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose, shared_bytes
 
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -169,7 +170,7 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
 
 
-@torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
+@operator("mixllm::quantize")
 def quantize(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -185,7 +186,7 @@ def quantize(
     return out
 
 
-@quantize.register_fake
+@fake("mixllm::quantize")
 def _quantized_like(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -205,7 +206,7 @@ def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor,
     )
 
 
-@torch.library.custom_op("mixllm::gemm", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm", ("flags",))
 def gemm(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -220,7 +221,7 @@ def gemm(
     return y
 
 
-@gemm.register_fake
+@fake("mixllm::gemm")
 def _gemm_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

@@ -17,6 +17,7 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -115,7 +116,7 @@ def gemm_into(
     )  # fmt: skip
 
 
-@torch.library.custom_op("mixllm::gemm_few", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm_few", ("flags",))
 def gemm_few(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -130,7 +131,7 @@ def gemm_few(
     return y
 
 
-@gemm_few.register_fake
+@fake("mixllm::gemm_few")
 def _gemm_few_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
