@@ -80,7 +80,6 @@ def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
     return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
 
 
-@cache
 def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
