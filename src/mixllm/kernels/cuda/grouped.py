@@ -15,6 +15,7 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import ops
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.layout import to_kernel_order
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.routing import route, router
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose_whole, shared_bytes, table
 
@@ -74,7 +75,7 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     return kernel("grouped.cu", "grouped_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
 
 
-@torch.library.custom_op("mixllm::gemm_grouped", mutates_args=(), device_types="cuda")
+@operator("mixllm::gemm_grouped")
 def gemm_grouped(
     codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], experts: Tensor, ranges: Tensor,
     most_tiles: int, channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -91,7 +92,7 @@ def gemm_grouped(
     return y
 
 
-@gemm_grouped.register_fake
+@fake("mixllm::gemm_grouped")
 def _gemm_grouped_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, weight: list[Tensor], experts: Tensor, ranges: Tensor,
     most_tiles: int, channels: int, dtype: torch.dtype, weight_scales: int, group: int,

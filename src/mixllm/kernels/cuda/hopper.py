@@ -9,11 +9,13 @@ are swizzled: piece ^ token % 8.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -73,6 +75,7 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
 
 
+@lru_cache(4096)
 def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -> HopperTile:
     """The tile that should be done first; the first of equals. rows16: 16-row tiles of both widths."""
 
@@ -87,6 +90,7 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
     return min(TILES[scales.key], key=cost)
 
 
+@cache
 def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel("hopper.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
@@ -95,8 +99,9 @@ def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
-) -> None:  # fmt: skip
-    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+) -> Tensor:  # fmt: skip
+    """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
+    scales4, rows, row_scales."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
@@ -109,9 +114,17 @@ def gemm_into(
         tile.threads,
         gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
     )
+    return partials
 
 
-@torch.library.custom_op("mixllm::gemm_many", mutates_args=("flags",), device_types="cuda")
+def best(codes: Tensor, weight: list[Tensor], scales: Scales) -> HopperTile:
+    """The tile for codes [G, T, 128]."""
+    groups, tokens, _ = codes.shape
+    blocks = device(codes.device.index).multiprocessors
+    return choose(scales, tokens, len(weight[0]) + len(weight[1]), groups, blocks)
+
+
+@operator("mixllm::gemm_many", ("flags",))
 def gemm_many(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -119,14 +132,13 @@ def gemm_many(
     """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
     scales = Scales(weight_scales, group == 0)
-    rows16 = len(weight[0]) + len(weight[1])
-    tile = choose(scales, len(y), rows16, len(codes), device(y.device.index).multiprocessors)
     with torch.cuda.device(y.device):
+        tile = best(codes, weight, scales)
         gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
 
-@gemm_many.register_fake
+@fake("mixllm::gemm_many")
 def _gemm_many_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose, shared_bytes
 
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -111,6 +113,7 @@ def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, in
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
+@cache
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
     tiled: bool = False, parts: int = 1,
@@ -177,12 +180,13 @@ def gemm_arguments(
     )  # fmt: skip
 
 
+@cache
 def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
 
 
-@torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
+@operator("mixllm::quantize")
 def quantize(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -198,7 +202,7 @@ def quantize(
     return out
 
 
-@quantize.register_fake
+@fake("mixllm::quantize")
 def _quantized_like(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -218,7 +222,7 @@ def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor,
     )
 
 
-@torch.library.custom_op("mixllm::gemm", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm", ("flags",))
 def gemm(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -233,7 +237,7 @@ def gemm(
     return y
 
 
-@gemm.register_fake
+@fake("mixllm::gemm")
 def _gemm_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixllm.kernels.cuda.launch import Kernel, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 
 THREADS = 1024
 
@@ -25,7 +26,7 @@ class _Routes(ctypes.Structure):
     ]  # fmt: skip
 
 
-@torch.library.custom_op("mixllm::route", mutates_args=(), device_types="cuda")
+@operator("mixllm::route")
 def route(ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     """ids [T, k], integers: each token's experts, in 0 .. experts - 1.
 
@@ -41,7 +42,7 @@ def route(ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     return token, place, ranges
 
 
-@route.register_fake
+@fake("mixllm::route")
 def _outputs(ids: Tensor, experts: int) -> tuple[Tensor, Tensor, Tensor]:
     places = ids.numel() + 3 * torch.sym_min(experts, ids.numel())
     return (

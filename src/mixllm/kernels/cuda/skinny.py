@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -108,7 +109,7 @@ def gemm_into(
     )
 
 
-@torch.library.custom_op("mixllm::gemm_few", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm_few", ("flags",))
 def gemm_few(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -123,7 +124,7 @@ def gemm_few(
     return y
 
 
-@gemm_few.register_fake
+@fake("mixllm::gemm_few")
 def _gemm_few_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
