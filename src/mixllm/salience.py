@@ -38,6 +38,7 @@ from mixllm.candidates import candidate_errors, candidates
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
+from mixllm.memory import trim
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
@@ -94,6 +95,7 @@ def measure_salience(
         States(decoder.device, room) as states,
         closing(decoder.walk([*range(there), *back])) as walk,
     ):
+        trim(decoder.device)
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
@@ -108,9 +110,14 @@ def measure_salience(
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
             waiting = Waiting(states, config.format)
-            rounded = partial(_candidates, config=config, total=ids.numel(), ranks=ranks)
+
+            def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
+                trim(decoder.device, room.reserved)
+                return _candidates(block, shared, config, ids.numel(), ranks)
+
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
+                    trim(decoder.device, room.reserved)
                     with _collected(block, config) as shared:
                         states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
                     if config.error == "gptq":
@@ -122,6 +129,7 @@ def measure_salience(
                         with _collected(block, config) as shared:
                             deque(map(block, states.read(i) if config.error == "gptq" else ()), maxlen=0)
                         made = rounded(block, shared)
+                    trim(decoder.device, room.reserved)
                     scores = Scores(block, _errors(block, made, config), ids.shape[1])
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
