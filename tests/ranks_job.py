@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mixllm.blocks import Decoder
+from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.pipeline import quantize
@@ -56,7 +56,10 @@ def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     if mode == "hangs" and ranks.rank == 1:
         signal.pause()
     common = {"batch": 2, "progress": Silent(), "ranks": ranks}
-    salience = measure_salience(decoder, ids, config, **common)
+    # No room: states and candidates wait in files, and stretches of several blocks are gone through again.
+    (scratch := out / f"{ranks.rank}.states").mkdir()
+    salience = measure_salience(decoder, ids, config, room=Room(0, 0, scratch), **common)
+    scratch.rmdir()
     plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
     widths = {name: module.widths for name, module in plan.modules.items()}
     seen: dict[str, Observed] = {}
