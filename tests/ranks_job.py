@@ -30,6 +30,7 @@ from mixllm.ranks import Ranks, joined
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import Source
 from tests.models import VOCAB
 
@@ -56,9 +57,12 @@ def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     if mode == "hangs" and ranks.rank == 1:
         signal.pause()
     common = {"batch": 2, "progress": Silent(), "ranks": ranks}
-    # No room: states and candidates wait in files, and stretches of several blocks are gone through again.
+    # So little that a stretch of two blocks is gone through again, and their candidates wait.
+    boundary = ranks.share(ids).numel() * decoder.hidden_size * 4
     (scratch := out / f"{ranks.rank}.states").mkdir()
-    salience = measure_salience(decoder, ids, config, room=Room(0, 0, scratch), **common)
+    room = Room(3 * boundary + waiting_bytes(max(decoder.weights)), 0, scratch)
+    assert room.boundaries(boundary, waiting_bytes(max(decoder.weights))) == 2
+    salience = measure_salience(decoder, ids, config, room=room, **common)
     scratch.rmdir()
     plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
     widths = {name: module.widths for name, module in plan.modules.items()}

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches
+from mixllm.blocks.states import Room, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
@@ -124,8 +124,8 @@ def needs(
         stretch of blocks."""
         if not measured:
             return boundary
-        cut = stretches(blocks, room.boundaries(boundary, beside))
-        return (1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside
+        cut, fits = stretches_that_fit(blocks, room, boundary, beside)
+        return (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
 
     room = Room(bound - working, reserved=int(RESERVED * bound))
     if gpu:

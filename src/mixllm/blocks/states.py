@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -139,6 +139,20 @@ def stretches(blocks: int, fit: int) -> list[range]:
         start = found[-1].stop if found else 0
         found.append(range(start, start + min(count - j, blocks - start - (count - j - 1))))
     return found
+
+
+def stretches_that_fit(
+    blocks: int, room: Room, boundary: int, beside: int, agreed: Callable[[int], int] = int
+) -> tuple[list[range], bool]:
+    """The stretches of a walk there and back, and whether there is room for what its blocks may leave.
+
+    boundary: bytes of the states at one; beside: of what all but one block of a stretch may leave, if that
+    makes no states go to files. agreed: makes one number of those that several processes find.
+    """
+    fit = agreed(room.boundaries(boundary, beside))
+    if fit > 0 and fit * (fit + 1) // 2 >= blocks:
+        return stretches(blocks, fit), True
+    return stretches(blocks, agreed(room.boundaries(boundary))), False
 
 
 @dataclass
