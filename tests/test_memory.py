@@ -37,3 +37,15 @@ def test_segments_grow_unless_the_user_said_something(monkeypatch: pytest.Monkey
     monkeypatch.delenv("PYTORCH_ALLOC_CONF")
     memory.grow_segments()
     assert "PYTORCH_ALLOC_CONF" not in memory.os.environ  # type: ignore[attr-defined]
+
+
+def test_a_gpu_gives_back_what_is_held_beyond_a_bound(monkeypatch: pytest.MonkeyPatch):
+    given_back = []
+    cuda = SimpleNamespace(memory_reserved=lambda device: 23, empty_cache=lambda: given_back.append(1))
+    monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
+    memory.trim(torch.device("cpu"))
+    memory.trim(torch.device("cuda"), 23)
+    assert not given_back
+    memory.trim(torch.device("cuda"), 22)
+    memory.trim(torch.device("cuda"))
+    assert len(given_back) == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
-from mixllm.blocks.states import stretches
+from mixllm.blocks.states import stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
 from mixllm.salience import measure_salience
@@ -153,6 +153,16 @@ def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
     assert max(j + len(stretch) for j, stretch in enumerate(cut)) == len(cut)
 
 
+@given(st.integers(1, 90), st.integers(0, 500), st.integers(1, 9), st.integers(0, 9))
+def test_what_blocks_leave_is_kept_where_it_fits(blocks: int, most: int, boundary: int, beside: int) -> None:
+    cut, fits = stretches_that_fit(blocks, Room(most // 3, most - most // 3), boundary, beside)
+    taken = (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
+    assert taken <= most or not fits
+    # Otherwise there would have been no room.
+    fewest = len(stretches(blocks, 0))
+    assert fits or most < (1 + fewest) * boundary + (fewest - 1) * beside
+
+
 @pytest.mark.parametrize("blocks", [1, 4, 7])
 def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: int) -> None:
     """With room for those, for the candidates of a stretch and what is on its way, and no disk."""
@@ -160,5 +170,6 @@ def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: 
     cut = stretches(blocks, 0)
     decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), torch.float32)
     boundary, beside = SAMPLES * LENGTH * 264 * 4, waiting_bytes(decoder.weights[0])
-    room = Room((1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside)
+    room = Room((1 + len(cut)) * boundary + (len(cut) - 1) * beside)
+    assert stretches_that_fit(blocks, room, boundary, beside) == (cut, True)
     measured(tmp_path, QuantConfig(), room=room)

@@ -7,13 +7,13 @@ much is alive at once; benchmarks/quantize.py prints what was told beside what w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches
+from mixllm.blocks.states import Room, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
@@ -26,6 +26,8 @@ from mixllm.tuning.tune import WINDOWS
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the
 # host, where they would have to go to files otherwise, up to another share of what is free.
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
+# What torch's allocator may hold of the device, over what tensors are given.
+RESERVED = 1.04
 # Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory.
 BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6 + STAGED
 # Enough for full matrix products on each; fewer where memory is short.
@@ -122,15 +124,15 @@ def needs(
         stretch of blocks."""
         if not measured:
             return boundary
-        cut = stretches(blocks, room.boundaries(boundary, beside))
-        return (1 + len(cut)) * boundary + (max(map(len, cut)) - 1) * beside
+        cut, fits = stretches_that_fit(blocks, room, boundary, beside)
+        return (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
 
-    room = Room(bound - working)
+    room = Room(bound - working, reserved=int(RESERVED * bound))
     if gpu:
         other = BASE_HOST + CUDA_HOST + leaving
         wanted = other + waiting(room) - room.device
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
-        room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
+        room = replace(room, host=max(0, min(most, int(SHARE * free)) - other))
     states = waiting(room)
     # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
     on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))

@@ -15,16 +15,16 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
 
 One forward walk keeps some of the boundary states between blocks. A backward walk, a stretch of blocks at a
-time, then takes each block twice: to make the states after it again and round its candidates (for error
-"gptq", by the Hessians of its inputs), and to score them. So nothing of a weight's size has to be kept for
-more than a stretch.
+time, then takes each block twice: to make the states after it again and, where they fit in memory, round its
+candidates (for error "gptq", by the Hessians of its inputs), and to score them. So nothing of a weight's size
+has to be kept for more than a stretch.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -33,11 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
-from mixllm.blocks.states import stretches
+from mixllm.blocks.states import stretches_that_fit
 from mixllm.candidates import candidate_errors, candidates
 from mixllm.config import QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
+from mixllm.memory import trim
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
@@ -82,9 +83,10 @@ def measure_salience(
     batches = list(own.split(batch))
     # The first boundary of each stretch is kept; the others are made again on the way back.
     boundary = own.numel() * decoder.hidden_size * decoder.dtype.itemsize
-    beside = max(map(waiting_bytes, decoder.weights)) if config.error == "gptq" else 0
-    # All go through the same stretches, since they round together.
-    cut = stretches(todo, ranks.least(room.boundaries(boundary, beside)))
+    beside = max(map(waiting_bytes, decoder.weights))
+    # All processes go through the same stretches, since they round together.
+    cut, fits = stretches_that_fit(todo, room, boundary, beside, ranks.least)
+    early = fits and config.error == "gptq"
     starts = {stretch.start for stretch in cut}
     back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
     # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
@@ -94,6 +96,7 @@ def measure_salience(
         States(decoder.device, room) as states,
         closing(decoder.walk([*range(there), *back])) as walk,
     ):
+        trim(decoder.device)
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
@@ -108,20 +111,26 @@ def measure_salience(
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
             waiting = Waiting(states, config.format)
-            rounded = partial(_candidates, config=config, total=ids.numel(), ranks=ranks)
+
+            def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
+                trim(decoder.device, room.reserved)
+                return _candidates(block, shared, config, ids.numel(), ranks)
+
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
-                    with _collected(block, config) as shared:
+                    trim(decoder.device, room.reserved)
+                    with collect(block.linears if early else {}) as shared:
                         states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
-                    if config.error == "gptq":
+                    if early:
                         waiting.put(i, rounded(block, shared))
                 for i, block in islice(walk, len(stretch)):
                     if i in waiting:
                         made = waiting.take(i)
                     else:
-                        with _collected(block, config) as shared:
+                        with collect(block.linears) as shared:
                             deque(map(block, states.read(i) if config.error == "gptq" else ()), maxlen=0)
                         made = rounded(block, shared)
+                    trim(decoder.device, room.reserved)
                     scores = Scores(block, _errors(block, made, config), ids.shape[1])
                     grads = map(scores.add, states.take(i), states.take(GRADIENTS))
                     states.put(GRADIENTS, stepped(grads, bar), soon=True)
@@ -130,11 +139,6 @@ def measure_salience(
                     if kept is not None and i:
                         kept.save(i, salience(), states.read(GRADIENTS))
     return salience()
-
-
-def _collected(block: Block, config: QuantConfig) -> AbstractContextManager[list[Shared]]:
-    """Sums the Hessians of all that goes through the block inside the context, where they are wanted."""
-    return collect(block.linears) if config.error == "gptq" else nullcontext([])
 
 
 def _candidates(

@@ -9,12 +9,15 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from mixllm.config import QuantConfig
 from mixllm.files import write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
+from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
@@ -64,7 +67,9 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
     job.ranks.tell((ROUND, widths))
     with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
         rounded = rounded_by(job, widths, config, Path(work), progress, seen, spool)
-        # A block is written while the next one is rounded.
+        # A block goes to the host and to its file while the next one is rounded.
+        device = job.decoder.device
+        beside = torch.cuda.Stream(device) if device.type == "cuda" else None
         with ThreadPoolExecutor(1, thread_name_prefix="mixllm-write") as thread:
             written: list[Future[None]] = []
             for count in blocks[len(spool) :]:
@@ -72,10 +77,20 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
                 notes = {name: asdict(seen[name]) for name in layers if name in seen}
                 for before in written:
                     before.result()
-                written = [thread.submit(spool.append, layers, notes)]
+                if beside is not None:
+                    beside.wait_stream(torch.cuda.current_stream(device))
+                written = [thread.submit(_append, spool, layers, notes, beside)]
             deque(rounded, maxlen=0)  # the walk's own end
             for last in written:
                 last.result()
+
+
+def _append(
+    spool: Spool, layers: dict[str, MixedWeight], notes: dict[str, Any], stream: torch.cuda.Stream | None
+) -> None:
+    """Spool.append, with copies from the device on a stream of their own."""
+    with torch.cuda.stream(stream):
+        spool.append(layers, notes)
 
 
 def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:

@@ -16,6 +16,7 @@ from mixllm.config import QuantConfig
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
+from mixllm.memory import trim
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
@@ -59,6 +60,7 @@ def round_model(
     if begin == n:
         return
     order = range(0 if calibrated else begin, n)
+    trim(decoder.device)
     with States(decoder.device, room) as states, closing(decoder.walk(order)) as walk:
         states.put(order.start, (decoder.embed(part) for part in batches), soon=True)
         if order.start < begin:
@@ -69,7 +71,8 @@ def round_model(
         left = n - begin
         with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
             for i, block in walk:
-                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
+                trim(decoder.device, room.reserved)
+                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
                 yield from done.items()
                 if not calibrated:
                     bar.advance()
@@ -107,6 +110,7 @@ def _round_block(
     seen: dict[str, Observed] | None,
     few: list[str],
     ranks: Ranks,
+    room: Room,
 ) -> dict[str, Rounded]:
     """The block's linears rounded, in model order, by the Hessians that its states give.
 
@@ -118,6 +122,7 @@ def _round_block(
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
+    trim(next(iter(linears.values())).weight.device, room.reserved)
 
     def make(
         names: list[str], factor: Factor | None, rows: dict[str, slice]
