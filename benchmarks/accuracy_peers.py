@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, ThreadPoolExecutor, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,41 +38,41 @@ def main() -> None:
     began = time.monotonic()
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     with TemporaryDirectory(dir=args.work) as saliences, ThreadPoolExecutor(args.processes) as pool:
         models = Models(args, Path(saliences))
-
-        def keep(line: Line, made: tuple[nn.Module, dict[str, Any]]) -> None:
-            model, facts[line.name] = made
-            measured.update(
-                measure({line.name: model}, models.bench.reference, models.bench.test, batch=args.batch)
-            )
-            found = result(args, in_order(measured, wanted), facts, time.monotonic() - began)
+        for name, model, takes in as_made(models, wanted, pool):
+            measured |= measure({name: model}, models.bench.reference, models.bench.test, batch=args.batch)
+            facts[name] = takes
+            seconds = time.monotonic() - began
+            found = result(args, in_order(measured, wanted), facts, seconds)
             found["claims"] = claims(measured, facts)
             if args.json:
                 Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
-            kl = found["rows"][[row["name"] for row in found["rows"]].index(line.name)]["kl"]
-            print(f"{time.monotonic() - began:.0f} s: {line.name}: KL {kl:.4f}, {facts[line.name]}", flush=True)
+            print(f"{seconds:.0f} s: {name}: KL {float(measured[name].kl.mean()):.4f}, {takes}", flush=True)
+    print(table(found))
 
-        waiting = {pool.submit(models.weights, line.name): line for line in wanted if line.format is None}
-        failed: list[str] = []
 
-        def take(done: Future[Path]) -> None:
-            line = waiting.pop(done)
+def as_made(
+    models: Models, wanted: Sequence[Line], pool: Executor
+) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """Name, model and what it takes: mixllm's in their order, peers' as they come.
+
+    A peer that fails says why itself, and keeps no other line from being made; SystemExit at the end.
+    """
+    waiting = {pool.submit(models.weights, line.name): line.name for line in wanted if line.format is None}
+    mixed = [line for line in wanted if line.format is not None]
+    failed = []
+    while mixed or waiting:
+        if mixed:
+            line = mixed.pop(0)
+            yield line.name, *models.mixed(line)
+        for done in wait(waiting, 0 if mixed else None, FIRST_COMPLETED).done:
+            name = waiting.pop(done)
             if done.exception() is None:
-                keep(line, models.peer(done.result()))
+                yield name, *models.peer(done.result())
             else:
-                failed.append(f"{line.name}: {done.exception()}")
-                print(failed[-1], flush=True)
-
-        for line in wanted:
-            if line.format is not None:
-                keep(line, models.mixed(line))
-            for done in [future for future in waiting if future.done()]:
-                take(done)
-        while waiting:
-            for done in wait(waiting, return_when="FIRST_COMPLETED").done:
-                take(done)
-    print(table(json.loads(Path(args.json).read_text())))
+                failed.append(f"{name}: {done.exception()}")
     if failed:
         raise SystemExit("\n".join(failed))
 
