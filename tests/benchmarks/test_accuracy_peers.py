@@ -40,11 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, out: str, *only: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "accuracy_peers.py"), "model", "--calibration", "train"]
-    rest = "--text test --window 33 --windows 5 --samples 3 --work work --device cpu --json".split()
+    texts = ["--calibration", "train", "--samples", "3", "--text", "test", "--windows", "5", "--window", "33"]
     return subprocess.run(
-        [*command, *rest, out, "--only", *only], cwd=folder, capture_output=True, text=True, timeout=600
-    )
+        [
+            *(sys.executable, str(BENCHMARKS / "accuracy_peers.py"), "model", *texts),
+            *("--work", "work", "--device", "cpu", "--json", out, "--only", *only),
+        ],
+        cwd=folder, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
 
 
 def read(path: Path) -> dict[str, Any]:
