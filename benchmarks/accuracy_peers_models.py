@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from mixllm.config import PROFILES, WIDTHS, Format, QuantConfig
+from mixllm.config import PROFILES, Format, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.pipeline import sizes
@@ -33,8 +33,8 @@ from mixllm.source import open_source
 
 FAST = PROFILES["fast"]
 ROWS = FAST.model_copy(update={"weight_scale": "row"})
-# Budgets are tried in steps of so many parts of a bit.
-PARTS = 1000
+# Widths of rows; budgets between them are tried in steps of so many parts of a bit.
+NARROW, WIDE, PARTS = 4, 8, 1000
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Models:
             tried = config.model_copy(update={"bits": parts / PARTS})
             return sizes(self.bench.builder.plan(tried), tried).bits
 
-        budgets = range(PARTS * WIDTHS[0], PARTS * WIDTHS[-1] + 1)
+        budgets = range(PARTS * NARROW, PARTS * WIDE + 1)
         found = bisect_right(budgets, most, key=bits)
         if not found:
             raise MixllmError(f"{most} true bits: this format takes {bits(budgets[0]):.3f} at least")
