@@ -22,9 +22,10 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from accuracy_arguments import parsed, shared_arguments
 from accuracy_claims import claims, table
 from accuracy_models import Builder, file_name
 from accuracy_variants import Variant, variants
@@ -34,7 +35,6 @@ from transformers import AutoTokenizer
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.kernels import Backend
 from mixllm.pipeline import is_uniform, open_job, score
 from mixllm.placement import load_float
 from mixllm.source import open_source
@@ -205,19 +205,7 @@ def write(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="directory, hub name or GGUF file")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--window", type=int, default=2048)
-    parser.add_argument(
-        "--windows", type=int, help="how many windows of the text to measure; all of them without"
-    )
-    parser.add_argument("--samples", type=int, default=64, help="calibration windows")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
+    parser = shared_arguments(__doc__)
     parser.add_argument(
         "--together",
         type=int,
@@ -229,17 +217,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=1, help="lines that are made at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")
-    parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
-    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
-    parser.add_argument(
-        "--only", nargs="*", help="only lines so named, or whose names contain these, in this order"
-    )
-    parser.add_argument("--label", help="the model's name in the result")
-    parser.add_argument("--commit", help="the commit to state, where there is no repository")
-    parser.add_argument("--json")
-    args = parser.parse_args()
-    Path(args.work).mkdir(parents=True, exist_ok=True)
-    return args
+    return parsed(parser)
 
 
 if __name__ == "__main__":
