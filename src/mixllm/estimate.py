@@ -63,7 +63,7 @@ def estimate(
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
     checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
     tokens = config.samples * config.window
-    candidates = len(config.widths) if measured else 0
+    candidates = config.widths if measured else ()
     needed = needs(sizes, tokens, config.window, where, kind, measured=candidates)
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0

@@ -21,13 +21,13 @@ from mixllm.source import Source, open_source
 @dataclass(frozen=True)
 class Job:
     """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
-    together, and these. widths: how many a row may get."""
+    together, and these. widths: those a row may get."""
 
     source: Source
     decoder: Decoder
     ids: Tensor
     ranks: Ranks = ALONE
-    widths: int = len(KERNEL_WIDTHS)
+    widths: tuple[int, ...] = KERNEL_WIDTHS
 
     @property
     def sizes(self) -> Sizes:
@@ -42,7 +42,7 @@ class Job:
     def needs(self, *, measured: bool) -> Needs:
         """What a walk of this process takes, with what is free now; measured: one that measures salience."""
         tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
-        candidates = self.widths if measured else 0
+        candidates = self.widths if measured else ()
         return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=candidates)
 
     @property
@@ -98,4 +98,4 @@ def open_job(
     except MixllmError as error:
         raise MixllmError(f"{config.calibration}: {error}") from None
     decoder = Decoder.open(source, where, pick_dtype(dtype, where, source.config))
-    return Job(source, decoder, ids, ranks, len(config.widths))
+    return Job(source, decoder, ids, ranks, config.widths)

@@ -6,7 +6,7 @@ much is alive at once; benchmarks/quantize.py prints what was told beside what w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -85,12 +85,21 @@ class Needs:
 
 
 def needs(
-    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype, *, measured: int
+    sizes: Sizes,
+    tokens: int,
+    window: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    measured: Collection[int],
 ) -> Needs:
-    """tokens: of the calibration text that this process takes, in windows of `window`; measured: at how
-    many widths the run measures salience, 0 where it does not. Raises MixllmError where one block and one
-    window do not fit."""
+    """tokens: of the calibration text that this process takes, in windows of `window`.
+
+    measured: the widths at which the run measures salience, none where it does not. Raises MixllmError where
+    one block and one window do not fit.
+    """
     gpu, free, bound = device.type == "cuda", _free(), _bound(device)
+    candidates = len(measured)
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
         _, total = torch.cuda.mem_get_info(device)
@@ -99,10 +108,10 @@ def needs(
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
-    working = _working(sizes, batch, dtype, device.type, measured)
+    working = _working(sizes, batch, dtype, device.type, candidates)
     while working > comfortable and batch > window:
         fewer = max(window, batch // 2 // window * window)
-        less = _working(sizes, fewer, dtype, device.type, measured)
+        less = _working(sizes, fewer, dtype, device.type, candidates)
         if less == working:  # it is not the batch that takes the most
             break
         batch, working = fewer, less
@@ -117,7 +126,7 @@ def needs(
     # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
     leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
 
-    beside = max(waiting_bytes(sum(n * k for n, k in block.values())) for block in sizes.blocks)
+    beside = max(waiting_bytes(sum(n * k for n, k in block.values()), measured) for block in sizes.blocks)
 
     def waiting(room: Room) -> int:
         """States or gradients on their way, and what waits for the way back: boundaries, and candidates of a

@@ -83,7 +83,7 @@ def measure_salience(
     batches = list(own.split(batch))
     # The first boundary of each stretch is kept; the others are made again on the way back.
     boundary = own.numel() * decoder.hidden_size * decoder.dtype.itemsize
-    beside = max(map(waiting_bytes, decoder.weights))
+    beside = max(waiting_bytes(weights, config.widths) for weights in decoder.weights)
     # All processes go through the same stretches, since they round together.
     cut, fits = stretches_that_fit(todo, room, boundary, beside, ranks.least)
     early = fits and config.error == "gptq"

@@ -2,18 +2,19 @@
 
 On the way back through a stretch of blocks the states inside it are made again, by the very forward that a
 block's Hessians need. So its candidates are rounded then, and wait, packed as in a checkpoint: 12 bits for
-a weight at both widths, and some for scales.
+a weight at widths 4 and 8, and some for scales.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixllm.blocks import States
-from mixllm.config import Format
+from mixllm.config import KERNEL_WIDTHS, Format
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
@@ -22,9 +23,9 @@ from mixllm.format.rounded import Rounded
 FIRST = -2
 
 
-def waiting_bytes(weights: int) -> int:
+def waiting_bytes(weights: int, widths: Collection[int] = KERNEL_WIDTHS) -> int:
     """What the candidates of so many weights take at most, from 256 inputs a layer on."""
-    return weights * 13 // 8
+    return weights * (2 * sum(widths) + len(widths)) // 16
 
 
 class Waiting:
