@@ -18,6 +18,7 @@ import math
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from kernels_report import SHAPES, plot, report
-from peers import HUMMING, humming_version, time_cublas, time_humming, time_torch
+from peers import HUMMING, compile_humming, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
@@ -109,9 +110,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     begin = time.monotonic()
     rows: list[dict[str, Any]] = []
     bandwidth = read_bandwidth()
-    few, some, many = (
-        [t for t in arguments.tokens if a < t <= b] for a, b in ((0, 16), (16, 256), (256, 1 << 30))
-    )
+    decode = [t for t in arguments.tokens if t <= 256]
+    many = [t for t in arguments.tokens if t > 256]
 
     def late() -> bool:
         return time.monotonic() - begin > arguments.seconds
@@ -132,30 +132,36 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def peers(run: Peer, tokens: list[int]) -> None:
         for n, k in SHAPES:
-            if not late():
+            if late():
+                return
+            try:
                 for impl, t, us in run(n, k, tokens):
                     add(impl, "", 0.0, n, k, t, us)
+            except Exception:  # a library's failure costs its own row only
+                print(f"{run} {n} x {k}: {traceback.format_exc()}", file=sys.stderr, flush=True)
 
     def humming(tokens: list[int]) -> None:
         if humming_version():
+            if not late():
+                compile_humming(SHAPES, tokens)
             for impl in HUMMING:
                 peers(partial(time_humming, impl), tokens)
 
     steps: list[Callable[[], None]] = []
-    for tokens in (few + some, many):
-        steps += [
-            partial(peers, time_cublas, tokens),
-            *(partial(mixed, name, 0.1, tokens) for name in ("fast", "paper")),
-            partial(peers, time_torch, tokens),
-        ]
-    for tokens in (few + some, many):
-        steps += [partial(mixed, "fast", 0.0, tokens), partial(mixed, "fast", 1.0, tokens)]
-    steps.append(partial(humming, few + some))
-    for tokens in (few + some, many):
-        steps += [
-            partial(mixed, "fast", 0.2, tokens),
-            *(partial(mixed, "paper", share, tokens) for share in (0.0, 1.0, 0.2)),
-        ]
+    steps += [
+        partial(peers, time_cublas, decode),
+        *(partial(mixed, name, share, decode) for share in (0.1, 0.0) for name in ("fast", "paper")),
+        partial(peers, time_torch, decode),
+        partial(humming, decode),
+    ]
+    steps += [
+        partial(peers, time_cublas, many),
+        *(partial(mixed, name, 0.1, many) for name in ("fast", "paper")),
+        partial(peers, time_torch, many),
+    ]
+    for tokens in (decode, many):
+        for share in (1.0, 0.2) if tokens is decode else (0.0, 1.0, 0.2):
+            steps += [partial(mixed, name, share, tokens) for name in ("fast", "paper")]
     steps.append(partial(humming, many))
     for number, run in enumerate(steps):
         run()

@@ -18,6 +18,7 @@ from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("skinny.json")
@@ -36,6 +37,8 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
+
+    cuts = True
 
     @property
     def source(self) -> str:
@@ -79,14 +82,14 @@ def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
     return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
 
 
-def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
+def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
-    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile,
+    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, channels, row_scales = weight
@@ -95,7 +98,7 @@ def gemm_into(
     blocks = target.multiprocessors * tile.blocks
     rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    cut = (tiles if tiles < 2 * blocks else tiles % blocks) if tile.cuts else 0
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():

@@ -1,0 +1,238 @@
+// The product of skinny.cu for so few tokens that a block has all of X in shared memory: strips of 16 rows, none cut.
+//
+// Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
+// block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+//
+// Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
+// that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
+// more share the memory's whole bandwidth at the end. The warps of a block have every WARPS-th slot of a strip and add up
+// in shared memory.
+//
+// One lane has the copy engine fill a ring with slots, which lie one after the other in memory, and their scales; and once
+// earlier kernels are done, X in hopper.cu's order, all of it. With room for two blocks on an SM the next product's blocks
+// are there while this one runs, their rings full.
+constexpr int BM = 16, WM = 1;
+#include "direct.cuh"
+
+constexpr int THREADS = 32 * (WARPS + 1), NJ = BN / 8;  // and the warp that fetches
+constexpr int META = META4 > META8 ? META4 : META8;
+constexpr int SCALES_AT = SLOTS * 1024, STAGE_BYTES = SLOTS * (1024 + META);
+constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4;
+constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8;
+constexpr int TABLE_AT = X_FULL_AT + 16, SUMS_AT = TABLE_AT + BN * 8, X_AT = (SUMS_AT + 2 * SUM_BYTES + 127) / 128 * 128;
+static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
+
+// X | its scales, if tokens have one a group | the ring.
+struct Space {
+  u32 base;
+  int x_bytes, x_scale_bytes, ring_at, stages;
+
+  __device__ __forceinline__ Space(const Arguments& p, u32 base) : base(base) {
+    x_bytes = p.shape.tokens * p.shape.groups * 128;
+    x_scale_bytes = TOKEN_SCALES ? 0 : ((p.shape.groups - 1 >> p.x_group_shift) + 1) * p.x_stride * 4;
+    ring_at = (X_AT + x_bytes + x_scale_bytes + 127) / 128 * 128;
+    stages = min(MOST_STAGES, (SHARED - ring_at) / STAGE_BYTES);
+  }
+  __device__ __forceinline__ u32 stage(int number) const { return base + ring_at + number * STAGE_BYTES; }
+};
+
+// 16 rows of one width, which are one block's.
+struct Strip {
+  int row16, slots;
+  bool eight;
+};
+
+// A block's strips: 8-bit ones, twice as long, go round the blocks first; blocks that thereby have one less begin with two
+// 4-bit ones; the rest goes round all blocks.
+struct Strips {
+  const Shape& shape;
+  int own8, behind, place;  // behind: blocks with one 8-bit strip less; place: among them, negative if it has as many as any
+
+  __device__ __forceinline__ explicit Strips(const Shape& shape) : shape(shape) {
+    const int blocks = gridDim.x, block = blockIdx.x, rest = shape.rows8 % blocks;
+    own8 = shape.rows8 / blocks + (block < rest);
+    behind = rest > 0 ? blocks - rest : 0;
+    place = behind > 0 ? block - rest : -1;
+  }
+
+  __device__ __forceinline__ bool at(int index, Strip& s) const {
+    const int blocks = gridDim.x, block = blockIdx.x;
+    s.eight = index < own8;
+    s.slots = s.eight ? 2 * shape.groups : shape.groups;
+    if (s.eight) {
+      s.row16 = block + index * blocks;
+      return true;
+    }
+    const int four = index - own8, lead = place >= 0 ? 2 : 0;
+    s.row16 = four < lead ? place + four * behind : 2 * behind + (four - lead) * blocks + block;
+    return s.row16 < shape.rows4;
+  }
+};
+
+// A place in the ring and which time round it is.
+struct Turn {
+  int stage = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ void next(int stages) {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+};
+
+// The way through the stages of all strips.
+struct Walk {
+  Strip strip;
+  int index = 0, slot = 0;
+  bool more;
+
+  __device__ __forceinline__ explicit Walk(const Strips& strips) { more = strips.at(0, strip); }
+  __device__ __forceinline__ void step(const Strips& strips) {
+    slot += SLOTS;
+    if (slot < strip.slots) return;
+    slot = 0;
+    more = strips.at(++index, strip);
+  }
+};
+
+__device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const Space& space, int stage) {
+  const bool eight = at.strip.eight;
+  const int count = min(SLOTS, at.strip.slots - at.slot), meta = eight ? META8 : META4;
+  const int first_group = eight ? at.slot / 2 : at.slot, groups = eight ? (count + 1) / 2 : count;
+  const u32 full = space.base + FULL_AT + stage * 8, to = space.stage(stage);
+  barrier_expect(full, count * 1024 + groups * meta);
+  const i64 slot = static_cast<i64>(at.strip.row16) * at.strip.slots + at.slot;
+  copy_bulk(to, (eight ? p.codes8 : p.codes4) + slot * 1024, count * 1024, full);
+  if (meta > 0) {
+    const i64 group = static_cast<i64>(at.strip.row16) * p.shape.groups + first_group;
+    copy_bulk(to + SCALES_AT, (eight ? p.scales8 : p.scales4) + group * meta, groups * meta, full);
+  }
+}
+
+// All that the fetching lane does.
+__device__ __forceinline__ void fetch_all(const Arguments& p, const Strips& strips, const Space& space) {
+  constexpr int PIECE = 8192;
+  Walk at(strips);
+  for (int stage = 0; stage < space.stages && at.more; ++stage) {
+    fill(p, at, space, stage);
+    at.step(strips);
+  }
+  wait_for_earlier_kernels();
+  const u32 x_full = space.base + X_FULL_AT, x = space.base + X_AT;
+  barrier_expect(x_full, space.x_bytes + space.x_scale_bytes);
+  for (int from = 0; from < space.x_bytes; from += PIECE)
+    copy_bulk(x + from, p.x + from, min(PIECE, space.x_bytes - from), x_full);
+  if (!TOKEN_SCALES) copy_bulk(x + space.x_bytes, p.x_scales, space.x_scale_bytes, x_full);
+  Turn turn;
+  for (; at.more; turn.next(space.stages)) {
+    barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);
+    fill(p, at, space, turn.stage);
+    at.step(strips);
+  }
+}
+
+// A lane's activations: of tokens 8 j + lane / 4, or of the last one where there are fewer. hopper.cu's order has the four
+// words of its sixteen inputs in four pieces.
+struct Tokens {
+  u32 line[NJ], scales;
+  int group_pitch, shift, stride;
+
+  __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int lane) {
+    const int tokens = p.shape.tokens;
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) {
+      const int token = min(j * 8 + lane / 4, tokens - 1);
+      line[j] = space.base + X_AT + token * 128 + token % 8 * 16 + lane % 4 * 4;
+    }
+    scales = space.base + X_AT + space.x_bytes + lane % 4 * 8;
+    group_pitch = tokens * 128, shift = p.x_group_shift, stride = p.x_stride * 4;
+  }
+  __device__ __forceinline__ Words4 words(int group, int half, int j) const {
+    const u32 from = line[j] + group * group_pitch;
+    return {load_shared_u32(from ^ half * 64), load_shared_u32(from ^ (half * 64 + 16)),
+            load_shared_u32(from ^ (half * 64 + 32)), load_shared_u32(from ^ (half * 64 + 48))};
+  }
+  // Of token 8 j + 2 (lane % 4) + e; of a token that is not there, whatever lies there.
+  __device__ __forceinline__ float scale(int group, int j, int e) const {
+    return __uint_as_float(load_shared_u32(scales + (group >> shift) * stride + j * 32 + e * 4));
+  }
+};
+
+template <bool EIGHT>
+__device__ __forceinline__ void add_slot(Tile& tile, const Tokens& x, u32 stage, int first, int u, int lane) {
+  const int group = EIGHT ? (first + u) / 2 : first + u;
+  const u32 scales = stage + SCALES_AT + (EIGHT ? u / 2 * META8 : u * META4);
+  accumulate<EIGHT>(
+      tile, stage + u * 1024 + lane * 16, 0, scales, 0,
+      [&](int panel, int j) { return x.words(group, EIGHT ? u % 2 : panel, j); },
+      [&](int j, int e) { return x.scale(group, j, e); }, [] {}, lane);
+}
+
+__device__ __forceinline__ void consume(const Arguments& p, const Strips& strips, const Space& space, u8* shared, int warp,
+                                        int lane) {
+  const u32 table = space.base + TABLE_AT;
+  Strip here;
+  bool more = strips.at(0, here);
+  Pair rows;
+  // The warps write a strip each in turn.
+  if (more && warp == 0) rows = Pair(p, here.row16, here.eight, lane / 4);
+  wait_for_earlier_kernels();
+  note_tokens<32 * WARPS>(p, table, threadIdx.x);
+  const Tokens x(p, space, lane);
+  barrier_wait(space.base + X_FULL_AT, 0);
+  Turn turn;
+  for (int index = 0; more; ++index) {
+    Tile tile;
+    tile.clear();
+    for (int first = 0; first < here.slots; first += SLOTS) {
+      const u32 stage = space.stage(turn.stage);
+      barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
+#pragma unroll
+      for (int own = 0; own < SLOTS / WARPS; ++own) {
+        const int u = own * WARPS + warp;
+        if (first + u >= here.slots) break;
+        if (here.eight)
+          add_slot<true>(tile, x, stage, first, u, lane);
+        else
+          add_slot<false>(tile, x, stage, first, u, lane);
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
+      turn.next(space.stages);
+    }
+    // Two sets of sums, so that a warp which is ahead by a strip overwrites nothing.
+    Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + index % 2 * SUM_BYTES) + lane;
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
+    named_barrier<32 * WARPS>(1);
+    if (warp == index % WARPS) {
+      tile.clear();
+#pragma unroll
+      for (int other = 0; other < WARPS; ++other)
+#pragma unroll
+        for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(other * NJ + j) * 32]);
+      write(tile, p, rows, table, !here.eight, lane % 4);
+    }
+    more = strips.at(index + 1, here);
+    if (more && warp == (index + 1) % WARPS) rows = Pair(p, here.row16, here.eight, lane / 4);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Arguments p) {
+  extern __shared__ __align__(128) u8 shared[];
+  let_next_kernel_start();
+  const Space space(p, shared_address(shared));
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < MOST_STAGES; ++stage) {
+      barrier_init(space.base + FULL_AT + stage * 8, 1);
+      barrier_init(space.base + EMPTY_AT + stage * 8, WARPS);
+    }
+    barrier_init(space.base + X_FULL_AT, 1);
+    barriers_made();
+  }
+  __syncthreads();
+  const Strips strips(p.shape);
+  if (warp < WARPS)
+    consume(p, strips, space, shared, warp, lane);
+  else if (lane == 0)
+    fetch_all(p, strips, space);
+}
