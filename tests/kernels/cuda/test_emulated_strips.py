@@ -9,7 +9,7 @@ import torch
 
 from mixllm.config import PROFILES
 from mixllm.kernels import reference
-from mixllm.kernels.cuda import CudaLinear, layout, skinny
+from mixllm.kernels.cuda import CudaLinear, layout, skinny, strips
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.strips import StripTile
 from tests import shapes
@@ -59,3 +59,42 @@ def test_as_the_reference(
     else:
         error = (y.float() - expected.float()).norm() / expected.float().norm()
         assert error < (1e-6 if dtype == torch.float32 else 1e-4)
+
+
+# What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, type.
+FRESH = [
+    ({}, StripTile(8, 4, 4, 60000), 50, 20, 1000, 1, BFLOAT),
+    ({}, StripTile(8, 4, 4, 60000), 20, 9, 700, 3, HALF),
+    ({"rotation": "none"}, StripTile(8, 2, 4, 60000), 30, 0, 450, 2, FLOAT),
+    ({"weight_scale": "group"}, StripTile(8, 8, 8, 60000), 0, 30, 129, 7, HALF),
+]
+
+
+@pytest.mark.parametrize(("change", "tile", "n4", "n8", "k", "tokens", "dtype"), FRESH)
+def test_quantizing_by_itself(
+    change: dict[str, str | int], tile: StripTile, n4: int, n8: int, k: int, tokens: int, dtype: torch.dtype,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    format = PROFILES["fast"].model_copy(update=change)
+    weight = random_weight(n4, n8, k, format, k)
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+
+    def kernel(_source: str, entry: str, macros: tuple[tuple[str, int], ...], *_: int) -> object:
+        given = {**dict(macros), "NAMED_BARRIER": tile.threads - 32}
+        return build("strips.cu", entry, given, tmp_path, 900)
+
+    monkeypatch.setattr(strips, "kernel", kernel)
+    monkeypatch.setattr(strips, "device", lambda _: Device(0, (9, 0), 2, 232448))
+    x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
+    if tokens > 2:
+        x[1, k // 2], x[2] = torch.nan, 0
+    y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
+    prologue = tile.prologue(tokens, -(-k // 128))
+    assert prologue
+    rotate = format.rotation == "hadamard"
+    strips.linear_into(y, x, linear.tensors, bias, linear.scales, rotate, tile, prologue)
+    expected = reference.ReferenceLinear(weight, format)(x, bias)
+    if linear.scales.key == "whole":
+        assert torch.equal(y.nan_to_num(-5), expected.nan_to_num(-5))
+    else:
+        assert torch.allclose(y.nan_to_num(-5), expected.nan_to_num(-5), rtol=1e-3)

@@ -1,15 +1,31 @@
-"""The shapes of csrc/strips.cu, which serves few tokens on Hopper where a block has room for all of them."""
+"""csrc/strips.cu, which serves few tokens on Hopper where a block has room for all of them: shapes and launches.
+
+With one scale a token it can quantize activations by itself.
+"""
 
 from __future__ import annotations
 
+import ctypes
+from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
 # Of an SM's shared memory what one of two blocks can have, and what one alone can.
 HALF, WHOLE = 115712, 232448
-# A ring of fewer stages leaves the memory idle while warps work.
-LEAST_STAGES = 3
+
+
+class _Given(ctypes.Structure):
+    _fields_ = [
+        ("product", _Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int), ("tail_block", c_int),
+        ("tail_norm", c_float), ("aligned", c_int),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,18 +50,60 @@ class StripTile:
         return 32 * (self.warps + 1)
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots}
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "QUANTIZE": 0}
         return {**sizes, "SHARED": self.shared, "BLOCKS": 2 if self.shared <= HALF else 1}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
-    def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int) -> int:
+    def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
         notes = 272 + self.bn * 8 + 2 * self.warps * 64 * self.bn
         ring = _up(_up(notes) + tokens * groups * 128 + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
+    def prologue(self, tokens: int, groups: int) -> tuple[int, int] | None:
+        """Tokens and vectors a thread for which the kernel quantizes, or None where that is too much for it."""
+        places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
+        if not places:
+            return None
+        each = 32 * self.warps // places
+        vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
+        return (places, vectors) if vectors else None
+
 
 def _up(size: int) -> int:
     return -(-size // 128) * 128
+
+
+def product(
+    index: int, scales: Scales, tile: StripTile, prologue: tuple[int, int], dtype: torch.dtype, rotate: bool,
+    tail: bool,
+) -> Kernel:  # fmt: skip
+    """The kernel that quantizes by itself."""
+    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype]}
+    macros = {**tile.macros(), **scales.macros(), **own, "ROTATE": int(rotate), "TAIL": int(tail)}
+    return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
+
+
+def linear_into(
+    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
+    tile: StripTile, prologue: tuple[int, int],
+) -> None:  # fmt: skip
+    """x [T, K] times a mixed weight, in one launch."""
+    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    target = device(y.device.index)
+    tokens, inputs = x.shape
+    tail = inputs % GROUP_SIZE
+    block = max(tail & -tail, 1)
+    aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
+    gemm = _Gemm(
+        codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(), None, None, None, None,
+        _Outputs(rows.data_ptr(), row_scales.data_ptr(), None,
+                 None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
+        _Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1),
+        0, 0,
+    )  # fmt: skip
+    given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
+    run.launch(target.multiprocessors, tile.threads, given)

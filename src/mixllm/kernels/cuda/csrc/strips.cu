@@ -1,7 +1,9 @@
 // The product of skinny.cu for so few tokens that a block has all of X in shared memory: strips of 16 rows, none cut.
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
-// block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. QUANTIZE 0: X comes quantized.
+// Else each block quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread;
+// INPUT, ROTATE and TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
@@ -12,6 +14,9 @@
 // earlier kernels are done, X in hopper.cu's order, all of it. With room for two blocks on an SM the next product's blocks
 // are there while this one runs, their rings full.
 constexpr int BM = 16, WM = 1;
+#if QUANTIZE > 0
+#include "activations.cuh"
+#endif
 #include "direct.cuh"
 
 constexpr int THREADS = 32 * (WARPS + 1), NJ = BN / 8;  // and the warp that fetches
@@ -107,20 +112,106 @@ __device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const S
   }
 }
 
-// All that the fetching lane does.
-__device__ __forceinline__ void fetch_all(const Arguments& p, const Strips& strips, const Space& space) {
+#if QUANTIZE > 0
+struct Given {
+  Arguments product;
+  const void* x;    // [tokens][x_pitch], the first `inputs` of each row
+  i64 x_pitch;      // in elements
+  int inputs;
+  int tail_block;   // as in quantize.cu
+  float tail_norm;
+  int aligned;
+};
+
+__device__ __forceinline__ const Arguments& product_of(const Given& given) { return given.product; }
+__device__ __forceinline__ void fetch_x(const Given&, const Space&) {}
+
+// X into shared memory and what write() must know of it, by WARPS / QUANTIZE warps a token.
+__device__ __forceinline__ void await_x(const Given& given, const Space& space, u8* shared, int warp, int lane) {
+  constexpr int SHARERS = WARPS / QUANTIZE, EACH = 32 * SHARERS;
+  static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN && TOKEN_SCALES, "whole warps for a token's one scale");
+  const Shape& shape = given.product.shape;
+  const int token = warp / SHARERS, thread = threadIdx.x % EACH;
+  const bool there = token < shape.tokens;
+  // The second set of sums is not in use yet.
+  u32* tops = reinterpret_cast<u32*>(shared + SUMS_AT + SUM_BYTES);
+  int* totals = reinterpret_cast<int*>(tops + WARPS);
+  const auto top_of = [&](int token) {
+    u32 top = 0;
+    for (int sharer = 0; sharer < SHARERS; ++sharer) top = max(top, tops[token * SHARERS + sharer]);
+    return top;
+  };
+  float v[VECTORS][8];
+  u32 top = 0;
+  if (there) {
+    const i64 offset = token * given.x_pitch * (INPUT == 2 ? 4 : 2);
+    load(given, static_cast<const u8*>(given.x) + offset, 0, thread, EACH, v);
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      if constexpr (ROTATE) {
+        const bool tail = TAIL && (k * EACH + thread) * 8 >= given.inputs / 128 * 128;
+        rotate(v[k], tail ? given.tail_block : 128, tail ? given.tail_norm : NORM_128);
+      }
+      top = max(top, top_bits(v[k]));
+    }
+  }
+  top = __reduce_max_sync(0xFFFFFFFFu, top);
+  if (lane == 0) tops[warp] = top;
+  named_barrier<32 * WARPS>(1);
+  int sum = 0;
+  if (there) {
+    const Scale scale = scale_of(top_of(token));
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) {
+      const int at = (k * EACH + thread) * 8;
+      if (at >= shape.groups * 128) continue;
+      u32 packed[2];
+      round_to_codes(v[k], scale, packed);
+      place_tiled(reinterpret_cast<i8*>(shared + X_AT), shape.tokens, token, at, packed);
+      sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
+      sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
+    }
+  }
+  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  if (lane == 0) totals[warp] = sum;
+  named_barrier<32 * WARPS>(1);
+  if (threadIdx.x < QUANTIZE && threadIdx.x < shape.tokens) {
+    int total = 0;
+    for (int sharer = 0; sharer < SHARERS; ++sharer) total += totals[threadIdx.x * SHARERS + sharer];
+    const float scale = scale_of(top_of(threadIdx.x)).value;
+    store_shared_pair(space.base + TABLE_AT + threadIdx.x * 8, __float_as_uint(scale), total * 128);
+  }
+}
+#else
+using Given = Arguments;
+
+__device__ __forceinline__ const Arguments& product_of(const Given& given) { return given; }
+
+// All of X and its scales, in pieces.
+__device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
   constexpr int PIECE = 8192;
+  wait_for_earlier_kernels();
+  const u32 full = space.base + X_FULL_AT, x = space.base + X_AT;
+  barrier_expect(full, space.x_bytes + space.x_scale_bytes);
+  for (int from = 0; from < space.x_bytes; from += PIECE) copy_bulk(x + from, p.x + from, min(PIECE, space.x_bytes - from), full);
+  if (!TOKEN_SCALES) copy_bulk(x + space.x_bytes, p.x_scales, space.x_scale_bytes, full);
+}
+
+__device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {
+  note_tokens<32 * WARPS>(p, space.base + TABLE_AT, threadIdx.x);
+  barrier_wait(space.base + X_FULL_AT, 0);
+}
+#endif
+
+// All that the fetching lane does.
+__device__ __forceinline__ void fetch_all(const Given& given, const Strips& strips, const Space& space) {
+  const Arguments& p = product_of(given);
   Walk at(strips);
   for (int stage = 0; stage < space.stages && at.more; ++stage) {
     fill(p, at, space, stage);
     at.step(strips);
   }
-  wait_for_earlier_kernels();
-  const u32 x_full = space.base + X_FULL_AT, x = space.base + X_AT;
-  barrier_expect(x_full, space.x_bytes + space.x_scale_bytes);
-  for (int from = 0; from < space.x_bytes; from += PIECE)
-    copy_bulk(x + from, p.x + from, min(PIECE, space.x_bytes - from), x_full);
-  if (!TOKEN_SCALES) copy_bulk(x + space.x_bytes, p.x_scales, space.x_scale_bytes, x_full);
+  fetch_x(given, space);
   Turn turn;
   for (; at.more; turn.next(space.stages)) {
     barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);
@@ -166,8 +257,9 @@ __device__ __forceinline__ void add_slot(Tile& tile, const Tokens& x, u32 stage,
       [&](int j, int e) { return x.scale(group, j, e); }, [] {}, lane);
 }
 
-__device__ __forceinline__ void consume(const Arguments& p, const Strips& strips, const Space& space, u8* shared, int warp,
+__device__ __forceinline__ void consume(const Given& given, const Strips& strips, const Space& space, u8* shared, int warp,
                                         int lane) {
+  const Arguments& p = product_of(given);
   const u32 table = space.base + TABLE_AT;
   Strip here;
   bool more = strips.at(0, here);
@@ -175,9 +267,8 @@ __device__ __forceinline__ void consume(const Arguments& p, const Strips& strips
   // The warps write a strip each in turn.
   if (more && warp == 0) rows = Pair(p, here.row16, here.eight, lane / 4);
   wait_for_earlier_kernels();
-  note_tokens<32 * WARPS>(p, table, threadIdx.x);
+  await_x(given, space, shared, warp, lane);
   const Tokens x(p, space, lane);
-  barrier_wait(space.base + X_FULL_AT, 0);
   Turn turn;
   for (int index = 0; more; ++index) {
     Tile tile;
@@ -216,9 +307,10 @@ __device__ __forceinline__ void consume(const Arguments& p, const Strips& strips
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Arguments p) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Given given) {
   extern __shared__ __align__(128) u8 shared[];
   let_next_kernel_start();
+  const Arguments& p = product_of(given);
   const Space space(p, shared_address(shared));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
@@ -232,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const _
   __syncthreads();
   const Strips strips(p.shape);
   if (warp < WARPS)
-    consume(p, strips, space, shared, warp, lane);
+    consume(given, strips, space, shared, warp, lane);
   else if (lane == 0)
-    fetch_all(p, strips, space);
+    fetch_all(given, strips, space);
 }
