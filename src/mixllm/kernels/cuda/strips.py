@@ -1,4 +1,4 @@
-"""csrc/strips.cu, which serves few tokens on Hopper where a block has room for all of them: shapes and launches.
+"""csrc/strips.cu, which serves few tokens on Hopper where a block has room for them: shapes and launches.
 
 With one scale a token it can quantize activations by itself.
 """
@@ -23,8 +23,8 @@ HALF, WHOLE = 115712, 232448
 
 class _Given(ctypes.Structure):
     _fields_ = [
-        ("product", _Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int), ("tail_block", c_int),
-        ("tail_norm", c_float), ("aligned", c_int),
+        ("product", _Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int),
+        ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int),
     ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class StripTile:
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
     def prologue(self, tokens: int, groups: int) -> tuple[int, int] | None:
-        """Tokens and vectors a thread for which the kernel quantizes, or None where that is too much for it."""
+        """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
         places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
         if not places:
             return None
