@@ -23,6 +23,8 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 FLAGS = 4096
 MOST_THREADS = 896
 PART_THREADS = 256
+LEAST_MANY = 65
+MANY_THREADS = 768
 BAND = 16
 
 
@@ -74,26 +76,48 @@ def quantize_into(
     """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
     padded = codes.numel() // tokens
-    vectors, threads, rounds, parts = launch_shape(
-        tokens, padded, device(x.device.index).capability >= (9, 0)
-    )
+    target = device(x.device.index)
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     width = 16 // x.element_size()
     other = None if fused is None else fused.other.data_ptr()
     aligned = x.data_ptr() % 16 == 0 and (other or 0) % 16 == 0 and x.stride(0) % width == 0
-    kind = 0 if fused is None else fused.kind
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3, parts)
-    run.launch(
-        tokens * parts,
-        threads,
-        _Quantize(
-            x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
-            x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
-            block, block**-0.5, int(inputs % 8 == 0 and aligned), rounds,
-            other, 0.0 if fused is None else fused.epsilon,
-        ),
+    arguments = _Quantize(
+        x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
+        x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
+        block, block**-0.5, int(inputs % 8 == 0 and aligned), 1,
+        other, 0.0 if fused is None else fused.epsilon,
     )  # fmt: skip
+    kind = 0 if fused is None else fused.kind
+    tiled = codes.dim() == 3
+    if tiled and kind == 0 and takes_many(x.dtype, tokens, padded):
+        threads, blocks = many_shape(tokens, padded, target.multiprocessors)
+        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
+        return many.launch(blocks, threads, arguments)
+    vectors, threads, arguments.rounds, parts = launch_shape(tokens, padded, target.capability >= (9, 0))
+    run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled, parts)
+    run.launch(tokens * parts, threads, arguments)
+
+
+def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
+    """Whether csrc/quantize_many.cu quantizes so many tokens, where they are wanted tiled."""
+    return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
+
+
+def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
+    """Threads a block, and as many blocks as the SMs have registers for."""
+    threads = -(-padded // 1024) * 32
+    return threads, min(tokens, multiprocessors * (MANY_THREADS // threads))
+
+
+def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
+    macros = many_macros(dtype, rotate, tail, group)
+    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index)
+
+
+def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dict[str, int]:
+    kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
+    return {**kind, "THREADS": MANY_THREADS}
 
 
 def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:

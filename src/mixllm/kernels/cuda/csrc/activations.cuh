@@ -16,42 +16,56 @@ __device__ __forceinline__ float element(const void* row, int i) {
   return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
 }
 
+// Eight inputs as they lie in memory, and as numbers.
+constexpr int PIECES = INPUT == 2 ? 2 : 1, INPUT_BYTES = INPUT == 2 ? 4 : 2;
+struct Raw {
+  Words4 piece[PIECES];
+};
+
+// Inputs at .. at + 7 of a row on 16 bytes that is whole vectors; zeros behind its end.
+__device__ __forceinline__ Raw load_raw(const void* row, int at, int inputs) {
+  Raw raw;
+#pragma unroll
+  for (int i = 0; i < PIECES; ++i) {
+    raw.piece[i] = {0, 0, 0, 0};
+    if (at < inputs) raw.piece[i] = load_l2(static_cast<const u8*>(row) + at * INPUT_BYTES + i * 16);
+  }
+  return raw;
+}
+
+__device__ __forceinline__ void to_floats(const Raw& raw, float (&v)[8]) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    const Words4& piece = raw.piece[e * PIECES / 8];
+    const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+    if constexpr (INPUT == 2) {
+      v[e] = __uint_as_float(words[e % 4]);
+    } else {
+      const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
+      v[e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+    }
+  }
+}
+
+// The same from any row.
+__device__ __forceinline__ void load_one_by_one(const void* row, int at, int inputs, float (&v)[8]) {
+#pragma unroll
+  for (int e = 0; e < 8; ++e) v[e] = at + e < inputs ? element(row, at + e) : 0.0f;
+}
+
 // The values of COUNT vectors: vector k of `threads` there is inputs start + 8 (k * threads + thread) .. of a row. All of a
 // thread's loads are on their way before the first is looked at.
 template <int COUNT, typename Source>
 __device__ __forceinline__ void load(const Source& p, const void* row, int start, int thread, int threads, float (&v)[COUNT][8]) {
-  constexpr int PIECES = INPUT == 2 ? 2 : 1, WIDTH_OF_PIECE = 8 / PIECES, SIZE = INPUT == 2 ? 4 : 2;
   if (p.aligned) {
-    Words4 raw[COUNT][PIECES];
+    Raw raw[COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      const int at = start + (k * threads + thread) * 8;
+    for (int k = 0; k < COUNT; ++k) raw[k] = load_raw(row, start + (k * threads + thread) * 8, p.inputs);
 #pragma unroll
-      for (int piece = 0; piece < PIECES; ++piece) {
-        raw[k][piece] = {0, 0, 0, 0};
-        if (at < p.inputs) raw[k][piece] = load_l2(static_cast<const u8*>(row) + (at + piece * WIDTH_OF_PIECE) * SIZE);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const Words4& piece = raw[k][e / WIDTH_OF_PIECE];
-        const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
-        if constexpr (INPUT == 2) {
-          v[k][e] = __uint_as_float(words[e % 4]);
-        } else {
-          const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
-          v[k][e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
-        }
-      }
+    for (int k = 0; k < COUNT; ++k) to_floats(raw[k], v[k]);
   } else {
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      const int at = start + (k * threads + thread) * 8;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) v[k][e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
-    }
+    for (int k = 0; k < COUNT; ++k) load_one_by_one(row, start + (k * threads + thread) * 8, p.inputs, v[k]);
   }
 }
 
@@ -92,15 +106,17 @@ __device__ __forceinline__ u32 top_bits(const float (&v)[8]) {
 }
 
 struct Scale {
-  float value, inverse;
-  bool empty;  // all codes are zero
+  float value;
+  float below, above;  // of 1 / value, by more than what it and a product with it are rounded by
+  bool empty;          // all codes are zero
 };
 
 __device__ __forceinline__ Scale scale_of(u32 top) {
   const float s = __fdiv_rn(__uint_as_float(top), 127.0f);
-  if (top >= INFINITE) return {__uint_as_float(0x7FC00000u), 0.0f, true};
-  if (__float_as_uint(s) < LEAST_SCALE) return {1.0f, 0.0f, true};
-  return {s, __frcp_rn(s), false};
+  if (top >= INFINITE) return {__uint_as_float(0x7FC00000u), 0.0f, 0.0f, true};
+  if (__float_as_uint(s) < LEAST_SCALE) return {1.0f, 0.0f, 0.0f, true};
+  const float inverse = __frcp_rn(s);
+  return {s, inverse * (1.0f - 0x1p-22f), inverse * (1.0f + 0x1p-22f), false};
 }
 
 // The slow way, out of line: it is taken about once in a thousand times.
@@ -108,29 +124,29 @@ __device__ __noinline__ u32 divided(float v, float s) {
   return __float_as_uint(__fadd_rn(fminf(fmaxf(__fdiv_rn(v, s), -127.0f), 127.0f), ROUNDER));
 }
 
-// round(v / s) for eight values. v * (1 / s) is within 2^-15 of v / s, so it rounds to the same integer unless it
-// is that near to a tie; then, seldom, the division is done.
+// Four codes in the low bytes of four words.
+__device__ __forceinline__ u32 low_bytes(const u32 (&bits)[8], int first) {
+  const u32 low = __byte_perm(bits[first], bits[first + 1], 0x0040);
+  const u32 high = __byte_perm(bits[first + 2], bits[first + 3], 0x0040);
+  return __byte_perm(low, high, 0x5410);
+}
+
+// round(v / s) for eight values. v / s lies between v times two numbers a little below and above 1 / s; where these round to
+// the same integer, that is it. Else, seldom, the division is done.
 __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale& s, u32 (&packed)[2]) {
   packed[0] = packed[1] = 0;
   if (s.empty) return;
-  u32 bits[8];
-  float furthest = 0.0f;
+  u32 low[8], high[8];
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    const float rounded = __fmaf_rn(v[e], s.inverse, ROUNDER);
-    bits[e] = __float_as_uint(rounded);
-    furthest = fmaxf(furthest, fabsf(__fmaf_rn(v[e], s.inverse, ROUNDER - rounded)));
+    low[e] = __float_as_uint(__fmaf_rn(v[e], s.below, ROUNDER));
+    high[e] = __float_as_uint(__fmaf_rn(v[e], s.above, ROUNDER));
   }
-  if (furthest > 0.4999f) {
+  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
+  if (packed[0] == low_bytes(high, 0) && packed[1] == low_bytes(high, 4)) return;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) bits[e] = divided(v[e], s.value);
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const u32 low = __byte_perm(bits[half * 4], bits[half * 4 + 1], 0x0040);
-    const u32 high = __byte_perm(bits[half * 4 + 2], bits[half * 4 + 3], 0x0040);
-    packed[half] = __byte_perm(low, high, 0x5410);
-  }
+  for (int e = 0; e < 8; ++e) low[e] = divided(v[e], s.value);
+  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
 }
 
 // Writes the codes of inputs at .. at + 7 as hopper.cu wants them: [groups][tokens][128] in lines that its copies take as
