@@ -31,9 +31,9 @@ from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
-from mixllm.kernels.cuda import hopper, ops, skinny
+from mixllm.kernels.cuda import hopper, ops, skinny, strips
 from mixllm.kernels.cuda.launch import device
-from mixllm.kernels.cuda.tiles import Scales, Tile, choose
+from mixllm.kernels.cuda.tiles import Scales, choose
 
 TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
 RAW = argparse.RawDescriptionHelpFormatter
@@ -74,7 +74,7 @@ def copies(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def time_mixllm(
-    format: Format, weights: list[list[Tensor]], n: int, k: int, tokens: int, tile: Tile | None = None
+    format: Format, weights: list[list[Tensor]], n: int, k: int, tokens: int
 ) -> tuple[float, float]:
     """Microseconds without and with the quantization of activations."""
     x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
@@ -82,23 +82,26 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
-    few = tile is None and skinny.takes(0, scales, tokens)
-    many = tile is None and hopper.takes(0, scales, tokens)
+    few = skinny.takes(0, scales, tokens)
+    many = hopper.takes(0, scales, tokens)
     quantized = ops.quantize(x, rotate, group, few or many)
-    few_tile = tile or choose(scales, tokens, device(0).shared_limit)
-    rows16 = len(weights[0][0]) + len(weights[0][1])
-    many_tile = hopper.choose(scales, tokens, rows16, -(-k // GROUP_SIZE), device(0).multiprocessors)
+    any_tile = choose(scales, tokens, device(0).shared_limit)
+    rows16, groups = len(weights[0][0]) + len(weights[0][1]), -(-k // GROUP_SIZE)
+    many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
+    fresh = strips.quantizes(scales, group, tokens, groups) if few else None
 
     def product(weight: list[Tensor]) -> None:
         if few:
-            chosen = skinny.choose(scales, tokens, n)
+            chosen = skinny.choose(scales, group, tokens, n, groups)
             skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
         elif many:
             hopper.gemm_into(y, *quantized, weight, None, scales, group, many_tile)
         else:
-            ops.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
+            ops.gemm_into(y, *quantized, weight, None, scales, group, any_tile)
 
     def both(weight: list[Tensor]) -> None:
+        if fresh:
+            return strips.linear_into(y, x, weight, None, scales, rotate, group, *fresh)
         ops.quantize_into(x, rotate, group, *quantized)
         product(weight)
 

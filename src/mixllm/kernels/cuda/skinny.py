@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
+from mixllm.kernels.cuda import strips
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.strips import StripTile
@@ -78,8 +79,13 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return 0 < tokens <= table(scales.key)[-1][0] and device(index).capability == (9, 0)
 
 
-def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
+def of_table(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
     return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
+
+
+def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> SkinnyTile | StripTile:
+    """group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
+    return strips.choose(scales, group, tokens, groups) or of_table(scales, tokens, channels)
 
 
 def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
@@ -128,7 +134,7 @@ def gemm_few(
     if y.numel():
         scales = Scales(weight_scales, group == 0)
         with torch.cuda.device(y.device):
-            tile = choose(scales, len(y), channels)
+            tile = choose(scales, group, len(y), channels, len(codes))
             gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 

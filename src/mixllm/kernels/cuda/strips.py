@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
+from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
+Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have, and what one alone can.
 HALF, WHOLE = 115712, 232448
 
@@ -62,7 +64,7 @@ class StripTile:
         ring = _up(_up(notes) + tokens * groups * 128 + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
-    def prologue(self, tokens: int, groups: int) -> tuple[int, int] | None:
+    def prologue(self, tokens: int, groups: int) -> Prologue | None:
         """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
         places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
         if not places:
@@ -76,19 +78,41 @@ def _up(size: int) -> int:
     return -(-size // 128) * 128
 
 
+# In order of preference: two blocks on an SM, so that the next product's weights are on their way, or one.
+SHAPES = ((8, 16, HALF), (8, 8, HALF), (16, 16, WHOLE))
+LEAST_STAGES = 3
+MOST_TOKENS = 16
+
+
+def choose(scales: Scales, group: int, tokens: int, groups: int) -> StripTile | None:
+    """The first tile with room for X beside enough of a ring; None where there is none."""
+    if tokens > MOST_TOKENS:
+        return None
+    x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
+    tiles = (StripTile(8 if tokens <= 8 else 16, *shape) for shape in SHAPES)
+    return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
+
+
+def quantizes(scales: Scales, group: int, tokens: int, groups: int) -> tuple[StripTile, Prologue] | None:
+    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't."""
+    tile = choose(scales, group, tokens, groups)
+    prologue = tile.prologue(tokens, groups) if tile and group <= 256 else None
+    return (tile, prologue) if tile and prologue else None
+
+
 def product(
-    index: int, scales: Scales, tile: StripTile, prologue: tuple[int, int], dtype: torch.dtype, rotate: bool,
-    tail: bool,
+    index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
+    tail: bool, group: int,
 ) -> Kernel:  # fmt: skip
     """The kernel that quantizes by itself."""
-    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype]}
-    macros = {**tile.macros(), **scales.macros(), **own, "ROTATE": int(rotate), "TAIL": int(tail)}
+    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype], "ROTATE": int(rotate)}
+    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail), "GROUP": group}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
 
 
 def linear_into(
-    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
-    tile: StripTile, prologue: tuple[int, int],
+    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool, group: int,
+    tile: StripTile, prologue: Prologue,
 ) -> None:  # fmt: skip
     """x [T, K] times a mixed weight, in one launch."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
@@ -97,13 +121,39 @@ def linear_into(
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
+    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0, group)
     gemm = _Gemm(
         codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(), None, None, None, None,
         _Outputs(rows.data_ptr(), row_scales.data_ptr(), None,
                  None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
         _Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1),
-        0, 0,
+        -(-tokens // 4) * 4, (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
     )  # fmt: skip
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
     run.launch(target.multiprocessors, tile.threads, given)
+
+
+@torch.library.custom_op("mixllm::linear_few", mutates_args=(), device_types="cuda")
+def linear_few(
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    """x [T, K], not quantized, times a mixed weight -> y [T, channels]; for what `quantizes` takes."""
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    y = x.new_empty((len(x), channels))
+    scales = Scales(weight_scales, group == 0)
+    found = quantizes(scales, group, len(x), weight[1].shape[1])
+    if found is None:
+        raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
+    with torch.cuda.device(y.device):
+        linear_into(y, x, weight, bias, scales, rotate, group, *found)
+    return y
+
+
+@linear_few.register_fake
+def _linear_few_like(
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((len(x), channels))
