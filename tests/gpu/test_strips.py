@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -73,7 +75,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     found = strips.quantizes(linear.scales, 0, t, 32)
     assert found
-    states = [torch.randn(t, 4096, device="cuda", dtype=torch.half)]
+    states = [torch.randn(t, 4096, device="cuda", dtype=torch.bfloat16)]
     for _ in range(12):
         states.append(torch.empty_like(states[0]))
         strips.linear_into(states[-1], states[-2], linear.tensors, None, linear.scales, True, 0, *found)
@@ -81,7 +83,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     again = [states[0]] + [torch.empty_like(states[0]) for _ in range(12)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for x, y in zip(again, again[1:], strict=False):
+        for x, y in pairwise(again):
             strips.linear_into(y, x, linear.tensors, None, linear.scales, True, 0, *found)
     for _ in range(20):
         for y in again[1:]:
