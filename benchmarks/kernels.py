@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py --device cuda --json benchmarks/results/kernels-h100.json
     python benchmarks/kernels.py --report benchmarks/results/kernels-h100.json    (tables; no GPU)
+    python benchmarks/kernels.py --report benchmarks/results/kernels-h200.json --into docs/kernels.md
 
 A time is the median of the replays of one CUDA graph divided by its launches (timing.py). The launches of a
 graph go round copies of the weight that fill at least 300 MB, so that no weight is still in the cache when
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels_report import SHAPES, plot, report
+from kernels_report import SHAPES, insert, report
 from peers import HUMMING, compile_humming, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
@@ -199,7 +200,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda"])
     parser.add_argument("--json", type=Path, help="write all times here")
     parser.add_argument("--report", type=Path, help="print the tables of such a file and stop")
-    parser.add_argument("--plot", type=Path, help="with --report: draw this SVG too (needs matplotlib)")
+    parser.add_argument("--into", type=Path, help="with --report: put tables and plot into this page")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing new after so long")
     parser.add_argument("--commit", default="", help="recorded where git is not at hand")
@@ -207,8 +208,8 @@ def main() -> None:
     if arguments.report:
         data = json.loads(arguments.report.read_text())
         print(report(data))
-        if arguments.plot:
-            plot(data, arguments.plot)
+        if arguments.into:
+            insert(data, arguments.report.stem, arguments.into)
         return
     print(report(measure(arguments)))
 

@@ -28,7 +28,8 @@ TABLE = Path(__file__).with_name("skinny.json")
 @dataclass(frozen=True)
 class SkinnyTile:
     """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
-    has room for."""
+    has room for. cuts: all tokens are in one tile, and tiles are cut along K for equal shares; else up to 128
+    tokens are in several tiles and none is cut."""
 
     bm: int
     bn: int
@@ -38,8 +39,7 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
-
-    cuts = True
+    cuts: bool = True
 
     @property
     def source(self) -> str:
@@ -56,6 +56,7 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
+            "ALL_TOKENS": int(self.cuts),
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
@@ -64,7 +65,8 @@ class SkinnyTile:
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
         sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
-        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
+        table = (self.bn if self.cuts else 128) * 8
+        return (self.stages * stage + table + 15) // 16 * 16 + sums + 16
 
 
 @cache
@@ -103,6 +105,7 @@ def gemm_into(
     groups, tokens, _ = codes.shape
     blocks = target.multiprocessors * tile.blocks
     rows = tile.bm // 16
+    token_blocks = -(-tokens // tile.bn)
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
     cut = (tiles if tiles < 2 * blocks else tiles % blocks) if tile.cuts else 0
     if 2 * blocks * groups * 2 * blocks >= 2**31:
@@ -118,7 +121,7 @@ def gemm_into(
             codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
             _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, token_blocks),
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip

@@ -218,7 +218,7 @@ __device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
 }
 
 __device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {
-  note_tokens<32 * WARPS>(p, space.base + TABLE_AT, threadIdx.x);
+  note_tokens<32 * WARPS, BN>(p, space.base + TABLE_AT, threadIdx.x);
   barrier_wait(space.base + X_FULL_AT, 0);
 }
 #endif
@@ -320,7 +320,7 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
       for (int other = 0; other < WARPS; ++other)
 #pragma unroll
         for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(other * NJ + j) * 32]);
-      write(tile, p, rows, table, !here.eight, lane % 4);
+      write(tile, p, rows, table, 0, !here.eight, lane % 4);
     }
     more = strips.at(index + 1, here);
     if (more && warp == (index + 1) % WARPS) rows = Pair(p, here.row16, here.eight, lane / 4);
