@@ -32,7 +32,7 @@ from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
-from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda import hopper, ops, skinny, strips, takes_tiled
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
 
@@ -83,18 +83,19 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
+    rows16, groups = len(weights[0][0]) + len(weights[0][1]), -(-k // GROUP_SIZE)
+    size = (scales, group, tokens, n, groups)
     few = skinny.takes(0, scales, tokens)
     many = hopper.takes(0, scales, tokens)
-    quantized = ops.quantize(x, rotate, group, few or many)
+    few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n) if few else None
+    fresh = strips.quantizes(*size) if few else None
+    quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
     any_tile = choose(scales, tokens, device(0).shared_limit)
-    rows16, groups = len(weights[0][0]) + len(weights[0][1]), -(-k // GROUP_SIZE)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
-    fresh = strips.quantizes(scales, group, tokens, groups) if few else None
 
     def product(weight: list[Tensor]) -> None:
-        if few:
-            chosen = skinny.choose(scales, group, tokens, n, groups)
-            skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
+        if few_tile:
+            skinny.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
         elif many:
             hopper.gemm_into(y, *quantized, weight, None, scales, group, many_tile)
         else:

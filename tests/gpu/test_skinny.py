@@ -57,7 +57,7 @@ def test_product(
     if t > 2:
         x[t // 2, k // 2] = torch.nan
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
-    y = run(linear, x, bias, skinny.of_table(linear.scales, t, n4 + n8))
+    y = run(linear, x, bias, skinny.choose(linear.scales, t, n4 + n8))
     expected = reference.ReferenceLinear(weight, format)(x, bias)
     assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=1e-5)
 
@@ -68,7 +68,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     weight = random_weight(1500, 200, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     inputs = [torch.randn(t, 4096, device="cuda", dtype=torch.half) for _ in range(12)]
-    tile = skinny.of_table(linear.scales, t, 1700)
+    tile = skinny.choose(linear.scales, t, 1700)
     buffers = ops.quantize(inputs[0], True, 0, True)
     outputs = [torch.full((t, 1700), 7777.0, device="cuda", dtype=torch.half) for _ in inputs]
     alone = []

@@ -13,7 +13,6 @@ from torch import Tensor
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import reference
 from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops, skinny, strips
-from mixllm.kernels.cuda.strips import HALF, WHOLE, StripTile
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.gpu.test_cuda import DTYPES, true_division
@@ -35,12 +34,12 @@ FAST = PROFILES["fast"]
     t=st.integers(1, 16),
     dtype=st.sampled_from(DTYPES),
     half=st.booleans(),
-    tile=st.sampled_from([(8, 16, HALF), (8, 8, HALF), (16, 16, WHOLE)]),
+    number=st.integers(0, 1),
     seed=st.integers(0, 999),
 )
 def test_product(
     format: Format, n4: int, n8: int, k: int, t: int, dtype: torch.dtype, half: bool,
-    tile: tuple[int, int, int], seed: int,
+    number: int, seed: int,
 ) -> None:  # fmt: skip
     """With both ways of quantizing, where the second has room."""
     n8 = max(n8, 1 - n4)
@@ -51,8 +50,8 @@ def test_product(
         x[t // 2, k // 2] = torch.nan
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
     rotate, groups = format.rotation == "hadamard", -(-k // 128)
-    chosen = StripTile(8 if t <= 8 else 16, *tile)
-    quantized = ops.quantize(x, rotate, linear.group, True)
+    chosen = strips.TILES[8 if t <= 8 else 16][number]
+    quantized = ops.quantize(x, rotate, linear.group)
     x_scales = 0 if linear.scales.token else quantized[1].numel() * 4
     expected = reference.ReferenceLinear(weight, format)(x, bias)
 
@@ -62,7 +61,7 @@ def test_product(
     if chosen.stages(linear.scales, t, groups, x_scales) >= strips.LEAST_STAGES:
         rest = (linear.tensors, bias, linear.scales, linear.group, chosen)
         check(run_guarded(x, n4 + n8, lambda y: skinny.gemm_into(y, *quantized, *rest)))
-    found = strips.quantizes(linear.scales, linear.group, t, groups)
+    found = strips.quantizes(linear.scales, linear.group, t, n4 + n8, groups)
     if found:
         fresh = (x, linear.tensors, bias, linear.scales, rotate, linear.group, *found)
         check(run_guarded(x, n4 + n8, lambda y: strips.linear_into(y, *fresh)))
@@ -73,7 +72,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     """Each product's inputs are the outputs of the one before, which still runs when it starts."""
     weight = random_weight(3700, 396, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    found = strips.quantizes(linear.scales, 0, t, 32)
+    found = strips.quantizes(linear.scales, 0, t, 4096, 32)
     assert found
     states = [torch.randn(t, 4096, device="cuda", dtype=torch.bfloat16)]
     for _ in range(12):

@@ -61,10 +61,9 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
-            for bn, shape, fresh in product((8, 16), strips.SHAPES, FRESH):
-                if fresh and bn > 8:
+            for strip, fresh in product([*strips.TILES[8], *strips.TILES[16]], FRESH):
+                if fresh and strip.bn > 8:
                     continue
-                strip = strips.StripTile(bn, *shape)
                 macros = {**strip.macros(), **scales.macros(), **fresh}
                 if fresh:
                     macros["GROUP"] = 0 if scales.token else 128

@@ -45,17 +45,6 @@ CASES = [
         HALF,
     ),
     ({"activation_group": 256}, SkinnyTile(128, 32, 2, 1, 3, 1, 1), 70, 20, 1100, 30, 3, FLOAT),
-    ({}, SkinnyTile(64, 32, 2, 1, 3, 1, 1, cuts=False), 150, 40, 900, 70, 4, BFLOAT),
-    (
-        {"weight_scale": "group", "activation_group": 128},
-        SkinnyTile(64, 16, 2, 2, 3, 1, 1, 1, False),
-        70,
-        20,
-        700,
-        41,
-        3,
-        HALF,
-    ),
 ]
 
 

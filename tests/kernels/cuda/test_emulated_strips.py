@@ -14,7 +14,6 @@ from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.strips import StripTile
 from tests import shapes
 from tests.kernels.cuda.test_emulated import build, quantized
-from tests.kernels.cuda.test_hopper import tiled
 from tests.kernels.cuda.weights import random_weight
 
 # They need a C++20 compiler, as nvcc does.
@@ -51,7 +50,7 @@ def test_as_the_reference(
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, scales, sums, flags = quantized(x, format)
     y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
-    given = (tiled(codes), scales, sums, flags, linear.tensors, bias, linear.scales, linear.group, tile)
+    given = (codes, scales, sums, flags, linear.tensors, bias, linear.scales, linear.group, tile)
     skinny.gemm_into(y, *given)
     expected = reference.ReferenceLinear(weight, format)(x, bias)
     if linear.scales.key == "whole":

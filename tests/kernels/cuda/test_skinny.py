@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from mixllm.kernels.cuda.skinny import of_table, table
+from mixllm.kernels.cuda.skinny import choose, table
 from mixllm.kernels.cuda.tiles import Scales
 from tests.kernels.cuda.compiling import KINDS
 
@@ -29,19 +29,19 @@ def test_table_is_in_order_and_a_tile_has_all_tokens(key: str) -> None:
 
 @pytest.mark.parametrize(("tokens", "bn"), [(1, 8), (8, 8), (9, 16), (17, 32), (64, 64)])
 def test_few_tokens_take_a_narrow_tile(tokens: int, bn: int) -> None:
-    assert of_table(Scales(0, True), tokens, 4096).bn == bn
+    assert choose(Scales(0, True), tokens, 4096).bn == bn
 
 
 def test_few_rows_are_cut_finer() -> None:
     """From 65 tokens on smaller tiles are faster in a narrow layer: docs/kernels.md."""
-    narrow, wide = (of_table(Scales(0, True), 65, channels).bm for channels in (6144, 6145))
+    narrow, wide = (choose(Scales(0, True), 65, channels).bm for channels in (6144, 6145))
     assert narrow < wide
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_a_narrow_layer_leaves_room_for_the_quantizer(tokens: int) -> None:
     """One set of four warps and the one that fetches, where a wide layer has two sets: docs/kernels.md."""
-    narrow, wide = (of_table(Scales(0, True), tokens, channels) for channels in (6144, 6145))
+    narrow, wide = (choose(Scales(0, True), tokens, channels) for channels in (6144, 6145))
     assert narrow.threads < wide.threads
     assert (narrow.bm, narrow.bn) == (wide.bm, wide.bn)
 

@@ -38,10 +38,11 @@ class CudaLinear:
         rotate = self.format.rotation == "hadamard"
         where = (x.device.index, self.scales, len(flat))
         few = skinny.takes(*where)
-        if few and strips.quantizes(self.scales, self.group, len(flat), weight.codes4.shape[1]):
+        sizes = (self.scales, self.group, len(flat), channels, weight.codes4.shape[1])
+        if few and strips.quantizes(*sizes):
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate, self.group)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
-        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(*where))
+        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(x.device.index, *sizes))
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
@@ -52,9 +53,12 @@ class CudaLinear:
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
 
-def takes_tiled(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether a product of so many tokens wants its activations in the order of hopper and skinny."""
-    return skinny.takes(index, scales, tokens) or hopper.takes(index, scales, tokens)
+def takes_tiled(index: int, scales: Scales, group: int, tokens: int, channels: int, groups: int) -> bool:
+    """Whether a product of so many tokens wants its activations in the order of hopper and skinny.
+
+    group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
+    in_rows = strips.choose(scales, group, tokens, channels, groups)
+    return (skinny.takes(index, scales, tokens) and not in_rows) or hopper.takes(index, scales, tokens)
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -78,14 +82,16 @@ def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) ->
 def warm_up(linear: CudaLinear, index: int) -> None:
     """Compile and load every kernel that forward may launch."""
     scales, group, groups = linear.scales, linear.group, linear.weight.codes4.shape[1]
+    channels = linear.weight.out_features
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     dtypes = (torch.float16, torch.bfloat16)
     least = hopper.LEAST_TOKENS
     if hopper.takes(index, scales, least):
-        channels = linear.weight.out_features
-        for tile in {skinny.choose(scales, group, t, channels, groups) for t in range(1, least)}:
+        sizes = [(scales, group, t, channels, groups) for t in range(1, least)]
+        few = {strips.choose(*size) or skinny.choose(scales, size[2], channels) for size in sizes}
+        for tile in few:
             skinny.product(index, scales, tile)
-        for found in {strips.quantizes(scales, group, t, groups) for t in range(1, least)}:
+        for found in {strips.quantizes(*size) for size in sizes}:
             if found:
                 for dtype in dtypes:
                     strips.product(index, scales, *found, dtype, rotate, tail, group)
@@ -97,9 +103,13 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
     padded = groups * 128
-    tokens = [1, 9, 17, 33, 65, least]
+    tokens = [*range(1, 18), 33, 65, least]
     clusters = device(index).capability >= (9, 0)
-    launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, scales, n)) for n in tokens]
-    for vectors, parts, tiled in {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}:
+    launches = {
+        (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))
+        for n in tokens
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters)]
+    }
+    for vectors, parts, tiled in launches:
         for dtype in dtypes:
             ops.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)

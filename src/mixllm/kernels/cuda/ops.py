@@ -105,14 +105,16 @@ def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
 
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
-    """Threads a block, and as many blocks as the SMs have registers for."""
+    """Threads a block, and as many blocks as SMs have registers for, or fewer with equally many tokens."""
     threads = -(-padded // 1024) * 32
-    return threads, min(tokens, multiprocessors * (MANY_THREADS // threads))
+    each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
+    return threads, -(-tokens // each)
 
 
 def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
     macros = many_macros(dtype, rotate, tail, group)
-    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index)
+    # Blocks that wait would all be on the few SMs that are free first, and leave the others idle.
+    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
 
 
 def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dict[str, int]:

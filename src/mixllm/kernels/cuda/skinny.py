@@ -1,6 +1,7 @@
 """Few tokens on Hopper (csrc/skinny.cu): when it is taken, in which tiles, and the operator.
 
-Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128].
+Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128]. So few that a block has room for all
+of them come in rows, for strips.py.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ TABLE = Path(__file__).with_name("skinny.json")
 @dataclass(frozen=True)
 class SkinnyTile:
     """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
-    has room for. cuts: all tokens are in one tile, and tiles are cut along K for equal shares; else up to 128
-    tokens are in several tiles and none is cut."""
+    has room for."""
 
     bm: int
     bn: int
@@ -39,7 +39,6 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
-    cuts: bool = True
 
     @property
     def source(self) -> str:
@@ -56,7 +55,6 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
-            "ALL_TOKENS": int(self.cuts),
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
@@ -65,8 +63,7 @@ class SkinnyTile:
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
         sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
-        table = (self.bn if self.cuts else 128) * 8
-        return (self.stages * stage + table + 15) // 16 * 16 + sums + 16
+        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
 
 
 @cache
@@ -81,13 +78,8 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return 0 < tokens <= table(scales.key)[-1][0] and device(index).capability == (9, 0)
 
 
-def of_table(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
+def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
     return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
-
-
-def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> SkinnyTile | StripTile:
-    """group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
-    return strips.choose(scales, group, tokens, groups) or of_table(scales, tokens, channels)
 
 
 def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
@@ -99,15 +91,16 @@ def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
     bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile,
 ) -> None:  # fmt: skip
-    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+    """The kernel with a given tile; for a StripTile codes are [T, 128 G]. weight: codes8, codes4, scales8,
+    scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, channels, row_scales = weight
     target = device(y.device.index)
-    groups, tokens, _ = codes.shape
+    in_rows = isinstance(tile, StripTile)
+    tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
     blocks = target.multiprocessors * tile.blocks
     rows = tile.bm // 16
-    token_blocks = -(-tokens // tile.bn)
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = (tiles if tiles < 2 * blocks else tiles % blocks) if tile.cuts else 0
+    cut = 0 if in_rows else tiles if tiles < 2 * blocks else tiles % blocks
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():
@@ -121,7 +114,7 @@ def gemm_into(
             codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
             _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
                      None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, token_blocks),
+            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip
@@ -132,12 +125,20 @@ def gemm_few(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
-    y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    """Quantized activations times a mixed weight -> y [T, channels]; flags are 0 before and after.
+
+    codes: tiled, or in rows where csrc/strips.cu has room for so many."""
+    in_rows = codes.dim() == 2
+    tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
+    y = codes.new_empty((tokens, channels), dtype=dtype)
     if y.numel():
         scales = Scales(weight_scales, group == 0)
+        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels)
+        if in_rows:
+            tile = strips.choose(scales, group, tokens, channels, groups)
+        if tile is None:
+            raise MixllmError(f"gemm_few: {tokens} tokens of {groups * GROUP_SIZE} inputs must be tiled")
         with torch.cuda.device(y.device):
-            tile = choose(scales, group, len(y), channels, len(codes))
             gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
@@ -147,4 +148,4 @@ def _gemm_few_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    return codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    return codes.new_empty((codes.shape[0 if codes.dim() == 2 else 1], channels), dtype=dtype)

@@ -19,8 +19,8 @@ from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
 from mixllm.kernels.cuda.tiles import Scales
 
 Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
-# Of an SM's shared memory what one of two blocks can have, and what one alone can.
-HALF, WHOLE = 115712, 232448
+# Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
+HALF, WHOLE = 112640, 232448
 
 
 class _Given(ctypes.Structure):
@@ -41,7 +41,6 @@ class StripTile:
 
     bm = 16
     blocks = 1
-    cuts = False
 
     @property
     def source(self) -> str:
@@ -61,7 +60,7 @@ class StripTile:
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
         notes = 272 + self.bn * 8 + 2 * self.warps * 64 * self.bn
-        ring = _up(_up(notes) + tokens * groups * 128 + x_scale_bytes)
+        ring = _up(_up(notes) + tokens * (groups * 128 + 64) + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
     def prologue(self, tokens: int, groups: int) -> Prologue | None:
@@ -79,23 +78,31 @@ def _up(size: int) -> int:
 
 
 # In order of preference: two blocks on an SM, so that the next product's weights are on their way, or one.
-SHAPES = ((8, 16, HALF), (8, 8, HALF), (16, 16, WHOLE))
-LEAST_STAGES = 3
-MOST_TOKENS = 16
+TILES = {
+    8: (StripTile(8, 8, 16, HALF), StripTile(8, 16, 16, WHOLE)),
+    16: (StripTile(16, 8, 8, HALF), StripTile(16, 8, 16, WHOLE)),
+}
+LEAST_STAGES = 4
+# Of a layer where more than 8 tokens go this way: their unpacked weights are used too seldom.
+MOST_CHANNELS = 6144
 
 
-def choose(scales: Scales, group: int, tokens: int, groups: int) -> StripTile | None:
-    """The first tile with room for X beside enough of a ring; None where there is none."""
-    if tokens > MOST_TOKENS:
+def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
+    """The first tile with room for X and enough of a ring; None where there is none or skinny.cu is faster.
+
+    group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
+    if tokens > (16 if channels <= MOST_CHANNELS else 8):
         return None
     x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
-    tiles = (StripTile(8 if tokens <= 8 else 16, *shape) for shape in SHAPES)
+    tiles = TILES[8 if tokens <= 8 else 16]
     return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
 
 
-def quantizes(scales: Scales, group: int, tokens: int, groups: int) -> tuple[StripTile, Prologue] | None:
+def quantizes(
+    scales: Scales, group: int, tokens: int, channels: int, groups: int
+) -> tuple[StripTile, Prologue] | None:
     """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't."""
-    tile = choose(scales, group, tokens, groups)
+    tile = choose(scales, group, tokens, channels, groups)
     prologue = tile.prologue(tokens, groups) if tile and group <= 256 else None
     return (tile, prologue) if tile and prologue else None
 
@@ -143,7 +150,7 @@ def linear_few(
         x = x.contiguous()
     y = x.new_empty((len(x), channels))
     scales = Scales(weight_scales, group == 0)
-    found = quantizes(scales, group, len(x), weight[1].shape[1])
+    found = quantizes(scales, group, len(x), channels, weight[1].shape[1])
     if found is None:
         raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
     with torch.cuda.device(y.device):

@@ -30,19 +30,18 @@ using Tile = Accumulators<1, BN / 8>;
 
 // Straight from the registers: eight lanes have neighbouring rows of a token, whose channels are neighbours too but for
 // the gaps that the other bit-width fills; L2 puts the pieces together. table: a token's scale and excess, 8 bytes each;
-// first: the tile's first token; over: weights were multiplied as unsigned bytes.
-__device__ __forceinline__ void write(const Tile& tile, const Arguments& p, const Pair& rows, u32 table, int first, bool over,
-                                      int c) {
+// over: weights were multiplied as unsigned bytes.
+__device__ __forceinline__ void write(const Tile& tile, const Arguments& p, const Pair& rows, u32 table, bool over, int c) {
   const Outputs& out = p.out;
 #pragma unroll
   for (int j = 0; j < BN / 8; ++j) {
-    if (first + j * 8 >= p.shape.tokens) break;
-    const Words4 both = load_shared(table + (first + j * 8 + c * 2) * 8);
+    if (j * 8 >= p.shape.tokens) break;
+    const Words4 both = load_shared(table + (j * 8 + c * 2) * 8);
     const float token_scale[2] = {__uint_as_float(both.x), __uint_as_float(both.z)};
     const int excess[2] = {over ? static_cast<int>(both.y) : 0, over ? static_cast<int>(both.w) : 0};
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int token = first + j * 8 + c * 2 + e;
+      const int token = j * 8 + c * 2 + e;
       if (token >= p.shape.tokens) continue;
       const i64 line = static_cast<i64>(token) * out.channels;
 #pragma unroll
@@ -60,10 +59,10 @@ __device__ __forceinline__ void write(const Tile& tile, const Arguments& p, cons
   }
 }
 
-// The table of TOKENS that write() reads; each of THREADS_THERE threads has some.
-template <int THREADS_THERE, int TOKENS>
+// The table that write() reads; each of THREADS_THERE threads has some tokens.
+template <int THREADS_THERE>
 __device__ __forceinline__ void note_tokens(const Arguments& p, u32 table, int thread) {
-  for (int t = thread; t < TOKENS; t += THREADS_THERE) {
+  for (int t = thread; t < BN; t += THREADS_THERE) {
     const Token token(p, t);
     store_shared_pair(table + t * 8, __float_as_uint(token.scale), token.excess);
   }

@@ -1,8 +1,8 @@
 // The product of gemm.cu for up to BN tokens on Hopper: Y^T = W X^T by wgmma, at the speed of reading W.
 //
 // Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; SETS of
-// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for; ALL_TOKENS
-// 0: up to 128 tokens in blocks of BN; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for;
+// WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
 //
 // One warp has the copy engine fill a ring (skinny_ring.cuh), warpgroups of 64 rows each turn stages into sums
 // (skinny_sums.cuh). Activations come in the order and swizzle of hopper.cu. All blocks have equal bytes to read
@@ -81,12 +81,12 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
   Pair rows;
   if (more) rows = Pair(p, here.row16 + wm, here.eight, lane / 4);
   wait_for_earlier_kernels();
-  note_tokens<32 * CONSUMERS, TABLE_TOKENS>(p, table, threadIdx.x);
+  note_tokens<32 * CONSUMERS>(p, table, threadIdx.x);
   named_barrier<32 * CONSUMERS>(1);
   Turn turn;
   for (int index = 0; more; ++index) {
     Sum sums[BN / 2];
-    sum_piece(sums, here, ring, x_pitch(p, here), turn, wm, part, lane);
+    sum_piece(sums, here, ring, x_pitch(p), turn, wm, part, lane);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)
@@ -97,7 +97,7 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
         give_partials(tile, p, {WM, wm, 32, lane, true, true});
       } else {
         if (here.begin > 0) collect(tile, p, plan, here.tile, wm, lane);
-        write(tile, p, rows, table, first_token(here), true, lane % 4);
+        write(tile, p, rows, table, true, lane % 4);
       }
     }
     more = plan.piece(index + 1, here);

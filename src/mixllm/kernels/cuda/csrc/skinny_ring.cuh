@@ -13,14 +13,12 @@ constexpr int X_BYTES = WK * BN * 128, W_PITCH = WK * 1024, STAGE_BYTES = X_BYTE
 constexpr int SCALE_PITCH = WK * META, X_SCALES_AT = WM * SCALE_PITCH, X_SCALE_PITCH = TOKEN_SCALES ? 0 : BN * 4;
 constexpr int SCALE_STAGE = X_SCALES_AT + WK * X_SCALE_PITCH;
 constexpr int SCALES_AT = STAGES * STAGE_BYTES, TABLE_AT = SCALES_AT + STAGES * SCALE_STAGE;
-// The table has all tokens that any piece may have.
-constexpr int TABLE_TOKENS = ALL_TOKENS ? BN : 128;
-constexpr int FULL_AT = TABLE_AT + TABLE_TOKENS * 8, EMPTY_AT = FULL_AT + STAGES * 8;
+constexpr int FULL_AT = TABLE_AT + BN * 8, EMPTY_AT = FULL_AT + STAGES * 8;
 constexpr int SUMS_AT = (EMPTY_AT + STAGES * 8 + 15) / 16 * 16, SUM_BYTES = (KG - 1) * BM * BN * 4;
 constexpr int SHARE_AT = SUMS_AT + 2 * SUM_BYTES;
 static_assert(WM <= 16 && WK <= 8, "a lane asks for one piece");
 
-using Plan = Schedule<BM, BN, ALL_TOKENS>;
+using Plan = Schedule<BM, BN, true>;
 
 // A place in the ring and which time round it is.
 struct Turn {
@@ -47,16 +45,6 @@ __device__ __forceinline__ void await_stage(u32 ring, const Turn& turn) {
 __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
   __syncwarp();
   if (lane == 0) barrier_arrive(ring + EMPTY_AT + stage * 8);
-}
-
-// A piece's first token, and how many it has.
-__device__ __forceinline__ int first_token(const Segment& s) { return ALL_TOKENS ? 0 : s.token_block * BN; }
-__device__ __forceinline__ int tokens_of(const Arguments& p, const Segment& s) {
-  return ALL_TOKENS ? p.shape.tokens : min(BN, p.shape.tokens - first_token(s));
-}
-// Scales of a group's tokens, 4 bytes each, in whole sixteens.
-__device__ __forceinline__ int x_scale_bytes(const Arguments& p, const Segment& s) {
-  return TOKEN_SCALES ? 0 : ALL_TOKENS ? p.x_stride * 4 : min(BN, p.x_stride - first_token(s)) * 4;
 }
 
 // The fetching warp's way through the stages of all pieces.
@@ -89,7 +77,7 @@ __device__ __forceinline__ void fill_weights(const Arguments& p, const Walk& at,
   const int rows = max(0, min(WM, (eight ? p.shape.rows8 : p.shape.rows4) - at.piece.row16));
   const u32 full = ring + FULL_AT + stage * 8, scales = ring + SCALES_AT + stage * SCALE_STAGE;
   if (lane == 0)
-    barrier_expect(full, rows * count * 1024 + groups * (tokens_of(p, at.piece) * 128 + x_scale_bytes(p, at.piece)));
+    barrier_expect(full, rows * count * 1024 + groups * (p.shape.tokens * 128 + (TOKEN_SCALES ? 0 : p.x_stride * 4)));
   __syncwarp();
   if (lane < rows) {
     const u8* codes = eight ? p.codes8 : p.codes4;
@@ -109,22 +97,20 @@ __device__ __forceinline__ void fill_weights(const Arguments& p, const Walk& at,
 }
 
 // Bytes from one group's lines to the next one's, for the swizzle's sake whole eights.
-__device__ __forceinline__ int x_pitch(const Arguments& p, const Segment& s) { return (tokens_of(p, s) + 7) / 8 * 1024; }
+__device__ __forceinline__ int x_pitch(const Arguments& p) { return (p.shape.tokens + 7) / 8 * 1024; }
 
 // ... and for what they wrote: a group's lines of all tokens are one piece, and so are several groups' whole eights.
 __device__ __forceinline__ void fill_tokens(const Arguments& p, const Walk& at, u32 ring, int stage, int lane) {
   const u32 full = ring + FULL_AT + stage * 8, x = ring + stage * STAGE_BYTES;
-  const int q = lane % 8, group = at.first_group() + q, groups = at.groups(), first = first_token(at.piece);
-  const i64 line = static_cast<i64>(group) * p.shape.tokens + first;
-  const int bytes = tokens_of(p, at.piece) * 128;
-  if (ALL_TOKENS && p.shape.tokens % 8 == 0) {
-    if (lane == 0) copy_bulk(x, p.x + line * 128, groups * bytes, full);
+  const int q = lane % 8, group = at.first_group() + q, groups = at.groups(), line = p.shape.tokens * 128;
+  if (p.shape.tokens % 8 == 0) {
+    if (lane == 0) copy_bulk(x, p.x + static_cast<i64>(group) * line, groups * line, full);
   } else if (lane < groups) {
-    copy_bulk(x + q * x_pitch(p, at.piece), p.x + line * 128, bytes, full);
+    copy_bulk(x + q * x_pitch(p), p.x + static_cast<i64>(group) * line, line, full);
   }
   if (!TOKEN_SCALES && lane / 8 == 1 && q < groups)
     copy_bulk(ring + SCALES_AT + stage * SCALE_STAGE + X_SCALES_AT + q * X_SCALE_PITCH,
-              p.x_scales + static_cast<i64>(group >> p.x_group_shift) * p.x_stride + first, x_scale_bytes(p, at.piece), full);
+              p.x_scales + static_cast<i64>(group >> p.x_group_shift) * p.x_stride, p.x_stride * 4, full);
 }
 
 // All that the fetching warp does.

@@ -11,8 +11,8 @@
 // in shared memory.
 //
 // One lane has the copy engine fill a ring with slots, which lie one after the other in memory, and their scales; and once
-// earlier kernels are done, X in hopper.cu's order, all of it. With room for two blocks on an SM the next product's blocks
-// are there while this one runs, their rings full.
+// earlier kernels are done, all of X, in rows. With room for two blocks on an SM the next product's blocks are there while
+// this one runs, their rings full, and there must be some room left for the quantizer's.
 constexpr int BM = 16, WM = 1;
 #if QUANTIZE > 0
 #include "activations.cuh"
@@ -27,13 +27,15 @@ constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAG
 constexpr int TABLE_AT = X_FULL_AT + 16, SUMS_AT = TABLE_AT + BN * 8, X_AT = (SUMS_AT + 2 * SUM_BYTES + 127) / 128 * 128;
 static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
 
-// X | its scales, if tokens have one a group | the ring.
+// X, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have one a group |
+// the ring.
 struct Space {
   u32 base;
-  int x_bytes, x_scale_bytes, ring_at, stages;
+  int x_pitch, x_bytes, x_scale_bytes, ring_at, stages;
 
   __device__ __forceinline__ Space(const Arguments& p, u32 base) : base(base) {
-    x_bytes = p.shape.tokens * p.shape.groups * 128;
+    x_pitch = p.shape.groups * 128 + 64;
+    x_bytes = p.shape.tokens * x_pitch;
     x_scale_bytes = TOKEN_SCALES ? 0 : ((p.shape.groups - 1 >> p.x_group_shift) + 1) * p.x_stride * 4;
     ring_at = (X_AT + x_bytes + x_scale_bytes + 127) / 128 * 128;
     stages = min(MOST_STAGES, (SHARED - ring_at) / STAGE_BYTES);
@@ -179,7 +181,7 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
     if (!there || at >= shape.groups * 128) continue;
     u32 packed[2];
     round_to_codes(v[k], scale, packed);
-    place_tiled(reinterpret_cast<i8*>(shared + X_AT), shape.tokens, token, at, packed);
+    *reinterpret_cast<u64*>(shared + X_AT + token * space.x_pitch + at) = packed[0] | static_cast<u64>(packed[1]) << 32;
     if constexpr (GROUP == 0) {
       sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
       sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
@@ -207,18 +209,19 @@ using Given = Arguments;
 
 __device__ __forceinline__ const Arguments& product_of(const Given& given) { return given; }
 
-// All of X and its scales, in pieces.
+// All of X and its scales.
 __device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
-  constexpr int PIECE = 8192;
   wait_for_earlier_kernels();
   const u32 full = space.base + X_FULL_AT, x = space.base + X_AT;
-  barrier_expect(full, space.x_bytes + space.x_scale_bytes);
-  for (int from = 0; from < space.x_bytes; from += PIECE) copy_bulk(x + from, p.x + from, min(PIECE, space.x_bytes - from), full);
+  const int row = p.shape.groups * 128;
+  barrier_expect(full, p.shape.tokens * row + space.x_scale_bytes);
+  for (int token = 0; token < p.shape.tokens; ++token)
+    copy_bulk(x + token * space.x_pitch, p.x + static_cast<i64>(token) * row, row, full);
   if (!TOKEN_SCALES) copy_bulk(x + space.x_bytes, p.x_scales, space.x_scale_bytes, full);
 }
 
 __device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {
-  note_tokens<32 * WARPS, BN>(p, space.base + TABLE_AT, threadIdx.x);
+  note_tokens<32 * WARPS>(p, space.base + TABLE_AT, threadIdx.x);
   barrier_wait(space.base + X_FULL_AT, 0);
 }
 #endif
@@ -240,71 +243,117 @@ __device__ __forceinline__ void fetch_all(const Given& given, const Strips& stri
   }
 }
 
-// A lane's activations: of tokens 8 j + lane / 4, or of the last one where there are fewer. hopper.cu's order has the four
-// words of its sixteen inputs in four pieces.
+// A lane's activations: of tokens 8 j + lane / 4, or of the last one where there are fewer.
 struct Tokens {
   u32 line[NJ], scales;
-  int group_pitch, shift, stride;
+  int shift, stride;
 
   __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int lane) {
-    const int tokens = p.shape.tokens;
 #pragma unroll
-    for (int j = 0; j < NJ; ++j) {
-      const int token = min(j * 8 + lane / 4, tokens - 1);
-      line[j] = space.base + X_AT + token * 128 + token % 8 * 16 + lane % 4 * 4;
-    }
+    for (int j = 0; j < NJ; ++j)
+      line[j] = space.base + X_AT + min(j * 8 + lane / 4, p.shape.tokens - 1) * space.x_pitch + lane % 4 * 16;
     scales = space.base + X_AT + space.x_bytes + lane % 4 * 8;
-    group_pitch = tokens * 128, shift = p.x_group_shift, stride = p.x_stride * 4;
+    shift = p.x_group_shift, stride = p.x_stride * 4;
   }
-  __device__ __forceinline__ Words4 words(int group, int half, int j) const {
-    const u32 from = line[j] + group * group_pitch;
-    return {load_shared_u32(from ^ half * 64), load_shared_u32(from ^ (half * 64 + 16)),
-            load_shared_u32(from ^ (half * 64 + 32)), load_shared_u32(from ^ (half * 64 + 48))};
-  }
+  // Its sixteen of inputs 64 n .. 64 n + 63.
+  __device__ __forceinline__ Words4 words(int n, int j) const { return load_shared(line[j] + n * 64); }
   // Of token 8 j + 2 (lane % 4) + e; of a token that is not there, whatever lies there.
   __device__ __forceinline__ float scale(int group, int j, int e) const {
     return __uint_as_float(load_shared_u32(scales + (group >> shift) * stride + j * 32 + e * 4));
   }
 };
 
+// What a lane needs of a slot where sums are whole: asked for before the slot before is multiplied.
 template <bool EIGHT>
-__device__ __forceinline__ void add_slot(Tile& tile, const Tokens& x, u32 stage, int first, int u, int lane) {
-  const int group = EIGHT ? (first + u) / 2 : first + u;
-  const u32 scales = stage + SCALES_AT + (EIGHT ? u / 2 * META8 : u * META4);
-  accumulate<EIGHT>(
-      tile, stage + u * 1024 + lane * 16, 0, scales, 0,
-      [&](int panel, int j) { return x.words(group, EIGHT ? u % 2 : panel, j); },
-      [&](int j, int e) { return x.scale(group, j, e); }, [] {}, lane);
+struct Slot {
+  static constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
+  Words4 codes[2], x[PANELS][NJ];
+  u32 affine;
+
+  // w: where the lane's codes are; scales: its tile's; number: of the slot in its row.
+  __device__ __forceinline__ void load(const Tokens& tokens, u32 w, u32 scales, int number, int lane) {
+    codes[0] = load_shared(w), codes[1] = load_shared(w + 512);
+    if constexpr (!EIGHT) affine = load_shared_u16(scales + lane / 4 * 2);
+#pragma unroll
+    for (int panel = 0; panel < PANELS; ++panel)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j) x[panel][j] = tokens.words(number * PANELS + panel, j);
+  }
+  __device__ __forceinline__ void add_to(Tile& tile) const {
+    u32 a[2][4];
+    if constexpr (EIGHT) {
+      unpack8(codes[0], codes[1], a);
+      multiply<false>(tile, 0, a, x[0]);
+    } else {
+      const Affine low = integer_scale(affine & 255u), high = integer_scale(affine >> 8);
+#pragma unroll
+      for (int panel = 0; panel < PANELS; ++panel) {
+        unpack4<false>(codes[panel], low, high, a);
+        multiply<true>(tile, 0, a, x[panel]);
+      }
+    }
+  }
+};
+
+// A warp's share of a stage that has `count` slots, the strip's slot `first` the first.
+template <bool EIGHT>
+__device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage, int first, int count, int warp, int lane) {
+  constexpr int OWN = SLOTS / WARPS;
+  const u32 w = stage + lane * 16, scales = stage + SCALES_AT;
+  const auto scales_of = [&](int u) { return scales + (EIGHT ? u / 2 * META8 : u * META4); };
+  if constexpr (WHOLE_SUM) {
+    Slot<EIGHT> slots[OWN];
+    if (count == SLOTS) {
+#pragma unroll
+      for (int own = 0; own < OWN; ++own) {
+        const int u = own * WARPS + warp;
+        slots[own].load(x, w + u * 1024, scales_of(u), first + u, lane);
+      }
+#pragma unroll
+      for (int own = 0; own < OWN; ++own) slots[own].add_to(tile);
+      return;
+    }
+  }
+  for (int u = warp; u < count; u += WARPS) {
+    if constexpr (WHOLE_SUM) {
+      Slot<EIGHT> slot;
+      slot.load(x, w + u * 1024, scales_of(u), first + u, lane);
+      slot.add_to(tile);
+    } else {
+      const int n = (first + u) * (EIGHT ? 1 : 2);
+      accumulate<EIGHT>(
+          tile, w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
+          [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
+    }
+  }
 }
 
 __device__ __forceinline__ void consume(const Given& given, const Strips& strips, const Space& space, u8* shared, int warp,
                                         int lane) {
   const Arguments& p = product_of(given);
   const u32 table = space.base + TABLE_AT;
-  Strip here;
-  bool more = strips.at(0, here);
+  // The warps write a strip each in turn, and ask for what they must know of the next one long before.
+  Strip here, own;
   Pair rows;
-  // The warps write a strip each in turn.
-  if (more && warp == 0) rows = Pair(p, here.row16, here.eight, lane / 4);
+  const auto ask = [&](int index) {
+    if (strips.at(index, own)) rows = Pair(p, own.row16, own.eight, lane / 4);
+  };
+  ask(warp);
   wait_for_earlier_kernels();
   await_x(given, space, shared, warp, lane);
   const Tokens x(p, space, lane);
   Turn turn;
-  for (int index = 0; more; ++index) {
+  for (int index = 0; strips.at(index, here); ++index) {
     Tile tile;
     tile.clear();
     for (int first = 0; first < here.slots; first += SLOTS) {
       const u32 stage = space.stage(turn.stage);
+      const int count = min(SLOTS, here.slots - first);
       barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
-#pragma unroll
-      for (int own = 0; own < SLOTS / WARPS; ++own) {
-        const int u = own * WARPS + warp;
-        if (first + u >= here.slots) break;
-        if (here.eight)
-          add_slot<true>(tile, x, stage, first, u, lane);
-        else
-          add_slot<false>(tile, x, stage, first, u, lane);
-      }
+      if (here.eight)
+        add_stage<true>(tile, x, stage, first, count, warp, lane);
+      else
+        add_stage<false>(tile, x, stage, first, count, warp, lane);
       __syncwarp();
       if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
       turn.next(space.stages);
@@ -314,20 +363,21 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
 #pragma unroll
     for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
     named_barrier<32 * WARPS>(1);
-    if (warp == index % WARPS) {
-      tile.clear();
+    if (warp != index % WARPS) continue;
+    tile.clear();
 #pragma unroll
-      for (int other = 0; other < WARPS; ++other)
+    for (int other = 0; other < WARPS; ++other)
 #pragma unroll
-        for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(other * NJ + j) * 32]);
-      write(tile, p, rows, table, 0, !here.eight, lane % 4);
-    }
-    more = strips.at(index + 1, here);
-    if (more && warp == (index + 1) % WARPS) rows = Pair(p, here.row16, here.eight, lane / 4);
+      for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(other * NJ + j) * 32]);
+    write(tile, p, rows, table, !here.eight, lane % 4);
+    ask(index + WARPS);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) mixed_gemm(const __grid_constant__ Given given) {
+// Of two blocks' registers some are the quantizer's: as many as a third block would have.
+constexpr int REGISTER_SHARES = BLOCKS == 2 && WHOLE_SUM ? 3 : BLOCKS;
+
+extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) mixed_gemm(const __grid_constant__ Given given) {
   extern __shared__ __align__(128) u8 shared[];
   let_next_kernel_start();
   const Arguments& p = product_of(given);
