@@ -29,7 +29,7 @@ TABLE = Path(__file__).with_name("skinny.json")
 @dataclass(frozen=True)
 class SkinnyTile:
     """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
-    has room for."""
+    has room for; teams of warps that take tiles by turns."""
 
     bm: int
     bn: int
@@ -39,6 +39,7 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
+    teams: int = 1
 
     @property
     def source(self) -> str:
@@ -46,7 +47,7 @@ class SkinnyTile:
 
     @property
     def threads(self) -> int:
-        return self.bm * 2 * self.kg + 32
+        return self.bm * 2 * self.kg * self.teams + 32
 
     def macros(self) -> dict[str, int]:
         sizes = {
@@ -55,6 +56,7 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
+            "TEAMS": self.teams,
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 

@@ -6,7 +6,7 @@
 #include "epilogue.cuh"
 #include "sm90.cuh"
 
-constexpr int CONSUMERS = WM * KG, THREADS = 32 * (CONSUMERS + 1);  // and the warp that fetches
+constexpr int TEAM = WM * KG, CONSUMERS = TEAM * TEAMS, THREADS = 32 * (CONSUMERS + 1);  // and the warp that fetches
 constexpr int META = META4 > META8 ? META4 : META8;
 // A stage: lines of WK groups' tokens | WK slots of each 16-row tile; its scales lie apart.
 constexpr int X_BYTES = WK * BN * 128, W_PITCH = WK * 1024, STAGE_BYTES = X_BYTES + WM * W_PITCH;
@@ -27,12 +27,17 @@ struct Turn {
   __device__ __forceinline__ void next() {
     if (++stage == STAGES) stage = 0, parity ^= 1;
   }
+  __device__ __forceinline__ void skip(int count) {
+    stage += count;
+    parity ^= stage / STAGES & 1;
+    stage %= STAGES;
+  }
 };
 
 __device__ __forceinline__ void ring_init(u32 ring) {
   for (int stage = 0; stage < STAGES; ++stage) {
     barrier_init(ring + FULL_AT + stage * 8, 1 + 32);
-    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS);
+    barrier_init(ring + EMPTY_AT + stage * 8, TEAM);
   }
   barriers_made();
 }
