@@ -145,29 +145,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             except Exception:  # a library's failure costs its own row only
                 print(f"{run} {n} x {k}: {traceback.format_exc()}", file=sys.stderr, flush=True)
 
-    def humming(tokens: list[int]) -> None:
-        if humming_version():
-            if not late():
-                compile_humming(SHAPES, tokens)
+    def humming() -> None:
+        if humming_version() and not late():
+            compile_humming(SHAPES, decode)
             for impl in HUMMING:
-                peers(partial(time_humming, impl), tokens)
+                peers(partial(time_humming, impl), decode)
 
     steps: list[Callable[[], None]] = []
-    steps += [
-        partial(peers, time_cublas, decode),
-        *(partial(mixed, name, share, decode) for share in (0.1, 0.0) for name in ("fast", "paper")),
-        partial(peers, time_torch, decode),
-        partial(humming, decode),
-    ]
-    steps += [
-        partial(peers, time_cublas, many),
-        *(partial(mixed, name, 0.1, many) for name in ("fast", "paper")),
-        partial(peers, time_torch, many),
-    ]
-    for tokens in (decode, many):
-        for share in (1.0, 0.2) if tokens is decode else (0.0, 1.0, 0.2):
-            steps += [partial(mixed, name, share, tokens) for name in ("fast", "paper")]
-    steps.append(partial(humming, many))
+    for tokens, shares in ((decode, (0.1, 0.0)), (many, (0.1,))):
+        steps.append(partial(peers, time_cublas, tokens))
+        steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+        steps.append(partial(peers, time_torch, tokens))
+    for tokens, shares in ((decode, (1.0, 0.2)), (many, (0.0, 1.0, 0.2))):
+        steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+    steps.append(humming)
     for number, run in enumerate(steps):
         run()
         print(

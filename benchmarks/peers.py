@@ -72,7 +72,7 @@ def humming_layer(impl: str, n: int, k: int) -> Any:
     return layer
 
 
-def compile_humming(shapes: list[tuple[int, int]], tokens: list[int], workers: int = 8) -> None:
+def compile_humming(shapes: list[tuple[int, int]], tokens: list[int], workers: int = 16) -> None:
     """Has its kernels for these sizes compiled, several at a time: it keeps them on disk, and one after the
     other takes minutes. Each process needs the GPU, so none is forked. Errors are printed."""
     jobs = [(impl, n, k, tokens) for impl in HUMMING for n, k in shapes]
