@@ -65,7 +65,7 @@ class SkinnyTile:
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
         sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
-        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
+        return (self.stages * stage + (self.bn + self.teams) * 8 + 15) // 16 * 16 + sums + 16
 
 
 @cache

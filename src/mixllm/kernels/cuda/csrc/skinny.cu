@@ -93,7 +93,10 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
   named_barrier<32 * CONSUMERS>(1);
   for (int index = team; more; index += TEAMS) {
     Sum sums[BN / 2];
+    // In order: a stage's barrier tells this time round from the next, but not from the one after.
+    if (TEAMS > 1 && index > 0) barrier_wait(ring + TURN_AT + team * 8, (index - 1) / TEAMS % 2);
     sum_piece(sums, here, ring, x_pitch(p), turn, wm, part, lane);
+    if (TEAMS > 1 && lane == 0) barrier_arrive(ring + TURN_AT + (team + 1) % TEAMS * 8);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)
