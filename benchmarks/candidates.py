@@ -45,20 +45,18 @@ GROUPED = {
 }
 
 
-def wide(bn: int, stages: int, room: int, *, bm: int = 128, wk: int = 2, blocks: int = 1) -> SkinnyTile:
-    return SkinnyTile(bm, bn, wk, 1, stages, blocks, room)
-
-
+# Of csrc/skinny.cu; docs/kernels.md's log says what else was tried.
 SKINNY = {
-    8: [wide(8, 6, 2), wide(8, 11, 1), wide(8, 3, 2, wk=4)],
-    16: [wide(16, 5, 2), wide(16, 10, 1), wide(16, 2, 2, wk=4)],
-    32: [wide(32, 4, 2), wide(32, 9, 1), wide(32, 6, 2, bm=64)],
-    64: [wide(64, 6, 1), wide(64, 4, 2, bm=64, blocks=2)],
-    128: [wide(128, 4, 1), wide(128, 2, 2, bm=64, blocks=2)],
+    8: [SkinnyTile(64, 8, 4, kg, 5, 2, 2) for kg in (1, 2)],
+    16: [SkinnyTile(64, 16, 4, kg, 4, 2, 2) for kg in (1, 2)],
+    32: [SkinnyTile(64, 32, 2, 1, 6, 2, 2), SkinnyTile(128, 32, 2, 1, 9, 1, 1)],
+    64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
+    128: [SkinnyTile(64, 128, 2, 1, 5, 1, 1), SkinnyTile(128, 128, 2, 1, 4, 1, 1)],
 }
 SKINNY_GROUPED = {
-    8: [wide(8, 5, 2), wide(8, 10, 1)],
-    16: [wide(16, 5, 2), wide(16, 10, 1)],
-    32: [wide(32, 8, 1)],
-    64: [wide(64, 6, 1), wide(64, 4, 2, bm=64, blocks=2)],
+    8: [SkinnyTile(64, 8, 4, 2, 4, 2, 2), SkinnyTile(128, 8, 2, 1, 5, 1, 2)],
+    16: [SkinnyTile(64, 16, 4, 2, 4, 2, 2, 1), SkinnyTile(128, 16, 2, 1, 5, 1, 2)],
+    32: [SkinnyTile(64, 32, 2, 1, 5, 2, 2), SkinnyTile(128, 32, 2, 1, 8, 1, 1)],
+    64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
+    128: [SkinnyTile(64, 128, 2, 1, 4, 1, 1)],
 }

@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py --device cuda --json benchmarks/results/kernels-h100.json
     python benchmarks/kernels.py --report benchmarks/results/kernels-h100.json    (tables; no GPU)
+    python benchmarks/kernels.py --report benchmarks/results/kernels-h200.json --into docs/kernels.md
 
 A time is the median of the replays of one CUDA graph divided by its launches (timing.py). The launches of a
 graph go round copies of the weight that fill at least 300 MB, so that no weight is still in the cache when
@@ -18,21 +19,22 @@ import math
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from kernels_report import SHAPES, plot, report
-from peers import HUMMING, humming_version, time_cublas, time_humming, time_torch
+from kernels_report import SHAPES, insert, report
+from peers import HUMMING, compile_humming, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
-from mixllm.kernels.cuda import hopper, ops, skinny
+from mixllm.kernels.cuda import hopper, ops, skinny, strips, takes_tiled
 from mixllm.kernels.cuda.launch import device
-from mixllm.kernels.cuda.tiles import Scales, Tile, choose
+from mixllm.kernels.cuda.tiles import Scales, choose
 
 TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
 RAW = argparse.RawDescriptionHelpFormatter
@@ -73,7 +75,7 @@ def copies(tensors: list[Tensor]) -> list[list[Tensor]]:
 
 
 def time_mixllm(
-    format: Format, weights: list[list[Tensor]], n: int, k: int, tokens: int, tile: Tile | None = None
+    format: Format, weights: list[list[Tensor]], n: int, k: int, tokens: int
 ) -> tuple[float, float]:
     """Microseconds without and with the quantization of activations."""
     x = torch.randn(tokens, k, dtype=torch.bfloat16, device="cuda")
@@ -81,23 +83,27 @@ def time_mixllm(
     scales = Scales.of(format, False)
     group = 0 if format.activation_group == "token" else format.activation_group
     rotate = format.rotation == "hadamard"
-    few = tile is None and skinny.takes(0, scales, tokens)
-    many = tile is None and hopper.takes(0, scales, tokens)
-    quantized = ops.quantize(x, rotate, group, few or many)
-    few_tile = tile or choose(scales, tokens, device(0).shared_limit)
-    rows16 = len(weights[0][0]) + len(weights[0][1])
-    many_tile = hopper.choose(scales, tokens, rows16, -(-k // GROUP_SIZE), device(0).multiprocessors)
+    rows16, groups = len(weights[0][0]) + len(weights[0][1]), -(-k // GROUP_SIZE)
+    size = (scales, group, tokens, n, groups)
+    few = skinny.takes(0, scales, tokens)
+    many = hopper.takes(0, scales, tokens)
+    few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n) if few else None
+    fresh = strips.quantizes(*size) if few else None
+    quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
+    any_tile = choose(scales, tokens, device(0).shared_limit)
+    many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
 
     def product(weight: list[Tensor]) -> None:
-        if few:
-            chosen = skinny.choose(scales, tokens, n)
-            skinny.gemm_into(y, *quantized, weight, None, scales, group, chosen)
+        if few_tile:
+            skinny.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
         elif many:
             hopper.gemm_into(y, *quantized, weight, None, scales, group, many_tile)
         else:
-            ops.gemm_into(y, *quantized, weight, None, scales, group, few_tile)
+            ops.gemm_into(y, *quantized, weight, None, scales, group, any_tile)
 
     def both(weight: list[Tensor]) -> None:
+        if fresh:
+            return strips.linear_into(y, x, weight, None, scales, rotate, group, *fresh)
         ops.quantize_into(x, rotate, group, *quantized)
         product(weight)
 
@@ -109,9 +115,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     begin = time.monotonic()
     rows: list[dict[str, Any]] = []
     bandwidth = read_bandwidth()
-    few, some, many = (
-        [t for t in arguments.tokens if a < t <= b] for a, b in ((0, 16), (16, 256), (256, 1 << 30))
-    )
+    decode = [t for t in arguments.tokens if t <= 256]
+    many = [t for t in arguments.tokens if t > 256]
 
     def late() -> bool:
         return time.monotonic() - begin > arguments.seconds
@@ -132,31 +137,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def peers(run: Peer, tokens: list[int]) -> None:
         for n, k in SHAPES:
-            if not late():
+            if late():
+                return
+            try:
                 for impl, t, us in run(n, k, tokens):
                     add(impl, "", 0.0, n, k, t, us)
+            except Exception:  # a library's failure costs its own row only
+                print(f"{run} {n} x {k}: {traceback.format_exc()}", file=sys.stderr, flush=True)
 
-    def humming(tokens: list[int]) -> None:
-        if humming_version():
+    def humming() -> None:
+        if humming_version() and not late():
+            compile_humming(SHAPES, decode)
             for impl in HUMMING:
-                peers(partial(time_humming, impl), tokens)
+                peers(partial(time_humming, impl), decode)
 
     steps: list[Callable[[], None]] = []
-    for tokens in (few + some, many):
-        steps += [
-            partial(peers, time_cublas, tokens),
-            *(partial(mixed, name, 0.1, tokens) for name in ("fast", "paper")),
-            partial(peers, time_torch, tokens),
-        ]
-    for tokens in (few + some, many):
-        steps += [partial(mixed, "fast", 0.0, tokens), partial(mixed, "fast", 1.0, tokens)]
-    steps.append(partial(humming, few + some))
-    for tokens in (few + some, many):
-        steps += [
-            partial(mixed, "fast", 0.2, tokens),
-            *(partial(mixed, "paper", share, tokens) for share in (0.0, 1.0, 0.2)),
-        ]
-    steps.append(partial(humming, many))
+    for tokens, shares in ((decode, (0.1, 0.0)), (many, (0.1,))):
+        steps.append(partial(peers, time_cublas, tokens))
+        steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+        steps.append(partial(peers, time_torch, tokens))
+    for tokens, shares in ((decode, (1.0, 0.2)), (many, (0.0, 1.0, 0.2))):
+        steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+    steps.append(humming)
     for number, run in enumerate(steps):
         run()
         print(
@@ -190,7 +192,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda"])
     parser.add_argument("--json", type=Path, help="write all times here")
     parser.add_argument("--report", type=Path, help="print the tables of such a file and stop")
-    parser.add_argument("--plot", type=Path, help="with --report: draw this SVG too (needs matplotlib)")
+    parser.add_argument("--into", type=Path, help="with --report: put tables and plot into this page")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--seconds", type=float, default=math.inf, help="start nothing new after so long")
     parser.add_argument("--commit", default="", help="recorded where git is not at hand")
@@ -198,8 +200,8 @@ def main() -> None:
     if arguments.report:
         data = json.loads(arguments.report.read_text())
         print(report(data))
-        if arguments.plot:
-            plot(data, arguments.plot)
+        if arguments.into:
+            insert(data, arguments.report.stem, arguments.into)
         return
     print(report(measure(arguments)))
 

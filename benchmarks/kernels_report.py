@@ -71,6 +71,21 @@ def report(data: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def insert(data: dict[str, Any], name: str, page: Path) -> None:
+    """Puts the tables between the page's marks of this name, and the plot beside the page.
+
+    Raises ValueError where the page lacks the marks.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} lacks the marks {begin} and {end}")
+    plot(data, page.with_name(f"{name}.svg"))
+    image = f"![Speed-up over cuBLAS bf16 by tokens]({name}.svg)"
+    page.write_text("\n".join((before + begin, report(data), "", image, end + after)))
+
+
 def plot(data: dict[str, Any], file: Path) -> None:
     """Speed-up over cuBLAS bf16 by number of tokens, as an SVG; 10 % 8-bit rows, and the other libraries."""
     from matplotlib import pyplot

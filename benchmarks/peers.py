@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from typing import Any
 
 import torch
 from timing import copies_needed, timed
@@ -50,9 +55,8 @@ def time_torch(n: int, k: int, tokens: list[int]) -> Times:
         yield "torch_fp8_rowwise", t, timed([lambda w=w: scaled(w) for w in eights])
 
 
-def time_humming(impl: str, n: int, k: int, tokens: list[int]) -> Times:
-    """With its own choice of tiles; activations ready, and (impl + "+quant") quantized by it."""
-    from humming.forward import may_quant_input
+def humming_layer(impl: str, n: int, k: int) -> Any:
+    """A layer of random weights, ready to run."""
     from humming.layer import HummingLayer
 
     config = HUMMING[impl]
@@ -65,6 +69,37 @@ def time_humming(impl: str, n: int, k: int, tokens: list[int]) -> Times:
     ).cuda()
     layer.load_from_unquantized(torch.randn(n, k, dtype=torch.bfloat16, device="cuda"))
     layer.transform()
+    return layer
+
+
+def compile_humming(shapes: list[tuple[int, int]], tokens: list[int], workers: int = 16) -> None:
+    """Has its kernels for these sizes compiled, several at a time: it keeps them on disk, and one after the
+    other takes minutes. Each process needs the GPU, so none is forked. Errors are printed."""
+    jobs = [(impl, n, k, tokens) for impl in HUMMING for n, k in shapes]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for job, error in zip(jobs, pool.map(_compile_humming, jobs), strict=True):
+            if error:
+                print(f"{job[0]} {job[1]} x {job[2]}: {error}", file=sys.stderr, flush=True)
+
+
+def _compile_humming(job: tuple[str, int, int, list[int]]) -> str:
+    impl, n, k, tokens = job
+    try:
+        layer = humming_layer(impl, n, k)
+        for t in tokens:
+            layer(torch.randn(t, k, dtype=torch.bfloat16, device="cuda"))
+        torch.cuda.synchronize()
+    except Exception:  # whatever its compiler or driver says
+        return traceback.format_exc()
+    return ""
+
+
+def time_humming(impl: str, n: int, k: int, tokens: list[int]) -> Times:
+    """With its own choice of tiles; activations ready, and (impl + "+quant") quantized by it."""
+    from humming.forward import may_quant_input
+
+    config = HUMMING[impl]
+    layer = humming_layer(impl, n, k)
     layers = [layer] + [copy.deepcopy(layer) for _ in range(copies_needed(n * k / 2) - 1)]
     for t in tokens:
         x = torch.randn(t, k, dtype=torch.bfloat16, device="cuda")
@@ -73,9 +108,7 @@ def time_humming(impl: str, n: int, k: int, tokens: list[int]) -> Times:
             continue
         ready, scale = may_quant_input(layer.humming_config, x)
 
-        def product(
-            at: HummingLayer, ready: torch.Tensor = ready, scale: torch.Tensor = scale
-        ) -> torch.Tensor:
+        def product(at: Any, ready: torch.Tensor = ready, scale: torch.Tensor = scale) -> torch.Tensor:
             return at(ready, input_scale=scale)
 
         yield impl, t, timed([lambda at=at: product(at) for at in layers])

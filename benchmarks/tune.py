@@ -3,7 +3,8 @@
     python benchmarks/tune.py --out src/mixllm/kernels/cuda        (tiles.json; on Hopper skinny.json too)
 
 For each bucket of tokens every candidate runs on a few layer shapes with 10 % 8-bit rows; the least geometric
-mean of the times wins. A candidate whose result differs from the first one's is left out and reported.
+mean of the times wins, in skinny.json for narrow and for wide layers apart. A candidate whose result differs
+from the first one's is left out and reported.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -35,7 +36,9 @@ from mixllm.kernels.cuda.tiles import Scales
 
 Candidates = Mapping[int, Sequence[Any]]  # by tokens, tiles of one kernel
 
-SHAPES = [(6144, 4096), (28672, 4096), (4096, 14336), (8192, 8192)]
+SHAPES = [(6144, 4096), (4096, 14336), (28672, 4096), (8192, 8192)]
+# A layer of at most so many channels is narrow: the first two.
+NARROW = 6144
 
 
 def compile_one(job: tuple[Any, Scales, str]) -> None:
@@ -76,16 +79,30 @@ def tune(profile: str, candidates: Candidates, scales: Scales, tiled: bool) -> l
                     seen.append(timed([partial(run, weight, *rest) for weight in weights]))
     rows = []
     for bucket, by_tile in times.items():
-        mean = {
-            tile: math.inf if math.inf in ts else statistics.geometric_mean(ts)
-            for tile, ts in by_tile.items()
-        }
-        best = min(mean, key=lambda tile: mean[tile])
         for tile, ts in by_tile.items():
-            mark = "*" if tile == best else ""
-            print(profile, bucket, *asdict(tile).values(), [round(t, 1) for t in ts], mark, flush=True)
-        rows.append({"tokens": bucket, **asdict(best)})
+            print(profile, bucket, *asdict(tile).values(), [round(t, 1) for t in ts], flush=True)
+        every = best(by_tile, lambda n: True)
+        narrow, wide = best(by_tile, lambda n: n <= NARROW), best(by_tile, lambda n: n > NARROW)
+        if tiled and narrow != wide:
+            rows += [
+                {"tokens": bucket, "channels": NARROW, **asdict(narrow)},
+                {"tokens": bucket, **asdict(wide)},
+            ]
+        else:
+            rows.append({"tokens": bucket, **asdict(every)})
+        print(profile, rows[-1], flush=True)
     return rows
+
+
+def best(by_tile: Mapping[Any, list[float]], counts: Callable[[int], bool]) -> Any:
+    """The tile with the least mean time over the shapes whose channels count; times are by shape, tokens."""
+
+    def mean(tile: Any) -> float:
+        each = len(by_tile[tile]) // len(SHAPES)
+        times = [us for i, us in enumerate(by_tile[tile]) if counts(SHAPES[i // each][0])]
+        return math.inf if math.inf in by_tile[tile] else statistics.geometric_mean(times)
+
+    return min(by_tile, key=mean)
 
 
 def main() -> None:

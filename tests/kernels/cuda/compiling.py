@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
-from mixllm.kernels.cuda import hopper, skinny
+from mixllm.kernels.cuda import hopper, ops, skinny, strips
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -28,6 +29,12 @@ QUANTIZERS = [
     (1, 1, 0, 0, 0, 1), (2, 0, 0, 128, 0, 1), (4, 1, 1, 0, 0, 1), (4, 1, 0, 512, 0, 1), (4, 1, 1, 256, 0, 1),
     (4, 1, 0, 0, 1, 1), (4, 1, 0, 0, 2, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
 ]  # fmt: skip
+# How strips.cu quantizes: not at all, one token, several.
+FRESH: list[dict[str, int]] = [
+    {},
+    {"QUANTIZE": 1, "VECTORS": 4, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
+    {"QUANTIZE": 4, "VECTORS": 2, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
+]
 CLUSTERS = {"sm_90a", "sm_100", "sm_120"}
 REPORT = Path(__file__).with_name("ptxas.json")
 
@@ -57,6 +64,18 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
+            for strip, fresh in product([*strips.TILES[8], *strips.TILES[16]], FRESH):
+                if fresh and strip.bn > 8:
+                    continue
+                macros = {**strip.macros(), **scales.macros(), **fresh}
+                if fresh:
+                    macros["GROUP"] = 0 if scales.token else 128
+                name = " ".join(["strips.cu", *map(str, macros.values())])
+                found[name] = ("strips.cu", macros, strip.shared)
+        for kind, (rotate, tail, group) in product((0, 1), ((1, 0, 0), (1, 1, 0), (0, 1, 128), (1, 0, 512))):
+            values = (kind, rotate, tail, group, ops.MANY_THREADS)
+            macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "THREADS"), values, strict=True))
+            found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
     found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)
     for kind in range(3):
         for quantizer in QUANTIZERS:

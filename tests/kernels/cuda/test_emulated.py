@@ -18,7 +18,7 @@ import torch
 
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import activations, reference
-from mixllm.kernels.cuda import CudaLinear, layout, ops
+from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops
 from mixllm.kernels.cuda.build import SOURCES
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.tiles import Tile
@@ -53,18 +53,14 @@ CASES = [
 ]
 
 
-def build(
-    source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800,
-    parameter: str = "Arguments",
-) -> Any:  # fmt: skip
-    """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name.
-    parameter: the type of what the kernel takes."""
+def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch: int = 800) -> Any:
+    """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:
         text = file.read_text()
         text = re.sub(r"extern __shared__ .* u8 shared\[\];", "u8* shared = shared_memory;", text)
         (directory / file.name).write_text(text)
     given = {"NAMED_BARRIER": 32 * macros.get("WN", 1), **macros, "__CUDA_ARCH__": arch, "ENTRY": entry}
-    given |= {"KERNEL": f'"{source}"', "PARAMETER": parameter}
+    given["KERNEL"] = f'"{source}"'
     command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
     command += [f"-D{name}={value}" for name, value in given.items()]
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)
@@ -158,3 +154,42 @@ def test_quantizer(
     assert (apart > 0).float().mean() < 0.02
     tolerance = 1e-2 if fused else 0
     torch.testing.assert_close(out[1][:, :tokens].T, scales, rtol=tolerance, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "change", "tokens", "k"),
+    [
+        (torch.bfloat16, {}, 7, 1000),
+        (torch.float16, {"activation_group": 128, "rotation": "none"}, 5, 576),
+        (torch.float16, {"activation_group": 512}, 5, 1100),
+        (torch.bfloat16, {"activation_group": 256}, 4, 1025),
+    ],
+)
+def test_quantizer_of_many(
+    dtype: torch.dtype, change: dict[str, Any], tokens: int, k: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Two blocks, so that each goes through several tokens."""
+    format = PROFILES["fast"].model_copy(update=change)
+    group = 0 if format.activation_group == "token" else format.activation_group
+
+    def kernel(_: int, *named: Any) -> Any:
+        return build("quantize_many.cu", "quantize", ops.many_macros(*named), tmp_path)
+
+    monkeypatch.setattr(ops, "quantizer_of_many", kernel)
+    monkeypatch.setattr(ops, "LEAST_MANY", 1)
+    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
+    monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0), 2, 232448))
+    x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
+    x[3, 7], x[2] = torch.nan, 0
+    out = ops.outputs(x, group, True)
+    out[3].fill_(7)
+    ops.quantize_into(x, format.rotation == "hadamard", group, *out)
+    codes, scales = activations.quantize_activations(x, format)
+    given = hopper.untiled(out[0])
+    assert not out[3].any(), "flags are cleared"
+    assert not given[:, k:].any()
+    assert torch.equal(given[:, :k].float(), codes)
+    assert torch.equal(out[1][:, :tokens].T.nan_to_num(-1), scales.nan_to_num(-1))
+    if group == 0:
+        assert torch.equal(out[2], codes.sum(1).int())

@@ -27,7 +27,7 @@ def routed(ids: Tensor, experts: int, directory: Path) -> tuple[Tensor, Tensor, 
     """What routing.route gives on a GPU."""
     directory = directory / "route"
     directory.mkdir()
-    kernel = build("route.cu", "route", {"EXPERTS": 64}, directory, 800, "Routes")
+    kernel = build("route.cu", "route", {"EXPERTS": 64}, directory)
     outputs = routing._outputs(ids, experts)
     for tensor in outputs:
         tensor.fill_(-7)
@@ -66,7 +66,7 @@ def test_product(
     weights = [random_weight(n4, n8, k, format, n4) for n4, n8 in ROWS]
     linear = grouped.GroupedLinear(weights, format, torch.device("cpu"))
     macros = {**tile.macros(), **linear.scales.macros()}
-    kernel = build("grouped.cu", "grouped_gemm", macros, tmp_path, 800, "Group")
+    kernel = build("grouped.cu", "grouped_gemm", macros, tmp_path)
     monkeypatch.setattr(grouped, "product", lambda *_: kernel)
     monkeypatch.setattr(grouped, "device", lambda _: Device(0, (8, 0), blocks, 166912))
 

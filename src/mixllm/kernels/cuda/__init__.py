@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import hopper, ops, skinny
+from mixllm.kernels.cuda import hopper, ops, skinny, strips
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
 from mixllm.kernels.cuda.planned import Planned
@@ -41,9 +41,14 @@ class CudaLinear:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"
         where = (x.device.index, self.scales, len(flat))
-        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(*where))
+        few = skinny.takes(*where)
+        sizes = (self.scales, self.group, len(flat), channels, weight.codes4.shape[1])
+        if few and strips.quantizes(*sizes):
+            fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate, self.group)
+            return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
+        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(x.device.index, *sizes))
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
-        if skinny.takes(*where):
+        if few:
             y = skinny.gemm_few(*quantized, *rest)
         elif hopper.takes(*where):
             y = hopper.gemm_many(*quantized, *rest)
@@ -52,9 +57,12 @@ class CudaLinear:
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
 
-def takes_tiled(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether a product of so many tokens wants its activations in the order of hopper and skinny."""
-    return skinny.takes(index, scales, tokens) or hopper.takes(index, scales, tokens)
+def takes_tiled(index: int, scales: Scales, group: int, tokens: int, channels: int, groups: int) -> bool:
+    """Whether a product of so many tokens wants its activations in the order of hopper and skinny.
+
+    group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
+    in_rows = strips.choose(scales, group, tokens, channels, groups)
+    return (skinny.takes(index, scales, tokens) and not in_rows) or hopper.takes(index, scales, tokens)
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -77,23 +85,35 @@ def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) ->
 
 def warm_up(linear: CudaLinear, index: int) -> None:
     """Compile and load every kernel that forward may launch."""
-    few = sorted({most for most, _, _ in skinny.table(linear.scales.key)})
-    least = hopper.LEAST_TOKENS
-    if hopper.takes(index, linear.scales, least):
-        for most in few:
-            tile = skinny.choose(linear.scales, most, linear.weight.out_features)
-            skinny.product(index, linear.scales, tile)
-        for many in hopper.TILES[linear.scales.key]:
-            hopper.product(index, linear.scales, many)
-    else:
-        for most, _ in table(linear.scales.key):
-            ops.product(index, linear.scales, choose(linear.scales, most, device(index).shared_limit))
-    padded = linear.weight.codes4.shape[1] * 128
-    tokens = [1, 17, 65, least, *(most + 1 for most in few)]
-    clusters = device(index).capability >= (9, 0)
-    launches = [(ops.launch_shape(n, padded, clusters), takes_tiled(index, linear.scales, n)) for n in tokens]
-    shapes = {(vectors, parts, tiled) for (vectors, _, _, parts), tiled in launches}
+    scales, group, groups = linear.scales, linear.group, linear.weight.codes4.shape[1]
+    channels = linear.weight.out_features
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
-    for dtype in (torch.float16, torch.bfloat16):
-        for vectors, parts, tiled in shapes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, linear.group, tiled=tiled, parts=parts)
+    dtypes = (torch.float16, torch.bfloat16)
+    least = hopper.LEAST_TOKENS
+    if hopper.takes(index, scales, least):
+        sizes = [(scales, group, t, channels, groups) for t in range(1, least)]
+        few = {strips.choose(*size) or skinny.choose(scales, size[2], channels) for size in sizes}
+        for tile in few:
+            skinny.product(index, scales, tile)
+        for found in {strips.quantizes(*size) for size in sizes}:
+            if found:
+                for dtype in dtypes:
+                    strips.product(index, scales, *found, dtype, rotate, tail, group)
+        for many in hopper.TILES[scales.key]:
+            hopper.product(index, scales, many)
+        for dtype in dtypes:
+            ops.quantizer_of_many(index, dtype, rotate, tail, group)
+    else:
+        for most, _ in table(scales.key):
+            ops.product(index, scales, choose(scales, most, device(index).shared_limit))
+    padded = groups * 128
+    tokens = [*range(1, 18), 33, 65, least]
+    clusters = device(index).capability >= (9, 0)
+    launches = {
+        (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))
+        for n in tokens
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters)]
+    }
+    for vectors, parts, tiled in launches:
+        for dtype in dtypes:
+            ops.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)

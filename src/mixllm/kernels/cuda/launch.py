@@ -43,9 +43,11 @@ def device(index: int) -> Device:
 
 
 class Kernel:
-    """One compiled kernel on one device."""
+    """One compiled kernel on one device. early: its blocks may come before the kernel before it is done."""
 
-    def __init__(self, source: str, name: str, macros: Mapping[str, int], index: int, shared: int) -> None:
+    def __init__(
+        self, source: str, name: str, macros: Mapping[str, int], index: int, shared: int, early: bool
+    ) -> None:
         try:
             from cuda.bindings import driver
         except ImportError:
@@ -68,11 +70,11 @@ class Kernel:
         self._handle = driver.CUfunction(int(self._function))
         self._shared = shared
         self._attributes = []
-        if target.capability >= (9, 0):
-            early = driver.CUlaunchAttribute()
-            early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            early.value.programmaticStreamSerializationAllowed = 1
-            self._attributes = [early]
+        if early and target.capability >= (9, 0):
+            ahead = driver.CUlaunchAttribute()
+            ahead.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            ahead.value.programmaticStreamSerializationAllowed = 1
+            self._attributes = [ahead]
 
     def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
         """Enqueue blocks x columns on the current stream of the current device; arguments is the kernel's one
@@ -120,9 +122,14 @@ def recorded() -> Iterator[list[Launch]]:
 
 @cache
 def kernel(
-    source: str, name: str, macros: tuple[tuple[str, int], ...], index: int, shared: int = 0
+    source: str,
+    name: str,
+    macros: tuple[tuple[str, int], ...],
+    index: int,
+    shared: int = 0,
+    early: bool = True,
 ) -> Kernel:
-    return Kernel(source, name, dict(macros), index, shared)
+    return Kernel(source, name, dict(macros), index, shared, early)
 
 
 def _checked(result: tuple[Any, ...]) -> Any:

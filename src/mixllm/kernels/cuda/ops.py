@@ -25,6 +25,8 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 FLAGS = 4096
 MOST_THREADS = 896
 PART_THREADS = 256
+LEAST_MANY = 65
+MANY_THREADS = 768
 BAND = 16
 
 
@@ -76,26 +78,50 @@ def quantize_into(
     """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
     padded = codes.numel() // tokens
-    vectors, threads, rounds, parts = launch_shape(
-        tokens, padded, device(x.device.index).capability >= (9, 0)
-    )
+    target = device(x.device.index)
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     width = 16 // x.element_size()
     other = None if fused is None else fused.other.data_ptr()
     aligned = x.data_ptr() % 16 == 0 and (other or 0) % 16 == 0 and x.stride(0) % width == 0
-    kind = 0 if fused is None else fused.kind
-    run = quantizer(x.device.index, x.dtype, vectors, rotate, tail > 0, group, kind, codes.dim() == 3, parts)
-    run.launch(
-        tokens * parts,
-        threads,
-        _Quantize(
-            x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
-            x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
-            block, block**-0.5, int(inputs % 8 == 0 and aligned), rounds,
-            other, 0.0 if fused is None else fused.epsilon,
-        ),
+    arguments = _Quantize(
+        x.data_ptr(), codes.data_ptr(), scales.data_ptr(), sums.data_ptr(), flags.data_ptr(),
+        x.stride(0), inputs, padded, tokens, scales.shape[1], flags.numel(),
+        block, block**-0.5, int(inputs % 8 == 0 and aligned), 1,
+        other, 0.0 if fused is None else fused.epsilon,
     )  # fmt: skip
+    kind = 0 if fused is None else fused.kind
+    tiled = codes.dim() == 3
+    if tiled and kind == 0 and takes_many(x.dtype, tokens, padded):
+        threads, blocks = many_shape(tokens, padded, target.multiprocessors)
+        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
+        return many.launch(blocks, threads, arguments)
+    vectors, threads, arguments.rounds, parts = launch_shape(tokens, padded, target.capability >= (9, 0))
+    run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled, parts)
+    run.launch(tokens * parts, threads, arguments)
+
+
+def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
+    """Whether csrc/quantize_many.cu quantizes so many tokens, where they are wanted tiled."""
+    return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
+
+
+def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
+    """Threads a block, and as many blocks as SMs have registers for, or fewer with equally many tokens."""
+    threads = -(-padded // 1024) * 32
+    each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
+    return threads, -(-tokens // each)
+
+
+def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
+    macros = many_macros(dtype, rotate, tail, group)
+    # Blocks that wait would all be on the few SMs that are free first, and leave the others idle.
+    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
+
+
+def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dict[str, int]:
+    kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
+    return {**kind, "THREADS": MANY_THREADS}
 
 
 def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:
@@ -162,10 +188,11 @@ def gemm_into(
 
 
 def gemm_arguments(
-    y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, partials: Tensor | None, flags: Tensor | None,
-    weight: list[Tensor], bias: Tensor | None, group: int, shape: Shape,
+    y: Tensor, codes: Tensor | None, x_scales: Tensor | None, sums: Tensor | None, partials: Tensor | None,
+    flags: Tensor | None, weight: list[Tensor], bias: Tensor | None, group: int, shape: Shape,
 ) -> Gemm:  # fmt: skip
-    """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K."""
+    """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K, and
+    no codes, scales and sums where the kernel makes them."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
 
     def address(tensor: Tensor | None) -> int | None:
@@ -173,10 +200,11 @@ def gemm_arguments(
 
     return Gemm(
         codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-        codes.data_ptr(), x_scales.data_ptr(), address(partials), address(flags),
-        Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(), address(bias), y.data_ptr(),
+        address(codes), address(x_scales), address(partials), address(flags),
+        Outputs(rows.data_ptr(), row_scales.data_ptr(), address(sums), address(bias), y.data_ptr(),
                 y.shape[1], TYPES[y.dtype]),
-        shape, x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
+        shape, -(-shape.tokens // 4) * 4 if x_scales is None else x_scales.shape[1],
+        (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
     )  # fmt: skip
 
 

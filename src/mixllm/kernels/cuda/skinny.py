@@ -1,6 +1,7 @@
 """Few tokens on Hopper (csrc/skinny.cu): when it is taken, in which tiles, and the operator.
 
-Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128].
+Activations are in the order of mixllm.kernels.cuda.hopper: [G, T, 128]. So few that a block has room for all
+of them come in rows, for strips.py.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
+from mixllm.kernels.cuda import strips
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
+from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("skinny.json")
@@ -26,7 +30,7 @@ TABLE = Path(__file__).with_name("skinny.json")
 @dataclass(frozen=True)
 class SkinnyTile:
     """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
-    has room for."""
+    has room for; teams of warps that take tiles by turns."""
 
     bm: int
     bn: int
@@ -36,6 +40,7 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
+    teams: int = 1
 
     @property
     def source(self) -> str:
@@ -43,7 +48,7 @@ class SkinnyTile:
 
     @property
     def threads(self) -> int:
-        return self.bm * 2 * self.kg + 32
+        return self.bm * 2 * self.kg * self.teams + 32
 
     def macros(self) -> dict[str, int]:
         sizes = {
@@ -52,6 +57,7 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
+            "TEAMS": self.teams,
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
@@ -60,7 +66,7 @@ class SkinnyTile:
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
         sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
-        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
+        return (self.stages * stage + (self.bn + self.teams) * 8 + 15) // 16 * 16 + sums + 16
 
 
 @cache
@@ -79,23 +85,25 @@ def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
     return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
 
 
-def product(index: int, scales: Scales, tile: SkinnyTile) -> Kernel:
+def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
-    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile,
+    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile,
 ) -> None:  # fmt: skip
-    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+    """The kernel with a given tile; for a StripTile codes are [T, 128 G]. weight: codes8, codes4, scales8,
+    scales4, rows, row_scales."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
-    groups, tokens, _ = codes.shape
+    in_rows = isinstance(tile, StripTile)
+    tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
     blocks = target.multiprocessors * tile.blocks
     rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = tiles if tiles < 2 * blocks else tiles % blocks
+    cut = 0 if in_rows else tiles if tiles < 2 * blocks else tiles % blocks
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():
@@ -114,12 +122,20 @@ def gemm_few(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
-    y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    """Quantized activations times a mixed weight -> y [T, channels]; flags are 0 before and after.
+
+    codes: tiled, or in rows where csrc/strips.cu has room for so many."""
+    in_rows = codes.dim() == 2
+    tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
+    y = codes.new_empty((tokens, channels), dtype=dtype)
     if y.numel():
         scales = Scales(weight_scales, group == 0)
+        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels)
+        if in_rows:
+            tile = strips.choose(scales, group, tokens, channels, groups)
+        if tile is None:
+            raise MixllmError(f"gemm_few: {tokens} tokens of {groups * GROUP_SIZE} inputs must be tiled")
         with torch.cuda.device(y.device):
-            tile = choose(scales, len(y), channels)
             gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
@@ -129,4 +145,4 @@ def _gemm_few_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    return codes.new_empty((codes.shape[1], channels), dtype=dtype)
+    return codes.new_empty((codes.shape[0 if codes.dim() == 2 else 1], channels), dtype=dtype)

@@ -1,7 +1,12 @@
 // Runs the kernel ENTRY of KERNEL, a file of csrc.
 #include KERNEL
 
-extern "C" void emulate(int blocks, int columns, int threads, const PARAMETER* arguments) {
+template <typename Parameter>
+void call(void (*entry)(Parameter), const void* argument) {
+  entry(*static_cast<const std::remove_cv_t<Parameter>*>(argument));
+}
+
+extern "C" void emulate(int blocks, int columns, int threads, const void* argument) {
   gridDim.x = blocks, gridDim.y = columns, blockDim.x = threads;
   block_barrier = std::make_unique<std::barrier<>>(threads);
   for (auto& barrier : named_barriers) barrier.reset();
@@ -13,7 +18,7 @@ extern "C" void emulate(int blocks, int columns, int threads, const PARAMETER* a
     for (int thread = 0; thread < threads; ++thread)
       there.emplace_back([=] {
         threadIdx.x = thread, blockIdx.x = block % blocks, blockIdx.y = block / blocks;
-        ENTRY(*arguments);
+        call(ENTRY, argument);
       });
   }
 }

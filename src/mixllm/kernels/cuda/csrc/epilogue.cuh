@@ -28,30 +28,6 @@ struct Arguments {
   int x_group_shift;       // weight groups in an activation group, log2
 };
 
-// The WK warps that share a tile add up, in the order of their slots.
-template <typename Tile>
-__device__ __forceinline__ void sum_over_warps(Tile& tile, u8* staging, int wk, int thread) {
-  constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN, SHARERS = 32 * WM * WN;
-  Words4* slots = reinterpret_cast<Words4*>(staging);
-  if (wk > 0) {
-#pragma unroll
-    for (int i = 0; i < MI; ++i)
-#pragma unroll
-      for (int j = 0; j < NJ; ++j) slots[((wk - 1) * MI * NJ + i * NJ + j) * SHARERS + thread] = tile.words(i, j);
-  }
-  __syncthreads();
-  if (wk == 0) {
-#pragma unroll
-    for (int k = 0; k < WK - 1; ++k)
-#pragma unroll
-      for (int i = 0; i < MI; ++i)
-#pragma unroll
-        for (int j = 0; j < NJ; ++j) tile.add(i, j, slots[(k * MI * NJ + i * NJ + j) * SHARERS + thread]);
-  }
-  // The next tile's sums may be written only when these are read.
-  __syncthreads();
-}
-
 // Who hands over partial sums together: a whole block (gemm.cu), or each warp for itself (decode.cu).
 struct Party {
   int count;     // parties in a block

@@ -106,6 +106,30 @@ struct Loads {
   }
 };
 
+// The WK warps that share a tile add up, in the order of their slots.
+template <typename Tile>
+__device__ __forceinline__ void sum_over_warps(Tile& tile, u8* staging, int wk, int thread) {
+  constexpr int MI = BM / 16 / WM, NJ = BN / 8 / WN, SHARERS = 32 * WM * WN;
+  Words4* slots = reinterpret_cast<Words4*>(staging);
+  if (wk > 0) {
+#pragma unroll
+    for (int i = 0; i < MI; ++i)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j) slots[((wk - 1) * MI * NJ + i * NJ + j) * SHARERS + thread] = tile.words(i, j);
+  }
+  __syncthreads();
+  if (wk == 0) {
+#pragma unroll
+    for (int k = 0; k < WK - 1; ++k)
+#pragma unroll
+      for (int i = 0; i < MI; ++i)
+#pragma unroll
+        for (int j = 0; j < NJ; ++j) tile.add(i, j, slots[(k * MI * NJ + i * NJ + j) * SHARERS + thread]);
+  }
+  // The next tile's sums may be written only when these are read.
+  __syncthreads();
+}
+
 // A piece is done: its sums go to the tile's owner, or are completed and written.
 __device__ __forceinline__ void finish(Tile& tile, const Arguments& p, const Plan& schedule, int index,
                                        u8* staging, int wk, int wm, int wn) {

@@ -13,6 +13,7 @@
 //   FUSED   what comes first: 0 nothing, 1 RMSNorm, 2 SiLU(x) * other; both round to the input's type where a model's
 //           own layers do, after the norm (the SiLU) and after the product
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
+#include "activations.cuh"
 #include "sm90.cuh"
 
 struct Arguments {
@@ -31,153 +32,17 @@ struct Arguments {
   float epsilon;      // FUSED 1
 };
 
-constexpr float NORM_128 = 0.08838834764831845f;  // 128 ** -0.5
-constexpr u32 LEAST_SCALE = 0x00800000u;          // 2 ** -126
-constexpr u32 INFINITE = 0x7F800000u;
 constexpr int MAX_THREADS = 896;  // 72 registers each, enough for 4 vectors; 28,672 inputs in one round
 constexpr int MAX_WARPS = MAX_THREADS / 32;
 constexpr int WIDTH = GROUP == 0 ? 128 : GROUP;
-// Adding it rounds a float below 2^22 to the nearest integer, ties to even, and leaves that in the low bits.
-constexpr float ROUNDER = 12582912.0f;
 
-__device__ __forceinline__ float element(const void* row, int i) {
-  if constexpr (INPUT == 2) return static_cast<const float*>(row)[i];
-  const u16 bits = static_cast<const u16*>(row)[i];
-  return INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
-}
-
-// The values of COUNT vectors. All of a thread's loads are on their way before the first is looked at.
-template <int COUNT>
-__device__ __forceinline__ void load(const Arguments& p, const void* row, int start, float (&v)[COUNT][8]) {
-  constexpr int PIECES = INPUT == 2 ? 2 : 1, WIDTH_OF_PIECE = 8 / PIECES, SIZE = INPUT == 2 ? 4 : 2;
-  if (p.aligned) {
-    Words4 raw[COUNT][PIECES];
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      const int at = start + (k * blockDim.x + threadIdx.x) * 8;
-#pragma unroll
-      for (int piece = 0; piece < PIECES; ++piece) {
-        raw[k][piece] = {0, 0, 0, 0};
-        if (at < p.inputs) raw[k][piece] = load_l2(static_cast<const u8*>(row) + (at + piece * WIDTH_OF_PIECE) * SIZE);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const Words4& piece = raw[k][e / WIDTH_OF_PIECE];
-        const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
-        if constexpr (INPUT == 2) {
-          v[k][e] = __uint_as_float(words[e % 4]);
-        } else {
-          const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
-          v[k][e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
-        }
-      }
-  } else {
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k) {
-      const int at = start + (k * blockDim.x + threadIdx.x) * 8;
-#pragma unroll
-      for (int e = 0; e < 8; ++e) v[k][e] = at + e < p.inputs ? element(row, at + e) : 0.0f;
-    }
-  }
-}
-
-// Butterflies over strides 1, 2, 4 in registers and 8 .. 64 between the sixteen lanes of a block: a + b, a - b in
-// float32, then one multiplication. Where the last block is narrower its lanes take part but keep their values.
-__device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
-#pragma unroll
-  for (int stride = 1; stride < 8; stride *= 2) {
-    if (TAIL && stride >= block) break;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (e & stride) continue;
-      const float a = v[e], b = v[e + stride];
-      v[e] = __fadd_rn(a, b), v[e + stride] = __fsub_rn(a, b);
-    }
-  }
-#pragma unroll
-  for (int stride = 8; stride < 128; stride *= 2) {
-    // v * (+-1) + other is the sum or difference with its one rounding, in one instruction.
-    const float sign = threadIdx.x & (stride / 8) ? -1.0f : 1.0f;
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const float turned = __fmaf_rn(v[e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[e], stride / 8));
-      v[e] = TAIL && stride >= block ? v[e] : turned;
-    }
-  }
-#pragma unroll
-  for (int e = 0; e < 8; ++e) v[e] = __fmul_rn(v[e], norm);
-}
-
-// The bits of the largest |v|. A NaN wins, and as integers the bits of positive floats are ordered as they are,
-// with infinity and NaN on top: further maxima may be integer ones.
-__device__ __forceinline__ u32 top_bits(const float (&v)[8]) {
-  float top = 0.0f;
-#pragma unroll
-  for (int e = 0; e < 8; ++e) top = max_or_nan(top, fabsf(v[e]));
-  return __float_as_uint(top);
-}
-
-struct Scale {
-  float value, inverse;
-  bool empty;  // all codes are zero
-};
-
-__device__ __forceinline__ Scale scale_of(u32 top) {
-  const float s = __fdiv_rn(__uint_as_float(top), 127.0f);
-  if (top >= INFINITE) return {__uint_as_float(0x7FC00000u), 0.0f, true};
-  if (__float_as_uint(s) < LEAST_SCALE) return {1.0f, 0.0f, true};
-  return {s, __frcp_rn(s), false};
-}
-
-// The slow way, out of line: it is taken about once in a thousand times.
-__device__ __noinline__ u32 divided(float v, float s) {
-  return __float_as_uint(__fadd_rn(fminf(fmaxf(__fdiv_rn(v, s), -127.0f), 127.0f), ROUNDER));
-}
-
-// round(v / s) for eight values. v * (1 / s) is within 2^-15 of v / s, so it rounds to the same integer unless it
-// is that near to a tie; then, seldom, the division is done.
-__device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale& s, u32 (&packed)[2]) {
-  packed[0] = packed[1] = 0;
-  if (s.empty) return;
-  u32 bits[8];
-  float furthest = 0.0f;
-#pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    const float rounded = __fmaf_rn(v[e], s.inverse, ROUNDER);
-    bits[e] = __float_as_uint(rounded);
-    furthest = fmaxf(furthest, fabsf(__fmaf_rn(v[e], s.inverse, ROUNDER - rounded)));
-  }
-  if (furthest > 0.4999f) {
-#pragma unroll
-    for (int e = 0; e < 8; ++e) bits[e] = divided(v[e], s.value);
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const u32 low = __byte_perm(bits[half * 4], bits[half * 4 + 1], 0x0040);
-    const u32 high = __byte_perm(bits[half * 4 + 2], bits[half * 4 + 3], 0x0040);
-    packed[half] = __byte_perm(low, high, 0x5410);
-  }
-}
-
-// Writes the codes of inputs at .. at + 7. In rows, or for hopper.cu as [groups][tokens][128] in lines that its copies
-// take as they are: wgmma has its own order of inputs, in which the lane that unpack.cuh gives 16 c .. 16 c + 15 of
-// 64 has 16 (2 j + r) + 4 c + i; and the 16-byte pieces of a line are swizzled. Lanes trade a word so as to write eight
-// bytes; sixteen neighbours are here together.
+// Writes the codes of inputs at .. at + 7, in rows or tiled.
 __device__ __forceinline__ void place(const Arguments& p, int token, int at, const u32 (&packed)[2]) {
-  if constexpr (!TILED) {
+  if constexpr (TILED)
+    place_tiled(p.codes, p.tokens, token, at, packed);
+  else
     *reinterpret_cast<u64*>(p.codes + static_cast<i64>(token) * p.padded + at) =
         packed[0] | static_cast<u64>(packed[1]) << 32;
-    return;
-  }
-  // Sixteen threads have a line, whatever the round.
-  const int lane = threadIdx.x % 32, c = lane / 2 % 4, r = c % 2, piece = lane / 8 % 2 * 4 + lane % 2 * 2 + r;
-  const u32 other = __shfl_xor_sync(0xFFFFu << (lane & 16), packed[1 - r], 2);
-  const u32 low = r == 0 ? packed[0] : other, high = r == 0 ? other : packed[1];
-  i8* line = p.codes + (static_cast<i64>(at / 128) * p.tokens + token) * 128;
-  *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
 }
 
 __device__ __forceinline__ float as_input(float v) {
@@ -191,7 +56,7 @@ __device__ __forceinline__ float inverse_norm(const Arguments& p, const void* ro
   float sum = 0.0f;
   for (int round = 0; round < p.rounds; ++round) {
     float v[VECTORS][8];
-    load(p, row, round * VECTORS * 8 * blockDim.x, v);
+    load(p, row, round * VECTORS * 8 * blockDim.x, threadIdx.x, blockDim.x, v);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k)
 #pragma unroll
@@ -211,13 +76,13 @@ __device__ __forceinline__ float inverse_norm(const Arguments& p, const void* ro
 // The values of one round, after what is fused, rotated. other: the norm's weight or the other factor's row.
 __device__ __forceinline__ void fetch(const Arguments& p, const void* row, const void* other, float norm, int start,
                                       float (&v)[VECTORS][8]) {
-  load(p, row, start, v);
+  load(p, row, start, threadIdx.x, blockDim.x, v);
   if constexpr (FUSED != 0) {
     // One vector after the other: there are no registers for all.
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
       float w[1][8];
-      load(p, other, start + k * blockDim.x * 8, w);
+      load(p, other, start + k * blockDim.x * 8, threadIdx.x, blockDim.x, w);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const float x = v[k][e];

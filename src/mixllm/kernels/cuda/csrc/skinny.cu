@@ -1,8 +1,8 @@
 // The product of gemm.cu for up to BN tokens on Hopper: Y^T = W X^T by wgmma, at the speed of reading W.
 //
 // Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; SETS of
-// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for;
-// WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// registers for weights, one being multiplied while the next is unpacked; STAGES; TEAMS of warps that take a block's tiles by
+// turns, one writing y while another multiplies; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
 //
 // One warp has the copy engine fill a ring (skinny_ring.cuh), warpgroups of 64 rows each turn stages into sums
 // (skinny_sums.cuh). Activations come in the order and swizzle of hopper.cu. All blocks have equal bytes to read
@@ -10,64 +10,12 @@
 //
 // The next kernel may start at once: where a block takes less than half of an SM, the next product's blocks are there
 // while this one runs, with their rings full when its last sums are written.
-constexpr int WM = BM / 16, WN = 1;
+constexpr int WM = BM / 16;
+#include "direct.cuh"
 #include "skinny_sums.cuh"
 
-static_assert(WM % 4 == 0 && WN == 1, "warpgroups of 64 rows and all tokens");
-
-// What a lane must know of rows g and g + 8 of its warp, asked for before the sums are complete.
-struct Pair {
-  int channel[2] = {-1, -1};
-  float scale[2], bias[2] = {0.0f, 0.0f};
-
-  Pair() = default;
-  __device__ __forceinline__ Pair(const Arguments& p, const Segment& s, int wm, int g) {
-    const bool inside = s.row16 + wm < (s.eight ? p.shape.rows8 : p.shape.rows4);
-    const int row = (s.row16 + wm + (s.eight ? 0 : p.shape.rows8)) * 16 + g;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      if (inside) channel[h] = p.out.rows[row + 8 * h];
-      scale[h] = inside && WEIGHT_SCALES == 0 ? p.out.row_scales[row + 8 * h] : 1.0f;
-    }
-    // Without a bias nothing waits here for the channels.
-    if (p.out.bias == nullptr) return;
-#pragma unroll
-    for (int h = 0; h < 2; ++h)
-      if (channel[h] >= 0) bias[h] = bias_of(p.out, channel[h]);
-  }
-};
-
-using Tile = Accumulators<1, BN / 8>;
-
-// Straight from the registers: eight lanes have neighbouring rows of a token, whose channels are neighbours too but for
-// the gaps that the other bit-width fills; L2 puts the pieces together.
-__device__ __forceinline__ void write(const Tile& tile, const Arguments& p, const Pair& rows, u32 table, int c) {
-  const Outputs& out = p.out;
-#pragma unroll
-  for (int j = 0; j < BN / 8; ++j) {
-    if (j * 8 >= p.shape.tokens) break;
-    const Words4 both = load_shared(table + (j * 8 + c * 2) * 8);
-    const float token_scale[2] = {__uint_as_float(both.x), __uint_as_float(both.z)};
-    const int excess[2] = {static_cast<int>(both.y), static_cast<int>(both.w)};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int token = j * 8 + c * 2 + e;
-      if (token >= p.shape.tokens) continue;
-      const i64 line = static_cast<i64>(token) * out.channels;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if (rows.channel[h] < 0) continue;
-        const int bits = tile.v[0][j][2 * h + e];
-        const float sum = WHOLE_SUM ? static_cast<float>(bits - excess[e]) : __int_as_float(bits);
-        const float y = __fadd_rn(__fmul_rn(__fmul_rn(sum, token_scale[e]), rows.scale[h]), rows.bias[h]);
-        if (out.type == Type::f32)
-          static_cast<float*>(out.y)[line + rows.channel[h]] = y;
-        else
-          static_cast<u16*>(out.y)[line + rows.channel[h]] = to_bits(y, out.type);
-      }
-    }
-  }
-}
+static_assert(WM % 4 == 0, "warpgroups of 64 rows");
+static_assert(TEAMS == 1 || KG == 1, "one barrier for those who share rows");
 
 // Sums of the KG warps that share rows; true for the one that has them. Two sets of sums are used by turns, so that a warp
 // which is ahead by a piece overwrites nothing.
@@ -128,21 +76,27 @@ __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Pl
 
 __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8* shared, int warp, int lane) {
   const u32 ring = shared_address(shared), table = ring + TABLE_AT;
-  const int wm = warp % WM, part = warp / WM;
+  const int team = warp / TEAM, wm = warp % WM, part = warp % TEAM / WM;
   Segment here;
-  bool more = plan.piece(0, here);
-  Pair rows;
-  if (more) rows = Pair(p, here, wm, lane / 4);
-  wait_for_earlier_kernels();
-  for (int t = threadIdx.x; t < BN; t += 32 * CONSUMERS) {
-    const Token token(p, t);
-    store_shared_pair(table + t * 8, __float_as_uint(token.scale), token.excess);
-  }
-  named_barrier<32 * CONSUMERS>(1);
   Turn turn;
-  for (int index = 0; more; ++index) {
+  // The next piece of this team, past those of the other's.
+  const auto enter = [&](int index) {
+    for (int other = index - (TEAMS - 1); other < index; ++other)
+      if (other >= 0 && plan.piece(other, here)) turn.skip((here.end - here.begin + WK - 1) / WK);
+    return plan.piece(index, here);
+  };
+  bool more = enter(team);
+  Pair rows;
+  if (more) rows = Pair(p, here.row16 + wm, here.eight, lane / 4);
+  wait_for_earlier_kernels();
+  note_tokens<32 * CONSUMERS>(p, table, threadIdx.x);
+  named_barrier<32 * CONSUMERS>(1);
+  for (int index = team; more; index += TEAMS) {
     Sum sums[BN / 2];
+    // In order: a stage's barrier tells this time round from the next, but not from the one after.
+    if (TEAMS > 1 && index > 0) barrier_wait(ring + TURN_AT + team * 8, (index - 1) / TEAMS % 2);
     sum_piece(sums, here, ring, x_pitch(p), turn, wm, part, lane);
+    if (TEAMS > 1 && lane == 0) barrier_arrive(ring + TURN_AT + (team + 1) % TEAMS * 8);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)
@@ -153,11 +107,11 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
         give_partials(tile, p, {WM, wm, 32, lane, true, true});
       } else {
         if (here.begin > 0) collect(tile, p, plan, here.tile, wm, lane);
-        write(tile, p, rows, table, lane % 4);
+        write(tile, p, rows, table, true, lane % 4);
       }
     }
-    more = plan.piece(index + 1, here);
-    if (more) rows = Pair(p, here, wm, lane / 4);
+    more = enter(index + TEAMS);
+    if (more) rows = Pair(p, here.row16 + wm, here.eight, lane / 4);
   }
 }
 

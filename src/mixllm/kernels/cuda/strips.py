@@ -1,0 +1,162 @@
+"""csrc/strips.cu, which serves few tokens on Hopper where a block has room for them: shapes and launches.
+
+With one scale a token it can quantize activations by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_longlong, c_void_p
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixllm.config import GROUP_SIZE
+from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
+from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
+from mixllm.kernels.cuda.tiles import Scales
+
+Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
+# Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
+HALF, WHOLE = 112640, 232448
+
+
+class _Given(ctypes.Structure):
+    _fields_ = [
+        ("product", Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int),
+        ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StripTile:
+    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block."""
+
+    bn: int
+    warps: int
+    slots: int
+    shared: int
+
+    bm = 16
+    blocks = 1
+
+    @property
+    def source(self) -> str:
+        return "strips.cu"
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.warps + 1)
+
+    def macros(self) -> dict[str, int]:
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "QUANTIZE": 0}
+        return {**sizes, "SHARED": self.shared, "BLOCKS": 2 if self.shared <= HALF else 1}
+
+    def shared_bytes(self, scales: Scales) -> int:
+        return self.shared
+
+    def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
+        """As csrc/strips.cu divides what X and its scales leave."""
+        notes = 272 + self.bn * 8 + 2 * self.warps * 64 * self.bn
+        ring = _up(_up(notes) + tokens * (groups * 128 + 64) + x_scale_bytes)
+        return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
+
+    def prologue(self, tokens: int, groups: int) -> Prologue | None:
+        """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
+        places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
+        if not places:
+            return None
+        each = 32 * self.warps // places
+        vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
+        return (places, vectors) if vectors else None
+
+
+def _up(size: int) -> int:
+    return -(-size // 128) * 128
+
+
+# In order of preference: two blocks on an SM, so that the next product's weights are on their way, or one.
+TILES = {
+    8: (StripTile(8, 8, 16, HALF), StripTile(8, 16, 16, WHOLE)),
+    16: (StripTile(16, 8, 8, HALF), StripTile(16, 8, 16, WHOLE)),
+}
+LEAST_STAGES = 4
+# Of a layer where more than 8 tokens go this way: their unpacked weights are used too seldom.
+MOST_CHANNELS = 6144
+
+
+def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
+    """The first tile with room for X and enough of a ring; None where there is none or skinny.cu is faster.
+
+    group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
+    if tokens > (16 if channels <= MOST_CHANNELS else 8):
+        return None
+    x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
+    tiles = TILES[8 if tokens <= 8 else 16]
+    return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
+
+
+def quantizes(
+    scales: Scales, group: int, tokens: int, channels: int, groups: int
+) -> tuple[StripTile, Prologue] | None:
+    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't."""
+    tile = choose(scales, group, tokens, channels, groups)
+    prologue = tile.prologue(tokens, groups) if tile and group <= 256 else None
+    return (tile, prologue) if tile and prologue else None
+
+
+def product(
+    index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
+    tail: bool, group: int,
+) -> Kernel:  # fmt: skip
+    """The kernel that quantizes by itself."""
+    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype], "ROTATE": int(rotate)}
+    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail), "GROUP": group}
+    return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
+
+
+def linear_into(
+    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool, group: int,
+    tile: StripTile, prologue: Prologue,
+) -> None:  # fmt: skip
+    """x [T, K] times a mixed weight, in one launch."""
+    codes8, codes4 = weight[:2]
+    target = device(y.device.index)
+    tokens, inputs = x.shape
+    tail = inputs % GROUP_SIZE
+    block = max(tail & -tail, 1)
+    aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0, group)
+    shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
+    gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, group, shape)
+    given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
+    run.launch(target.multiprocessors, tile.threads, given)
+
+
+@operator("mixllm::linear_few")
+def linear_few(
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    """x [T, K], not quantized, times a mixed weight -> y [T, channels]; for what `quantizes` takes."""
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        x = x.contiguous()
+    y = x.new_empty((len(x), channels))
+    scales = Scales(weight_scales, group == 0)
+    found = quantizes(scales, group, len(x), channels, weight[1].shape[1])
+    if found is None:
+        raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
+    with torch.cuda.device(y.device):
+        linear_into(y, x, weight, bias, scales, rotate, group, *found)
+    return y
+
+
+@fake("mixllm::linear_few")
+def _linear_few_like(
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
+    group: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((len(x), channels))
