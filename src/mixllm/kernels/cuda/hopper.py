@@ -9,6 +9,7 @@ are swizzled: piece ^ token % 8.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
 
 
+@lru_cache(4096)
 def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -> HopperTile:
     """The tile that should be done first; the first of equals. rows16: 16-row tiles of both widths."""
 
@@ -89,6 +91,7 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
     return min(TILES[scales.key], key=cost)
 
 
+@cache
 def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel("hopper.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))

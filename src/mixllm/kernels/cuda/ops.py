@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -112,6 +113,7 @@ def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, in
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
+@cache
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
     tiled: bool = False, parts: int = 1,
@@ -165,6 +167,7 @@ def gemm_into(
     )  # fmt: skip
 
 
+@cache
 def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
