@@ -100,8 +100,9 @@ def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
-) -> None:  # fmt: skip
-    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
+) -> Tensor:  # fmt: skip
+    """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
+    scales4, rows, row_scales."""
     codes8, codes4, scales8, scales4, rows, row_scales = weight
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
@@ -120,6 +121,14 @@ def gemm_into(
             x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
         ),
     )  # fmt: skip
+    return partials
+
+
+def best(codes: Tensor, weight: list[Tensor], scales: Scales) -> HopperTile:
+    """The tile for codes [G, T, 128]."""
+    groups, tokens, _ = codes.shape
+    blocks = device(codes.device.index).multiprocessors
+    return choose(scales, tokens, len(weight[0]) + len(weight[1]), groups, blocks)
 
 
 @operator("mixllm::gemm_many", ("flags",))
@@ -130,9 +139,8 @@ def gemm_many(
     """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
     scales = Scales(weight_scales, group == 0)
-    rows16 = len(weight[0]) + len(weight[1])
-    tile = choose(scales, len(y), rows16, len(codes), device(y.device.index).multiprocessors)
     with torch.cuda.device(y.device):
+        tile = best(codes, weight, scales)
         gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -83,6 +85,35 @@ class Kernel:
         config.attrs, config.numAttrs = self._attributes, len(self._attributes)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _checked(driver.cuLaunchKernelEx(config, self._handle, ctypes.addressof(parameters), 0))
+        if (kept := getattr(_KEPT, "launches", None)) is not None:
+            kept.append(Launch(self, blocks, threads, arguments))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as it was made."""
+
+    kernel: Kernel
+    blocks: int
+    threads: int
+    arguments: ctypes.Structure
+
+    def repeat(self, arguments: ctypes.Structure) -> None:
+        """The same with other arguments."""
+        self.kernel.launch(self.blocks, self.threads, arguments)
+
+
+_KEPT = threading.local()
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collects the launches that this thread makes."""
+    _KEPT.launches = []
+    try:
+        yield _KEPT.launches
+    finally:
+        _KEPT.launches = None
 
 
 @cache

@@ -16,22 +16,23 @@ from torch import Tensor
 Fake = TypeVar("Fake", bound=Callable[..., Any])
 
 
+def untraced(x: Tensor) -> bool:
+    """Whether nobody looks at what is done with x: no gradients, no torch.compile, no fake tensor."""
+    return not torch.compiler.is_compiling() and type(x) is Tensor and not torch.is_grad_enabled()
+
+
 def operator(
     name: str, mutates_args: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes a function of CUDA tensors, the first argument one of them, the operator `name`, as
-    torch.library.custom_op does. Where gradients are on, under torch.compile or with a fake tensor a call is
-    that operator's, else the function's itself."""
+    torch.library.custom_op does. A call is that operator's where it may be traced, else the function's."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         registered = torch.library.custom_op(name, function, mutates_args=mutates_args, device_types="cuda")
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            plain = type(args[0]) is Tensor and not torch.is_grad_enabled()
-            if plain and not torch.compiler.is_compiling():
-                return function(*args, **kwargs)
-            return registered(*args, **kwargs)
+            return (function if untraced(args[0]) else registered)(*args, **kwargs)
 
         return call
 
