@@ -88,7 +88,7 @@ def time_mixllm(
     few = skinny.takes(0, scales, tokens)
     many = hopper.takes(0, scales, tokens)
     few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n) if few else None
-    fresh = strips.quantizes(*size) if few else None
+    fresh = strips.quantizes(scales, tokens, groups) if few else None
     quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
     any_tile = choose(scales, tokens, device(0).shared_limit)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
@@ -103,7 +103,7 @@ def time_mixllm(
 
     def both(weight: list[Tensor]) -> None:
         if fresh:
-            return strips.linear_into(y, x, weight, None, scales, rotate, group, *fresh)
+            return strips.linear_into(y, x, weight, None, scales, rotate, *fresh)
         ops.quantize_into(x, rotate, group, *quantized)
         product(weight)
 
