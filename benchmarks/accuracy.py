@@ -17,13 +17,15 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import torch
+from accuracy_arguments import parsed, shared_arguments
 from accuracy_claims import claims, table
 from accuracy_models import Builder, file_name
 from accuracy_variants import Variant, variants
@@ -33,7 +35,6 @@ from transformers import AutoTokenizer
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.kernels import Backend
 from mixllm.pipeline import is_uniform, open_job, score
 from mixllm.placement import load_float
 from mixllm.source import open_source
@@ -97,19 +98,25 @@ def main() -> None:
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     with (
-        TemporaryDirectory(dir=args.work) as saliences,
+        TemporaryDirectory(dir=args.work)
+        if args.saliences is None
+        else nullcontext(args.saliences) as saliences,
         ProcessPoolExecutor(
             args.processes, get_context("spawn"), open_bench, (args, Path(saliences))
         ) as pool,
     ):
-        for done in as_completed([pool.submit(run_score, config) for config in to_score(wanted)]):
+        missing = [
+            config for config in to_score(wanted) if not (Path(saliences) / file_name(config)).exists()
+        ]
+        for done in as_completed([pool.submit(run_score, config) for config in missing]):
             print(f"{time.monotonic() - began:.0f} s: salience {done.result()}", flush=True)
         for done in as_completed(
             [pool.submit(run_measure, lines) for lines in shares(wanted, args.together)]
         ):
             found, takes = done.result()
             measured, facts = measured | found, facts | takes
-            print(f"{time.monotonic() - began:.0f} s: {', '.join(takes)}", flush=True)
+            said = ", ".join(f"{name}: KL {float(found[name].kl.mean()):.4f}" for name in takes)
+            print(f"{time.monotonic() - began:.0f} s: {said}", flush=True)
             write(args, in_order(measured, wanted), facts, time.monotonic() - began)
     print(table(result(args, in_order(measured, wanted), facts, time.monotonic() - began)))
 
@@ -124,10 +131,15 @@ def chosen(lines: list[Variant], only: list[str] | None) -> list[Variant]:
 
 
 def to_score(wanted: list[Variant]) -> list[QuantConfig]:
-    """One config for each salience that the lines need."""
+    """One config for each salience that the lines need, at all widths that any of them has."""
     configs = [config for v in wanted for config in (v.config, v.equal) if config is not None]
-    mixed = [config for config in configs if not is_uniform(config)]
-    return list({file_name(config): config for config in mixed}.values())
+    found: dict[str, QuantConfig] = {}
+    for config in configs:
+        if not is_uniform(config):
+            before = found.get(file_name(config), config)
+            widths = tuple(sorted({*before.widths, *config.widths}))
+            found[file_name(config)] = config.model_copy(update={"widths": widths})
+    return list(found.values())
 
 
 def shares(wanted: list[Variant], together: int) -> list[list[Variant]]:
@@ -193,38 +205,19 @@ def write(
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="directory, hub name or GGUF file")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--window", type=int, default=2048)
-    parser.add_argument(
-        "--windows", type=int, help="how many windows of the text to measure; all of them without"
-    )
-    parser.add_argument("--samples", type=int, default=64, help="calibration windows")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
+    parser = shared_arguments(__doc__)
     parser.add_argument(
         "--together",
         type=int,
         default=3,
         help="roundings that are measured beside one run of the float model",
     )
+    parser.add_argument(
+        "--saliences", help="a directory that keeps saliences; one that is there is not measured again"
+    )
     parser.add_argument("--processes", type=int, default=1, help="lines that are made at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")
-    parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
-    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
-    parser.add_argument(
-        "--only", nargs="*", help="only lines so named, or whose names contain these, in this order"
-    )
-    parser.add_argument("--label", help="the model's name in the result")
-    parser.add_argument("--commit", help="the commit to state, where there is no repository")
-    parser.add_argument("--json")
-    args = parser.parse_args()
-    Path(args.work).mkdir(parents=True, exist_ok=True)
-    return args
+    return parsed(parser)
 
 
 if __name__ == "__main__":

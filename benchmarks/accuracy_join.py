@@ -1,4 +1,4 @@
-"""Joins what several runs of accuracy.py measured on the same windows of one model: lines paired across runs.
+"""Joins what runs of accuracy.py or accuracy_peers.py measured on the same windows of one model, paired.
 
     python benchmarks/accuracy_join.py FIRST.json SECOND.json ... -o JOINED.json
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accuracy_claims import claims, table
+from accuracy_peers_claims import claims as peers_claims
 
 from mixllm.evaluate import REFERENCE, Measurement
 
@@ -43,7 +44,8 @@ def join(runs: list[dict[str, Any]]) -> dict[str, Any]:
         if len(own) != len(windows) or (own - windows).abs().max() > NLL_BY_WINDOW:
             raise SystemExit("rows: the float model's windows differ; these runs cannot be paired")
         rows |= {row["name"]: row for row in run["rows"]}
-    found = claims({name: measurement(row) for name, row in rows.items()})
+    measured = {name: measurement(row) for name, row in rows.items()}
+    found = claims(measured) + peers_claims(measured, {n: row for n, row in rows.items() if "bits" in row})
     for row in rows.values():
         del row["by_window"]
     stated = {

@@ -142,14 +142,15 @@ def quantize(
 
 def salience_operations(job: Job) -> float:
     """Multiplications and additions that salience needs, whatever is computed twice to save memory: forward,
-    a forward for the Hessians and these, forward and backward, output errors of two widths; the head's."""
+    a forward for the Hessians and half of these, forward and backward, output errors of two widths; of the
+    head forward and backward."""
     tokens = job.ids.numel()
     weights = sum(n * k for n, k in job.shapes.values())
     squares = sum(
         k * k for k in {(name.rpartition(".")[0], k): k for name, (_, k) in job.shapes.items()}.values()
     )
     head = job.decoder.model.get_output_embeddings().weight.numel()
-    return 2.0 * tokens * ((1 + 1 + 2 + 2) * weights + squares + 2 * head)
+    return 2.0 * tokens * ((1 + 1 + 2 + 2) * weights + squares / 2 + 2 * head)
 
 
 if __name__ == "__main__":

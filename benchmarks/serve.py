@@ -42,6 +42,7 @@ def engine_of(name: str, options: argparse.Namespace, work: Path) -> tuple[str, 
         "max_num_batched_tokens": max(options.prefill, max(options.concurrency)),
         "max_num_seqs": max(options.concurrency),
         "dtype": options.dtype,
+        "tensor_parallel_size": options.ranks,
     }
     if options.kv_cache_gib:
         limits["kv_cache_memory_bytes"] = int(options.kv_cache_gib * 2**30)
@@ -92,6 +93,7 @@ def header(options: argparse.Namespace) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit or "unknown",
         "shape": options.shape,
+        "ranks": options.ranks,
     }  # fmt: skip
 
 
@@ -108,6 +110,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=2048, help="tokens of the prompt that is timed alone")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that each engine is split over")
     parser.add_argument("--kv-cache-gib", type=float, help="memory for the cache; default: all that is free")
     parser.add_argument(
         "--together",

@@ -53,9 +53,9 @@ def once(
     return found
 
 
-def weights_bytes(worker: Any) -> int | None:
-    """What loading took of the device's memory; the CPU's engine does not say."""
-    return getattr(worker.model_runner, "model_memory_usage", None)
+def weights_bytes(worker: Any) -> int:
+    """What loading took of a rank's device memory; 0 from the CPU's engine, which does not say."""
+    return getattr(worker.model_runner, "model_memory_usage", 0)
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
         # Without statistics there are no times of a request's tokens. Every prompt is new to the engine.
         engine = LLM(disable_log_stats=False, enable_prefix_caching=False, **job["engine"])
         ready = time.perf_counter() - start
-        (weights,) = set(engine.collective_rpc(weights_bytes))
+        weights = max(engine.collective_rpc(weights_bytes))  # ranks of a mixed layer are unequal
         rows: list[dict[str, Any]] = []
         found = {"start_s": round(ready, 1), "weights_bytes": weights, "rows": rows}
         fcntl.flock(turn, fcntl.LOCK_EX)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mixllm.blocks import Decoder
+from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.pipeline import quantize
@@ -30,6 +30,7 @@ from mixllm.ranks import Ranks, joined
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import Source
 from tests.models import VOCAB
 
@@ -56,7 +57,13 @@ def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     if mode == "hangs" and ranks.rank == 1:
         signal.pause()
     common = {"batch": 2, "progress": Silent(), "ranks": ranks}
-    salience = measure_salience(decoder, ids, config, **common)
+    # So little that a stretch of two blocks is gone through again, and their candidates wait.
+    boundary = ranks.share(ids).numel() * decoder.hidden_size * 4
+    (scratch := out / f"{ranks.rank}.states").mkdir()
+    room = Room(3 * boundary + waiting_bytes(max(decoder.weights)), 0, scratch)
+    assert room.boundaries(boundary, waiting_bytes(max(decoder.weights))) == 2
+    salience = measure_salience(decoder, ids, config, room=room, **common)
+    scratch.rmdir()
     plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
     widths = {name: module.widths for name, module in plan.modules.items()}
     seen: dict[str, Observed] = {}

@@ -23,3 +23,29 @@ def test_without_a_gpu_there_is_no_peak(monkeypatch: pytest.MonkeyPatch):
 def test_where_the_system_does_not_tell_files_count_too(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     assert 10**7 < memory.host_bytes() < 10**12
+
+
+def test_segments_grow_unless_the_user_said_something(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")
+    memory.grow_segments()
+    assert memory.os.environ["PYTORCH_ALLOC_CONF"] == "max_split_size_mb:64"  # type: ignore[attr-defined]
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    memory.grow_segments()
+    assert memory.os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"  # type: ignore[attr-defined]
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "garbage_collection_threshold:0.9")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    memory.grow_segments()
+    assert "PYTORCH_ALLOC_CONF" not in memory.os.environ  # type: ignore[attr-defined]
+
+
+def test_a_gpu_gives_back_what_is_held_beyond_a_bound(monkeypatch: pytest.MonkeyPatch):
+    given_back = []
+    cuda = SimpleNamespace(memory_reserved=lambda device: 23, empty_cache=lambda: given_back.append(1))
+    monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
+    memory.trim(torch.device("cpu"))
+    memory.trim(torch.device("cuda"), 23)
+    assert not given_back
+    memory.trim(torch.device("cuda"), 22)
+    memory.trim(torch.device("cuda"))
+    assert len(given_back) == 2

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room
-from mixllm.blocks.states import stretches
-from mixllm.candidates import candidate_errors
+from mixllm.blocks.states import stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
 from mixllm.progress import Silent
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
+from tests.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 
@@ -54,9 +55,7 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and ".layers." in f".{name}"
     }
-    errors = {
-        name: candidate_errors([layer.weight.detach()], config, None)[0] for name, layer in layers.items()
-    }
+    errors = {name: errors_of(layer.weight.detach(), config, None) for name, layer in layers.items()}
     total = {name: {width: torch.zeros(len(e[0])) for width in WIDTHS} for name, e in errors.items()}
     for sample in ids():
         seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -84,7 +83,9 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
 @pytest.mark.parametrize("score", ["taylor", "fisher"])
 def test_equals_the_formula(tiny: tuple[Path, nn.Module], tmp_path: Path, score: str, profile: str) -> None:
     path, model = tiny
-    config = QuantConfig.model_validate({"format": PROFILES[profile], "score": score, "error": "rtn"})
+    config = QuantConfig.model_validate(
+        {"format": PROFILES[profile], "score": score, "error": "rtn", "widths": WIDTHS}
+    )
     found, expected = measured(path, config), naive(model, config)
     assert list(found.modules) == list(expected)
     for name, module in found.modules.items():
@@ -137,7 +138,7 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
     little = measured(tiny[0], config, room=Room(fit * boundary, 0, tmp_path))
     assert list(tmp_path.iterdir()) == []
     for name, module in plenty.modules.items():
-        for width in WIDTHS:
+        for width in config.widths:
             assert torch.equal(module.loss[width], little.modules[name].loss[width])
 
 
@@ -152,12 +153,23 @@ def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
     assert max(j + len(stretch) for j, stretch in enumerate(cut)) == len(cut)
 
 
+@given(st.integers(1, 90), st.integers(0, 500), st.integers(1, 9), st.integers(0, 9))
+def test_what_blocks_leave_is_kept_where_it_fits(blocks: int, most: int, boundary: int, beside: int) -> None:
+    cut, fits = stretches_that_fit(blocks, Room(most // 3, most - most // 3), boundary, beside)
+    taken = (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
+    assert taken <= most or not fits
+    # Otherwise there would have been no room.
+    fewest = len(stretches(blocks, 0))
+    assert fits or most < (1 + fewest) * boundary + (fewest - 1) * beside
+
+
 @pytest.mark.parametrize("blocks", [1, 4, 7])
 def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: int) -> None:
-    """With room for that many and those on their way, and no disk."""
-    write_tiny(tmp_path, "llama", num_hidden_layers=blocks)
-    fewest = len(stretches(blocks, 0))
-    boundary = SAMPLES * LENGTH * open_source(str(tmp_path)).config.hidden_size * 4
-    room = Room((1 + fewest) * boundary)
-    assert room.boundaries(boundary) == fewest
+    """With room for those, for the candidates of a stretch and what is on its way, and no disk."""
+    write_tiny(tmp_path, "llama", num_hidden_layers=blocks, hidden_size=264, intermediate_size=300)
+    cut = stretches(blocks, 0)
+    decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), torch.float32)
+    boundary, beside = SAMPLES * LENGTH * 264 * 4, waiting_bytes(decoder.weights[0])
+    room = Room((1 + len(cut)) * boundary + (len(cut) - 1) * beside)
+    assert stretches_that_fit(blocks, room, boundary, beside) == (cut, True)
     measured(tmp_path, QuantConfig(), room=room)

@@ -11,10 +11,12 @@ import torch
 from mixllm import salience_kept
 from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.config import QuantConfig, Rounding
+from mixllm.errors import MixllmError
 from mixllm.progress import Silent
 from mixllm.salience import Scores, measure_salience
 from mixllm.salience_file import Salience
 from mixllm.salience_kept import Kept
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.saliences import random_salience
@@ -56,7 +58,9 @@ def test_goes_on_to_the_same_numbers(
 ) -> None:
     """cut: the backward walk dies in this block, counted from the last; with room for so many boundaries and
     no disk: for all of them, or for those that are needed at least."""
-    room = Room(boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4)
+    room = Room(
+        boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4 + 3 * waiting_bytes(decoder.weights[0])
+    )
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
     whole = measured(decoder, error, None)
     scored = []
@@ -81,6 +85,7 @@ def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: P
     kept._saved = 0.0
     scores = random_salience({"layers.3.q": (4, 128)})
     kept.save(3, scores, [torch.zeros(2, 3, 4), torch.ones(1, 3, 4)])
+    kept.wait()
     assert kept.load() is not None
     scores.save(tmp_path / "scored-00002.safetensors")  # died before the gradient was written
     found = Kept(tmp_path, 0).load()
@@ -88,6 +93,7 @@ def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: P
     assert found[2].shape == (3, 3, 4) and found[2].sum() == 12
     kept._saved, kept._cost = 0.0, 0.0
     kept.save(2, scores, [torch.zeros(3, 3, 4)])
+    kept.wait()
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["gradient-00002.safetensors", "scored-00002.safetensors"]
 
@@ -97,13 +103,26 @@ def test_keeping_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("time.monotonic", lambda: now)
     kept, scores = Kept(tmp_path, 0), random_salience({"layers.3.q": (4, 128)})
     kept.save(9, scores, [torch.zeros(1)])
+    kept.wait()
     kept._cost = 2.0
     now += 39
     kept.save(8, scores, [torch.zeros(1)])
+    kept.wait()
     assert (kept.load() or (0,))[0] == 9
     now += 2
     kept.save(7, scores, [torch.zeros(1)])
+    kept.wait()
     assert (kept.load() or (0,))[0] == 7
+
+
+def test_a_disk_that_is_full_is_told_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MixllmError("no space left")
+
+    monkeypatch.setattr(salience_kept, "save", full)
+    monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
+    with pytest.raises(MixllmError, match="no space left"), Kept(tmp_path, 0) as kept:
+        kept.save(3, random_salience({"layers.3.q": (4, 128)}), [torch.zeros(1)])
 
 
 def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +131,9 @@ def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.M
     kept, scores = Kept(tmp_path, 2 * 10**9), random_salience({"layers.3.q": (4, 128)})
     now += 39
     kept.save(8, scores, [torch.zeros(1)])
+    kept.wait()
     assert kept.load() is None
     now += 2
     kept.save(7, scores, [torch.zeros(1)])
+    kept.wait()
     assert (kept.load() or (0,))[0] == 7

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixllm.blocks import Decoder, Room, States
 from mixllm.blocks.ahead import ReadAhead
+from mixllm.blocks.states import _host, _Lane
 from mixllm.errors import MixllmError
 from mixllm.source import open_source
 from tests.models import write_tiny
@@ -113,3 +114,13 @@ def test_an_error_in_reading_is_raised_where_the_block_is_taken() -> None:
     ahead.start(4)
     with pytest.raises(MixllmError, match="block 4: missing"):
         ahead.take(4)
+
+
+def test_the_hosts_buffers_are_memory_of_their_own() -> None:
+    lane = _Lane(CPU)
+    one, other = _host(10_001), _host(10_001)
+    lane._touch(one)
+    lane._touch(other)
+    one.fill_(3)
+    assert one.nbytes == 10_001 and other.sum() == 0 and one.data_ptr() % 64 == 0
+    lane.close()

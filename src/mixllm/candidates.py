@@ -1,57 +1,76 @@
-"""What each row of a layer would err by at each width: the candidates that a salience is measured of."""
+"""Each row of a layer at each width: the candidates that a salience is measured of."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mixllm.config import WIDTHS, QuantConfig
-from mixllm.format.rounded import rows_at_once
+from mixllm.config import Format, QuantConfig
+from mixllm.format.rounded import Rounded, join_rows, rows_at_once
 from mixllm.rotation import rotate
 from mixllm.rounding import round_rows
 from mixllm.rounding.hessian import Factor
 
 
 def candidates(
-    names: Collection[str], linears: Mapping[str, nn.Linear], config: QuantConfig, inputs: Factor | None
-) -> dict[str, Tensor]:
-    """candidate_errors of some linears by name, those of one K together."""
-    found: dict[str, Tensor] = {}
-    for k in dict.fromkeys(linears[name].in_features for name in names):
-        some = [name for name in names if linears[name].in_features == k]
-        found.update(
-            zip(some, candidate_errors([linears[n].weight for n in some], config, inputs), strict=True)
-        )
-    return found
+    weights: Mapping[str, Tensor], config: QuantConfig, inputs: Factor | None
+) -> dict[str, Rounded]:
+    """Every row of some weights [N, K] at every width of the config.
 
+    Of each weight the rows [widths * N], one width after the other, in the basis of the format.
 
-def candidate_errors(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | None) -> list[Tensor]:
-    """w^q - w of every row at every width, of layers w [N, K] that read one input.
-
-    Of each [widths, N, K] in w's dtype, in the basis of that input. Rows of all layers are
-    rounded together: what a step costs depends little on how many they are.
-
+    Layers of one K read one input, and their rows are rounded together: what a step costs depends little on
+    how many they are.
     inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
     it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
     how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
     config = config.model_copy(update=how)
-    errors = [weight.new_empty(len(WIDTHS), *weight.shape) for weight in weights]
-    size = max(1, rows_at_once(weights[0].shape[1]) // len(WIDTHS))
+    found: dict[str, Rounded] = {}
+    for k in dict.fromkeys(weight.shape[1] for weight in weights.values()):
+        some = {name: weight for name, weight in weights.items() if weight.shape[1] == k}
+        found.update(zip(some, _rounded(list(some.values()), config, inputs), strict=True))
+    return found
+
+
+def _rounded(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | None) -> list[Rounded]:
+    found: list[list[list[Rounded]]] = [[[] for _ in config.widths] for _ in weights]
+    size = max(1, rows_at_once(weights[0].shape[1]) // len(config.widths))
     for parts in _cut([len(weight) for weight in weights], size):
         w = torch.cat([weights[i][rows] for i, rows in parts])
-        each = torch.tensor(WIDTHS, dtype=torch.uint8).repeat_interleave(len(w))
+        each = torch.tensor(config.widths, dtype=torch.uint8).repeat_interleave(len(w))
         bits = each.to(w.device, non_blocking=True)
-        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
-        if config.format.rotation == "hadamard":
-            rounded = rotate(rounded)
-        made = rounded.view(len(WIDTHS), *w.shape) - w.float()
-        lengths = [rows.stop - rows.start for _, rows in parts]
-        for (i, rows), part in zip(parts, made.split(lengths, dim=1), strict=True):
-            errors[i][:, rows] = part
+        rounded = round_rows(w.repeat(len(config.widths), 1), bits, config, inputs)
+        start = 0
+        for width in range(len(config.widths)):
+            for i, rows in parts:
+                stop = start + rows.stop - rows.start
+                found[i][width].append(_rows(rounded, start, stop))
+                start = stop
+    return [join_rows([part for parts in widths for part in parts]) for widths in found]
+
+
+def candidate_errors(weight: Tensor, rounded: Rounded, format: Format) -> Tensor:
+    """w^q - w of candidates of weight [N, K]: [widths, N, K] in its dtype, in the basis of its input."""
+    n, size = len(weight), rows_at_once(weight.shape[1])
+    errors = weight.new_empty(len(rounded.bits) // n, *weight.shape)
+    for width, made in enumerate(errors):
+        for start in range(0, n, size):
+            part = weight[start : start + size].float()
+            values = _rows(rounded, width * n + start, width * n + start + len(part)).dequantize()
+            if format.rotation == "hadamard":
+                values = rotate(values)
+            made[start : start + size] = values - part
     return errors
+
+
+def _rows(rounded: Rounded, start: int, stop: int) -> Rounded:
+    """Some of the rows, not copied."""
+    some: dict[str, Any] = {name: None if t is None else t[start:stop] for name, t in vars(rounded).items()}
+    return Rounded(**some)
 
 
 def _cut(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, slice]]]:

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
+from mixllm.config import GROUP_SIZE, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
@@ -63,7 +63,8 @@ def estimate(
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
     checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
     tokens = config.samples * config.window
-    needed = needs(sizes, tokens, config.window, where, kind, measured=measured)
+    candidates = config.widths if measured else ()
+    needed = needs(sizes, tokens, config.window, where, kind, measured=candidates)
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
     device_bytes, host_bytes = needed.device, needed.host
@@ -137,16 +138,17 @@ def _config_directory(model: str, out: Path) -> Path:
 def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
     """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
     tokens, sizes = config.samples * config.window, model.sizes
-    forward, hessian = 2 * sizes.met, 2 * sizes.hessians_met
+    # Of a Hessian, half: it is symmetric.
+    forward, hessian = 2 * sizes.met, sizes.hessians_met
     gptq = sum(n * k * k for block in sizes.blocks for n, k in block.values())
     # A Cholesky factor and its inverse.
     factors = sum(k**3 for k in sizes.hessians)
     total = 0.0
     if measured:
-        # Forward; again with its backward; the error of every width; the head, twice, and its backward.
-        total += tokens * (forward * (3 + len(WIDTHS)) + 6 * model.head)
+        # Forward; again with its backward; the error of every width; the head and its backward.
+        total += tokens * (forward * (3 + len(config.widths)) + 4 * model.head)
         if config.error == "gptq":
-            total += tokens * (forward + hessian) + len(WIDTHS) * gptq + factors
+            total += tokens * (forward + hessian) + len(config.widths) * gptq + factors
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq + factors
     if config.sweeps or config.tune:

@@ -9,12 +9,16 @@ rounded, stored and run like any other linear layer. The router is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mixllm.format.parts import join
 from mixllm.names import Names, in_files
+
+if TYPE_CHECKING:
+    from mixllm.kernels.cuda.grouped import GroupedExperts
 
 FUSED = ("gate_up_proj", "down_proj")
 # What files call an expert's gate, up and down projections.
@@ -51,12 +55,15 @@ class Experts(nn.ModuleList):
 
     def __init__(self, leaves: Sequence[str], fused: nn.Module) -> None:
         super().__init__(Expert(leaves, fused) for _ in range(len(fused.get_parameter("down_proj"))))
+        self._kernel: GroupedExperts | None = None
         # The gating is a method of the module, which need not keep its weights for it.
         for name in FUSED:
             fused.register_parameter(name, None)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Tokens [T, H], each one's experts int64 [T, top k] and their weights [T, top k] -> [T, H]."""
+        if grouped := self._grouped():
+            return grouped(hidden_states, top_k_weights, top_k_index)
         out = torch.zeros_like(hidden_states)
         for number in top_k_index.unique().tolist():
             token, place = (top_k_index == number).nonzero(as_tuple=True)
@@ -65,6 +72,39 @@ class Experts(nn.ModuleList):
             y = expert(hidden_states[token]) * top_k_weights[token, place, None]
             out = out.index_add(0, token, y.to(out.dtype))
         return out
+
+    def _grouped(self) -> GroupedExperts | None:
+        """All experts as one kernel, made at the first forward after loading or moving.
+
+        None where they are not quantized, or not on an NVIDIA GPU.
+        """
+        from mixllm.nn import MixLinear
+
+        first = next(self[0].children())
+        if not isinstance(first, MixLinear) or torch.version.hip is not None:
+            return None
+        where = first.get_buffer("rows").device
+        if where.type != "cuda":
+            return None
+        if self._kernel is None:
+            from mixllm.kernels.cuda.grouped import GroupedExperts
+
+            experts = [cast(Expert, expert) for expert in self]
+            layers = [[expert.get_submodule(leaf) for leaf in expert.leaves] for expert in experts]
+            if not all(
+                isinstance(layer, MixLinear) and layer.backend in ("auto", "cuda")
+                for three in layers
+                for layer in three
+            ):
+                return None
+            stored = [[cast(MixLinear, layer).stored for layer in three] for three in layers]
+            pairs = [(join([gate, up]), down) for gate, up, down in stored]
+            self._kernel = GroupedExperts(pairs, first.format, experts[0].apply_gate, where)
+        return self._kernel
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._kernel = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def split_experts(model: nn.Module, held: Names) -> list[str]:

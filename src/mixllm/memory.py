@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,3 +28,20 @@ def gpu_peak_bytes() -> int:
     if torch is None or not torch.cuda.is_initialized():
         return 0
     return int(torch.cuda.max_memory_allocated())
+
+
+def trim(device: Any, most: int = 0) -> None:
+    """Where torch's allocator holds more than `most` bytes of a GPU, have it give back what no tensor is in.
+
+    Between phases of the work that take tensors of other sizes: what one phase leaves lies in pieces that the
+    next cannot use. It waits for the device, and takes some hundredths of a second.
+    """
+    if device.type == "cuda" and (torch := sys.modules["torch"]).cuda.memory_reserved(device) > most:
+        torch.cuda.empty_cache()
+
+
+def grow_segments() -> None:
+    """Have torch's allocator grow and shrink few large segments of GPU memory, where the environment says
+    nothing of it: what is free between tensors can then go back page by page. Before torch is imported."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -6,27 +6,30 @@ much is alive at once; benchmarks/quantize.py prints what was told beside what w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches
-from mixllm.config import WIDTHS
+from mixllm.blocks.states import Room, stretches_that_fit
+from mixllm.blocks.upload import STAGED
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
 from mixllm.ranks import here
+from mixllm.salience_waiting import waiting_bytes
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the
 # host, where they would have to go to files otherwise, up to another share of what is free.
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
-# Python, torch and transformers before any tensor; what CUDA adds to that in host memory.
-BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6
+# What torch's allocator may hold of the device, over what tensors are given.
+RESERVED = 1.04
+# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory.
+BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6 + STAGED
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 # Float32 copies of the rows that are being rounded.
@@ -82,11 +85,21 @@ class Needs:
 
 
 def needs(
-    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype, *, measured: bool
+    sizes: Sizes,
+    tokens: int,
+    window: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    measured: Collection[int],
 ) -> Needs:
-    """tokens: of the calibration text that this process takes, in windows of `window`; measured: the run
-    measures salience too. Raises MixllmError where one block and one window do not fit."""
+    """tokens: of the calibration text that this process takes, in windows of `window`.
+
+    measured: the widths at which the run measures salience, none where it does not. Raises MixllmError where
+    one block and one window do not fit.
+    """
     gpu, free, bound = device.type == "cuda", _free(), _bound(device)
+    candidates = len(measured)
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
         _, total = torch.cuda.mem_get_info(device)
@@ -95,10 +108,10 @@ def needs(
     # By what the machine has, not what is free: in batches of another size, sums differ in their last bits.
     comfortable = min(MOST_DEVICE, SHARE * total) if gpu else SHARE**2 * total
     batch = max(window, most // window * window)
-    working = _working(sizes, batch, dtype, measured)
+    working = _working(sizes, batch, dtype, device.type, candidates)
     while working > comfortable and batch > window:
         fewer = max(window, batch // 2 // window * window)
-        less = _working(sizes, fewer, dtype, measured)
+        less = _working(sizes, fewer, dtype, device.type, candidates)
         if less == working:  # it is not the batch that takes the most
             break
         batch, working = fewer, less
@@ -113,17 +126,23 @@ def needs(
     # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
     leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
 
-    def lists(room: Room) -> int:
-        """States or gradients on their way, and the boundaries that wait for the way back."""
-        return 1 + (len(stretches(blocks, room.boundaries(boundary))) if measured else 0)
+    beside = max(waiting_bytes(sum(n * k for n, k in block.values()), measured) for block in sizes.blocks)
 
-    room = Room(bound - working)
+    def waiting(room: Room) -> int:
+        """States or gradients on their way, and what waits for the way back: boundaries, and candidates of a
+        stretch of blocks."""
+        if not measured:
+            return boundary
+        cut, fits = stretches_that_fit(blocks, room, boundary, beside)
+        return (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
+
+    room = Room(bound - working, reserved=int(RESERVED * bound))
     if gpu:
         other = BASE_HOST + CUDA_HOST + leaving
-        wanted = other + lists(room) * boundary - room.device
+        wanted = other + waiting(room) - room.device
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
-        room = Room(room.device, max(0, min(most, int(SHARE * free)) - other))
-    states = lists(room) * boundary
+        room = replace(room, host=max(0, min(most, int(SHARE * free)) - other))
+    states = waiting(room)
     # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
     on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
     on_host = min(states - on_device, room.host)
@@ -148,7 +167,7 @@ def tuning_needs(
     """
     state = window * sizes.hidden * dtype.itemsize
     states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
-    working = 2 * sizes.weights + states + ends + 3 * 4 * LOGITS_AT_ONCE
+    working = 2 * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
@@ -173,19 +192,19 @@ def _bound(device: torch.device) -> int:
     return int(SHARE * _free()) - BASE_HOST
 
 
-def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
+def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: int) -> int:
     """Bytes at the peak of everything but the states between blocks."""
     size = dtype.itemsize
     most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
     if measured:
         # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
         weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
-        logits = min(LOGITS_AT_ONCE, batch * sizes.vocabulary)
+        logits = min(LOGITS_AT_ONCE[kind], batch * sizes.vocabulary)
         most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
     return most + sizes.ends * size
 
 
-def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: bool) -> int:
+def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: int) -> int:
     """The most that working on a block takes; size: bytes of a value."""
     weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
     out = sum(n * sizes.share(name) for name, (n, _) in block.items())
@@ -196,19 +215,19 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
     common = 2 * weights * size
     forward = batch * (size * (3 * wide + 4 * hidden) + 8 * hidden)
     # All Hessians; of the widest its ordered copy and its factor; rows on their way to codes.
-    rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, len(WIDTHS) * max(n * k for n, k in block.values()))
+    rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, max(1, measured) * max(n * k for n, k in block.values()))
     rounding = hessians + 8 * max(k * k for k in inputs) + rows
     collecting = hessians + 4 * max(k * k for k in inputs) + forward
     moments = [forward, rounding, collecting]
     if measured:
-        errors = len(WIDTHS) * weights * size
+        errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.
-        moments[1] += len(WIDTHS) * size * max(n * k for n, k in block.values() if k == max(inputs))
+        moments[1] += measured * size * max(n * k for n, k in block.values() if k == max(inputs))
         # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
         # their own backward pass, or a layer's output errors and these times its gradient.
         kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
         moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
-        moments.append(errors + batch * (kept + size * 2 * len(WIDTHS) * wide))
+        moments.append(errors + batch * (kept + size * 2 * measured * wide))
     return common + max(moments)
 
 

@@ -55,6 +55,12 @@ class Ranks:
         """Make the tensor its maximum over all processes, in place."""
         self._together(lambda: dist.all_reduce(tensor, dist.ReduceOp.MAX))
 
+    def least(self, value: int) -> int:
+        """The least of all processes' values."""
+        found = torch.tensor([-value], device=self._device)
+        self.largest(found)
+        return -int(found)
+
     def union(self, keys: Sequence[T]) -> list[T]:
         """What any process gave, without repeats, in one order for all."""
         if self.size == 1:

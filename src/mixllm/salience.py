@@ -14,15 +14,17 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
 
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
 
-One forward walk keeps the boundary states between blocks. A backward walk then takes each block twice: to
-round its candidates (for error "gptq", by the Hessians of its inputs) and to score them. So nothing of a
-weight's size has to be kept between the walks.
+One forward walk keeps some of the boundary states between blocks. A backward walk, a stretch of blocks at a
+time, then takes each block twice: to make the states after it again and, where they fit in memory, round its
+candidates (for error "gptq", by the Hessians of its inputs), and to score them. So nothing of a weight's size
+has to be kept for more than a stretch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -31,17 +33,20 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
-from mixllm.blocks.states import stretches
-from mixllm.candidates import candidates
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.blocks.states import stretches_that_fit
+from mixllm.candidates import candidate_errors, candidates
+from mixllm.config import QuantConfig
 from mixllm.experts import owners
-from mixllm.progress import Progress, Stage, stepped
+from mixllm.format.rounded import Rounded
+from mixllm.memory import trim
+from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
-from mixllm.rounding.hessian import Shared, collect
+from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience_file import ModuleSalience, Salience
 from mixllm.salience_kept import Kept
+from mixllm.salience_waiting import Waiting, waiting_bytes
 from mixllm.scores import over_scattered, over_tokens
 
 # The number under which gradients are kept, beside those of boundaries.
@@ -60,7 +65,7 @@ def measure_salience(
     ranks: Ranks = ALONE,
     kept: Kept | None = None,
 ) -> Salience:
-    """Score every output channel of the decoder's linear layers at each width of WIDTHS.
+    """Score every output channel of the decoder's linear layers at each of the config's widths.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
     room: what boundary states may take.
@@ -77,12 +82,21 @@ def measure_salience(
     own = ranks.share(ids)
     batches = list(own.split(batch))
     # The first boundary of each stretch is kept; the others are made again on the way back.
-    cut = stretches(todo, room.boundaries(own.numel() * decoder.hidden_size * decoder.dtype.itemsize))
+    boundary = own.numel() * decoder.hidden_size * decoder.dtype.itemsize
+    beside = max(waiting_bytes(weights, config.widths) for weights in decoder.weights)
+    # All processes go through the same stretches, since they round together.
+    cut, fits = stretches_that_fit(todo, room, boundary, beside, ranks.least)
+    early = fits and config.error == "gptq"
     starts = {stretch.start for stretch in cut}
     back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
     # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
     there = todo if before is None else cut[-1].start
-    with States(decoder.device, room) as states, closing(decoder.walk([*range(there), *back])) as walk:
+    with (
+        kept or nullcontext(),
+        States(decoder.device, room) as states,
+        closing(decoder.walk([*range(there), *back])) as walk,
+    ):
+        trim(decoder.device)
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
@@ -90,69 +104,73 @@ def measure_salience(
                 states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
-                grads = map(partial(_loss_gradient, decoder), states.take(todo), batches)
+                # Of the summed loss: of a size that any dtype holds.
+                grads = map(decoder.loss_gradient, states.take(todo), batches)
                 states.put(GRADIENTS, stepped(grads, bar), soon=True)
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
+            waiting = Waiting(states, config.format)
+
+            def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
+                trim(decoder.device, room.reserved)
+                return _candidates(block, shared, config, ids.numel(), ranks)
+
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
-                    states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
+                    trim(decoder.device, room.reserved)
+                    with collect(block.linears if early else {}) as shared:
+                        states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
+                    if early:
+                        waiting.put(i, rounded(block, shared))
                 for i, block in islice(walk, len(stretch)):
-                    scored = _scored(block, i, states, bar, config, len(ids), ids.shape[1], ranks)
-                    found = {**scored, **found}
+                    if i in waiting:
+                        made = waiting.take(i)
+                    else:
+                        with collect(block.linears) as shared:
+                            deque(map(block, states.read(i) if config.error == "gptq" else ()), maxlen=0)
+                        made = rounded(block, shared)
+                    trim(decoder.device, room.reserved)
+                    scores = Scores(block, _errors(block, made, config), ids.shape[1])
+                    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
+                    states.put(GRADIENTS, stepped(grads, bar), soon=True)
+                    found = {**scores.result(config, len(ids), ranks), **found}
+                    del scores, grads
                     if kept is not None and i:
                         kept.save(i, salience(), states.read(GRADIENTS))
     return salience()
 
 
-def _scored(
-    block: Block,
-    i: int,
-    states: States,
-    bar: Stage,
-    config: QuantConfig,
-    samples: int,
-    length: int,
-    ranks: Ranks,
-) -> dict[str, ModuleSalience]:
-    """The salience of block i; its states are taken, and the gradient becomes theirs."""
-    errors = _errors(block, states.read(i), config, samples * length, ranks)
-    scores = Scores(block, errors, length)
-    grads = map(scores.add, states.take(i), states.take(GRADIENTS))
-    states.put(GRADIENTS, stepped(grads, bar), soon=True)
-    return scores.result(config, samples, ranks)
+def _candidates(
+    block: Block, shared: list[Shared], config: QuantConfig, total: int, ranks: Ranks
+) -> dict[str, Rounded]:
+    """Candidates of the block's linears by the Hessians that all processes collected, but for experts that
+    saw too few of all `total` tokens; those of all linears rounded to nearest where nothing was collected."""
+    weights = {name: linear.weight for name, linear in block.linears.items()}
 
+    def make(
+        names: list[str], inputs: Factor | None, rows: dict[str, slice]
+    ) -> tuple[dict[tuple[str, str], Tensor], None]:
+        made = candidates({name: weights[name][rows[name]] for name in names}, config, inputs)
+        fields = {(n, f): t for n, rounded in made.items() for f, t in vars(rounded).items() if t is not None}
+        return {key: tensor.unflatten(0, (len(config.widths), -1)) for key, tensor in fields.items()}, None
 
-def _errors(
-    block: Block, states: Iterable[Tensor], config: QuantConfig, total: int, ranks: Ranks
-) -> dict[str, Tensor]:
-    """candidate errors of the block's linears; for error "gptq" from the Hessians that its states give, but
-    for experts that saw too few of all `total` tokens."""
-    if config.error == "rtn":
-        return candidates(block.linears, block.linears, config, None)
-    with collect(block.linears) as shared:
-        for h in states:
-            block(h)
-
-    def make(group: Shared) -> tuple[dict[str, Tensor], None]:
-        inputs = factor_if_seen(group, config, total)
-        return candidates(group.names, block.linears, config, inputs), None
-
-    errors = divided(shared, block.linears, ranks, make)[0]
+    found: dict[str, dict[str, Any]] = {}
+    if config.error == "gptq":
+        factor = partial(factor_if_seen, config=config, total=total)
+        for (name, field), tensor in divided(shared, block.linears, ranks, factor, make, dim=1)[0].items():
+            found.setdefault(name, {})[field] = tensor.flatten(0, 1)
     # No token reached the experts that are missing.
-    errors.update(
-        candidates([name for name in block.linears if name not in errors], block.linears, config, None)
-    )
-    return {name: errors[name] for name in block.linears}
+    rest = candidates({n: weight for n, weight in weights.items() if n not in found}, config, None)
+    return {name: Rounded(**found[name]) if name in found else rest[name] for name in weights}
 
 
-def _loss_gradient(decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
-    """d(summed loss of each window) / d(states after the last block): of a size that any dtype holds."""
-    h = hidden.to(decoder.device).requires_grad_()
-    with torch.enable_grad():
-        loss = decoder.loss(h, ids).sum() * (ids.shape[1] - 1)
-    return torch.autograd.grad(loss, h)[0]
+def _errors(block: Block, made: dict[str, Rounded], config: QuantConfig) -> dict[str, Tensor]:
+    """candidate_errors of the block's linears; the candidates go as their errors come."""
+    return {
+        name: candidate_errors(linear.weight, made.pop(name), config.format)
+        for name, linear in block.linears.items()
+    }
 
 
 class Scores:
@@ -211,7 +229,9 @@ class Scores:
         return {
             name: ModuleSalience(
                 in_features=self.errors[name].shape[2],
-                loss={width: row.float().cpu() for width, row in zip(WIDTHS, score * share, strict=True)},
+                loss={
+                    width: row.float().cpu() for width, row in zip(config.widths, score * share, strict=True)
+                },
             )
             for name, score in sums.items()
         }

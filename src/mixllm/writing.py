@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.files import write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
+from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
@@ -50,10 +54,7 @@ def write_quantized(
         (out / RECORDS).mkdir(exist_ok=True)
         write_json(out / LAYERS, spool.notes())
     counts = plan.counts()
-    modules = {
-        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
-        for name in job.shapes
-    }
+    modules = {name: counts[name] for name in job.shapes}
     assemble(out, job.source, config.format, modules, _last(spool) if config.tune else spool, shard_bytes)
     spool.remove()
 
@@ -66,10 +67,30 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
     job.ranks.tell((ROUND, widths))
     with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
         rounded = rounded_by(job, widths, config, Path(work), progress, seen, spool)
-        for count in blocks[len(spool) :]:
-            layers = {name: pack(layer, config.format).to("cpu") for name, layer in islice(rounded, count)}
-            spool.append(layers, {name: asdict(seen[name]) for name in layers if name in seen})
-        deque(rounded, maxlen=0)  # the walk's own end
+        # A block goes to the host and to its file while the next one is rounded.
+        device = job.decoder.device
+        beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+        with ThreadPoolExecutor(1, thread_name_prefix="mixllm-write") as thread:
+            written: list[Future[None]] = []
+            for count in blocks[len(spool) :]:
+                layers = {name: pack(layer, config.format) for name, layer in islice(rounded, count)}
+                notes = {name: asdict(seen[name]) for name in layers if name in seen}
+                for before in written:
+                    before.result()
+                if beside is not None:
+                    beside.wait_stream(torch.cuda.current_stream(device))
+                written = [thread.submit(_append, spool, layers, notes, beside)]
+            deque(rounded, maxlen=0)  # the walk's own end
+            for last in written:
+                last.result()
+
+
+def _append(
+    spool: Spool, layers: dict[str, MixedWeight], notes: dict[str, Any], stream: torch.cuda.Stream | None
+) -> None:
+    """Spool.append, with copies from the device on a stream of their own."""
+    with torch.cuda.stream(stream):
+        spool.append(layers, notes)
 
 
 def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:

@@ -153,5 +153,5 @@ def test_operators_pass_opcheck() -> None:
     x = torch.randn(5, 200, device="cuda", dtype=torch.half)
     checks = ("test_schema", "test_faketensor")
     arguments = (*ops.quantize(x, True, 0), linear.tensors, None, 49, torch.half, 0, 0)
-    torch.library.opcheck(ops.quantize, (x, True, 0), test_utils=checks)
-    torch.library.opcheck(ops.gemm, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.quantize.default, (x, True, 0), test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.gemm.default, arguments, test_utils=checks)

@@ -54,8 +54,10 @@ def test_silu_mul(tokens: int, k: int, rotate: bool, group: int, dtype: torch.dt
 def test_operators() -> None:
     x, weight = torch.randn(3, 256, device="cuda").half(), torch.ones(256, device="cuda").half()
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(rmsnorm_quantize, (x, weight, 1e-5, True, 0), test_utils=checks)
-    torch.library.opcheck(silu_mul_quantize, (x, True, 0), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.mixllm.rmsnorm_quantize.default, (x, weight, 1e-5, True, 0), test_utils=checks
+    )
+    torch.library.opcheck(torch.ops.mixllm.silu_mul_quantize.default, (x, True, 0), test_utils=checks)
     for bad in (weight[:7], weight.float()):
         with pytest.raises(MixllmError):
             rmsnorm_quantize(x, bad, 1e-5, True, 0)

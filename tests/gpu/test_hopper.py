@@ -104,6 +104,24 @@ def test_linear_takes_this_path_and_keeps_its_answers() -> None:
     assert torch.equal(captured[:-1], few)
 
 
+@pytest.mark.parametrize("profile", ["fast", "paper"])
+def test_a_planned_call_gives_what_the_operators_give(profile: str) -> None:
+    """Tiles that hand partial sums on and tiles that don't, a bias and none, other buffers each time."""
+    format = PROFILES[profile]
+    weight = random_weight(300, 45, 4100, format, 3, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, format), format)
+    kept = []
+    for tokens in (150, 1999):
+        for turn in range(3):
+            x = torch.randn(tokens, 4100, device="cuda", dtype=torch.bfloat16)
+            bias = torch.randn(345, device="cuda") if turn else None
+            with torch.no_grad():
+                kept.append((linear(x, bias), x, bias))
+    assert {tokens for tokens, *_ in linear.planned.plans} == {150, 1999}
+    for found, x, bias in kept:
+        assert torch.equal(found, linear(x, bias))  # gradients are on: torch's operators
+
+
 def test_groups_take_this_path_too() -> None:
     format = PROFILES["paper"]
     weight = random_weight(300, 40, 1100, format, 3, device="cuda")
@@ -120,5 +138,5 @@ def test_operator_passes_opcheck() -> None:
     x = torch.randn(150, 200, device="cuda", dtype=torch.half)
     arguments = (*ops.quantize(x, True, 0, True), linear.tensors, None, 49, torch.half, 0, 0)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.quantize, (x, True, 0, True), test_utils=checks)
-    torch.library.opcheck(hopper.gemm_many, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.quantize.default, (x, True, 0, True), test_utils=checks)
+    torch.library.opcheck(torch.ops.mixllm.gemm_many.default, arguments, test_utils=checks)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from mixllm.rotation import rotate
+from mixllm.rounding import hessian as module
 from mixllm.rounding.hessian import collect, factor, rotate_both
 from tests import shapes
 
@@ -20,7 +22,9 @@ class Block(nn.Module):
         return y
 
 
-def test_layers_with_one_input_share_one_hessian() -> None:
+@pytest.mark.parametrize("panel", [2048, 70, 32, 7])
+def test_layers_with_one_input_share_one_hessian(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PANEL", panel)
     block = Block()
     xs = [torch.randn(b, 5, 70) for b in (2, 1)]
     outs = [block.q(x) * block.k(x).repeat(1, 1, 2) for x in xs]

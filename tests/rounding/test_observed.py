@@ -7,7 +7,7 @@ from torch import nn
 from mixllm.format.rounded import Rounded
 from mixllm.rotation import rotate
 from mixllm.rounding.hessian import rotate_both
-from mixllm.rounding.observed import observed, watch
+from mixllm.rounding.observed import energies, observed, watch
 
 
 class Exact(Rounded):
@@ -36,7 +36,7 @@ def test_error_is_that_of_the_outputs(sizes, rotated, seed):
             linear(part[None])
     flat = x.reshape(-1, k)
     stored, h = (rotate(changed), rotate_both(flat.T @ flat)) if rotated else (changed, flat.T @ flat)
-    found = observed(linear.weight, stand_in(stored), h, inputs["a"], rotated=rotated)
+    found = observed(energies(linear.weight, stand_in(stored), h, rotated=rotated), inputs["a"])
     y = flat @ linear.weight.detach().T
     expected = float((flat @ changed.T - y).norm() / y.norm())
     assert found.error == pytest.approx(expected, rel=2e-3)
@@ -48,5 +48,7 @@ def test_silent_inputs_have_no_error():
     linear, x = nn.Linear(5, 3, bias=False), torch.zeros(1, 4, 5)
     with watch({"a": linear}) as inputs:
         linear(x)
-    found = observed(linear.weight, stand_in(torch.ones(3, 5)), torch.zeros(5, 5), inputs["a"], rotated=False)
+    found = observed(
+        energies(linear.weight, stand_in(torch.ones(3, 5)), torch.zeros(5, 5), rotated=False), inputs["a"]
+    )
     assert (found.error, found.peak, found.mean) == (0, 0, 0)

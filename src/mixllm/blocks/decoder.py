@@ -15,11 +15,13 @@ from mixllm.blocks.block import Arguments, Block
 from mixllm.blocks.probe import probe
 from mixllm.blocks.shell import Shell
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
+from mixllm.blocks.upload import Upload
 from mixllm.blocks.weights import Place, place, read, require_whole, tie, unload
 from mixllm.source import Source
 
-# Logits that loss makes at once: 256 MiB in float32, whatever the vocabulary.
-LOGITS_AT_ONCE = 2**26
+# Logits that are made at once, whatever the vocabulary: 512 and 256 MiB in float32. Each time the model's
+# code around its blocks is gone through once, for which a GPU waits where they are few.
+LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 2**26}
 
 
 class Decoder:
@@ -33,7 +35,8 @@ class Decoder:
         self.source, self.device, self.dtype = source, device, dtype
         self.model = model = skeleton(source, device, dtype)
         self.prefix, self._blocks = find_blocks(model, source)
-        place(model, "", read(model, "", source, device, skip=self.prefix))
+        self._bring = Upload(device) if device.type == "cuda" else Tensor.clone
+        place(model, "", read(model, "", source, self._bring, skip=self.prefix))
         tie(model, source)
         require_whole(model, "", source, skip=self.prefix)
         self._shell = Shell(model, self._blocks, device)
@@ -71,6 +74,11 @@ class Decoder:
         """Full module name -> nn.Linear inside block i, in model order; on meta outside block(i)."""
         return linears(self._blocks[i], f"{self.prefix}.{i}", self.source)
 
+    @property
+    def weights(self) -> list[int]:
+        """Weights of the linear layers of each block."""
+        return [sum(linear.weight.numel() for linear in self.linears(i).values()) for i in range(len(self))]
+
     @contextmanager
     def block(self, i: int, then: int | None = None) -> Iterator[Block]:
         """Block i with its weights on the device; they are dropped when the context ends.
@@ -101,7 +109,7 @@ class Decoder:
                 yield i, block
 
     def _read(self, i: int) -> dict[str, Tensor]:
-        return read(self._blocks[i], f"{self.prefix}.{i}", self.source, self.device)
+        return read(self._blocks[i], f"{self.prefix}.{i}", self.source, self._bring)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids int64 [B, L] -> the hidden states [B, L, D] that enter block 0.
@@ -121,25 +129,26 @@ class Decoder:
         """
         return self._shell.logits(hidden, ids)
 
-    def loss(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Mean next-token NLL of each sample in nats, float32 [B], differentiable by `hidden` [B, L, D].
+    def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """d(summed next-token NLL, in nats) / d(hidden), for hidden [B, L, D] after the last block.
 
-        Made a few tokens at a time, and again in the backward pass, so that neither the logits nor
-        their gradient are ever there for the whole window.
+        A token's loss depends on its own states alone, so a few tokens at a time go forward and back: neither
+        the logits nor their gradient are ever there for the whole window.
         """
-        ids = ids.to(hidden.device)
-        predicted = ids.shape[1] - 1
-        total = torch.zeros(len(ids), device=hidden.device)
+        hidden, ids = hidden.detach().to(self.device), ids.to(self.device)
+        gradient = torch.zeros_like(hidden)
         for part in self._parts(ids):
-            following = ids[:, part.start + 1 : part.stop + 1]
-            total = total + _again(self._nll, hidden[:, part], ids[:, part], following)
-        return total / predicted
+            states = hidden[:, part].requires_grad_()
+            with torch.enable_grad():
+                loss = self._nll(states, ids[:, part], ids[:, part.start + 1 : part.stop + 1])
+            gradient[:, part] = torch.autograd.grad(loss, states)[0]
+        return gradient
 
     def divergence(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
         """Mean KL(target || hidden) of each sample over its predicted tokens, in nats, float32 [B].
 
         hidden, target: states after the last block [B, L, D], of tokens ids [B, L]; differentiable by
-        hidden, made like loss.
+        hidden, made a few tokens at a time, and again in the backward pass.
         """
         ids = ids.to(hidden.device)
         total = torch.zeros(len(ids), device=hidden.device)
@@ -149,7 +158,7 @@ class Decoder:
 
     def _parts(self, ids: Tensor) -> Iterator[slice]:
         """The predicted tokens of windows [B, L], a few at a time."""
-        step = max(1, LOGITS_AT_ONCE // (self.vocabulary * len(ids)))
+        step = max(1, LOGITS_AT_ONCE[self.device.type] // (self.vocabulary * len(ids)))
         predicted = ids.shape[1] - 1
         for start in range(0, predicted, step):
             yield slice(start, min(start + step, predicted))
@@ -162,7 +171,7 @@ class Decoder:
 
     def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden, ids).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape).sum(dim=1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum")
 
 
 def _again(function: Callable[..., Tensor], *args: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import mmap
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,18 +16,28 @@ from torch import Tensor
 
 from mixllm.errors import MixllmError
 
+# Threads that ask the system for the host's buffers, page by page.
+TOUCHING, PAGE = 8, 4096
+
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that states may take on the device and in host memory; what is more goes to files in `disk`."""
+    """Bytes that states may take on the device and in host memory; what is more goes to files in `disk`.
+
+    reserved: bytes of the device beyond which torch's allocator gives back what it holds for nothing.
+    """
 
     device: int
     host: int = 0
     disk: Path | None = None
+    reserved: int = 2**62
 
-    def boundaries(self, size: int) -> int:
-        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way."""
-        return (self.device + self.host) // size - 1
+    def boundaries(self, size: int, beside: int = 0) -> int:
+        """How many boundaries of `size` bytes fit, beside the states or gradients that are on their way.
+
+        beside: bytes that all but one block of a stretch leave; with m boundaries it has up to m blocks.
+        """
+        return (self.device + self.host - size + beside) // (size + beside)
 
 
 class States:
@@ -128,6 +141,20 @@ def stretches(blocks: int, fit: int) -> list[range]:
     return found
 
 
+def stretches_that_fit(
+    blocks: int, room: Room, boundary: int, beside: int, agreed: Callable[[int], int] = int
+) -> tuple[list[range], bool]:
+    """The stretches of a walk there and back, and whether there is room for what its blocks may leave.
+
+    boundary: bytes of the states at one; beside: of what all but one block of a stretch may leave, if that
+    makes no states go to files. agreed: makes one number of those that several processes find.
+    """
+    fit = agreed(room.boundaries(boundary, beside))
+    if fit > 0 and fit * (fit + 1) // 2 >= blocks:
+        return stretches(blocks, fit), True
+    return stretches(blocks, agreed(room.boundaries(boundary))), False
+
+
 @dataclass
 class _Part:
     """A tensor's place: held on the device, in a buffer of the host or in a file."""
@@ -162,10 +189,12 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spare: list[Tensor] = []
         self._buffers: list[Tensor] = []
+        self._threads = ThreadPoolExecutor(TOUCHING, thread_name_prefix="mixllm-touch")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
+        self._threads.shutdown()
         for buffer in self._buffers:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
         self._buffers.clear()
@@ -208,8 +237,24 @@ class _Lane:
         for number, spare in enumerate(self._spare):
             if spare.shape == like.shape and spare.dtype == like.dtype:
                 return self._spare.pop(number)
-        buffer = torch.empty(like.shape, dtype=like.dtype)
+        buffer = _host(like.nbytes).view(like.dtype).view(like.shape)
+        self._touch(buffer)
         # Registered rather than allocated pinned: torch's own pinned memory comes in powers of two.
         torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
         self._buffers.append(buffer)
         return buffer
+
+    def _touch(self, buffer: Tensor) -> None:
+        """Have the system give the buffer its memory, by several threads; pinning would do it by one."""
+        pages = buffer.view(-1).view(torch.uint8)[::PAGE]
+        list(self._threads.map(Tensor.zero_, pages.chunk(TOUCHING)))
+
+
+def _host(size: int) -> Tensor:
+    """Bytes of the host's memory that lie in large pages where the system has some: pinned in a few steps."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=torch.uint8)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system that was built without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

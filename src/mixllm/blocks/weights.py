@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,22 +19,21 @@ Place = tuple[nn.Module, str, nn.Parameter]
 
 
 def read(
-    module: nn.Module, prefix: str, source: Source, device: torch.device, skip: str = ""
+    module: nn.Module, prefix: str, source: Source, bring: Callable[[Tensor], Tensor], skip: str = ""
 ) -> dict[str, Tensor]:
-    """A module's parameters and stored buffers from the source, on the device, in the module's dtypes.
+    """A module's parameters and stored buffers from the source, in the module's dtypes.
 
-    prefix: the module's full name. skip: full name of a submodule to leave alone. What the source
-    lacks is left out. Raises MixllmError for a tensor of a wrong shape or dtype, or not finite.
+    prefix: the module's full name. bring: copies a tensor to where the module runs (changed in the source's
+    own mapping, it would come back changed at the next read). skip: full name of a submodule to leave alone.
+    What the source lacks is left out. Raises MixllmError for a tensor of a wrong shape or dtype, or not
+    finite.
     """
     found: dict[str, Tensor] = {}
     for owner, leaf, name in _places(module, prefix, skip):
         stored = in_files(name, source)
         if stored in source:
             like = getattr(owner, leaf)
-            tensor = _read(source, stored, like)
-            # A copy: changed in the source's own mapping, it would come back changed at the next read.
-            tensor = tensor.clone() if device.type == "cpu" else tensor.to(device)
-            found[name] = tensor.to(like.dtype)
+            found[name] = _read(source, stored, like, bring).to(like.dtype)
     return found
 
 
@@ -87,8 +86,8 @@ def _places(module: nn.Module, prefix: str, skip: str) -> Iterator[tuple[nn.Modu
                 yield owner, leaf, name
 
 
-def _read(source: Source, name: str, like: Tensor) -> Tensor:
-    tensor = source.tensor(name)
+def _read(source: Source, name: str, like: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
+    tensor = source.tensor(name, bring)
     if like.is_floating_point() and tensor.dtype not in FLOAT_WEIGHTS:
         raise MixllmError(f"{source.path}: tensor {name} is {tensor.dtype}; give float weights")
     if tensor.shape != like.shape:

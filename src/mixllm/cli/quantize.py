@@ -11,6 +11,7 @@ from mixllm.cli.console import duration, print_json, progress, quiet_libraries, 
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.errors import Interrupted, MixllmError
+from mixllm.memory import grow_segments
 
 if TYPE_CHECKING:
     from mixllm.estimate import Estimate
@@ -59,6 +60,7 @@ def quantize(
         needs = _needs(model, out, chosen, plan is None and salience is None, device, dtype, shard_size)
         print_json(needs) if json else _tell(needs, out)
         return
+    grow_segments()
     from mixllm import pipeline
     from mixllm.ranks import is_first
     from mixllm.resume import partial_of

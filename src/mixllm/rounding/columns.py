@@ -11,7 +11,7 @@ from mixllm.rounding.grid import Grid
 def round_columns(
     block: Tensor, grid: Grid, upper: Tensor, origin: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Round block [N, L] in column order -> (codes, errors), float32 [N, L].
+    """Round block [N, L] in column order -> (codes, errors), float32 [N, L], column by column in memory.
 
     upper: float32 [L, L], upper triangular. After column j, errors[:, j] * upper[j, k] is taken from each
     column k > j, where errors[:, j] = (o_j - value of its code) / upper[j, j] and o_j is column j of
@@ -22,8 +22,8 @@ def round_columns(
         from mixllm.rounding.columns_triton import launch
 
         return launch(block, grid, upper, origin)
-    # Column-major, so that each column of the loop is contiguous.
-    w = block.T.contiguous().T
+    # A copy, column by column in memory.
+    w = block.T.clone(memory_format=torch.contiguous_format).T
     codes, errors = torch.empty_like(w), torch.empty_like(w)
     for j in range(w.shape[1]):
         column = w[:, j : j + 1]

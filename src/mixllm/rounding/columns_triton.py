@@ -23,8 +23,12 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     origin_ptr,
     codes_ptr,
     errors_ptr,
-    grid_ptr,
+    scale_ptr,
+    zero_ptr,
+    low_ptr,
+    high_ptr,
     upper_ptr,
+    upper_stride,
     n,
     FROM_ORIGIN: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -39,10 +43,10 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
         mask=(column < LENGTH)[:, None] & inside[None, :],
         other=0.0,
     )
-    scale = tl.load(grid_ptr + row, mask=inside, other=1.0)
-    zero = tl.load(grid_ptr + n + row, mask=inside, other=0.0)
-    low = tl.load(grid_ptr + 2 * n + row, mask=inside, other=0.0)
-    high = tl.load(grid_ptr + 3 * n + row, mask=inside, other=0.0)
+    scale = tl.load(scale_ptr + row, mask=inside, other=1.0)
+    zero = tl.load(zero_ptr + row, mask=inside, other=0.0)
+    low = tl.load(low_ptr + row, mask=inside, other=0.0)
+    high = tl.load(high_ptr + row, mask=inside, other=0.0)
     place = row.to(tl.int64)
     for j in range(LENGTH):
         now = tl.sum(tl.where((column == j)[:, None], w, 0.0), axis=0)
@@ -50,10 +54,12 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
         nearest = (tl.div_rn(now, scale) + 12582912.0) - 12582912.0
         code = tl.minimum(tl.maximum(nearest + zero, low), high)
         start = tl.load(origin_ptr + place, mask=inside, other=0.0) if FROM_ORIGIN else now
-        error = (start - (code - zero) * scale) / tl.load(upper_ptr + j * LENGTH + j)
+        error = (start - (code - zero) * scale) / tl.load(upper_ptr + j * upper_stride + j)
         tl.store(codes_ptr + place, code, mask=inside)
         tl.store(errors_ptr + place, error, mask=inside)
-        upper = tl.load(upper_ptr + j * LENGTH + column[:, None], mask=(column < LENGTH)[:, None], other=0.0)
+        upper = tl.load(
+            upper_ptr + j * upper_stride + column[:, None], mask=(column < LENGTH)[:, None], other=0.0
+        )
         w -= upper * error[None, :]
         place += n
 
@@ -64,9 +70,10 @@ def launch(block: Tensor, grid: Grid, upper: Tensor, origin: Tensor | None = Non
     by_column = block.T.contiguous()
     start = by_column if origin is None else origin.T.contiguous()
     codes, errors = torch.empty_like(by_column), torch.empty_like(by_column)
-    fields = torch.cat([grid.scale, grid.zero, grid.low, grid.high])
+    fields = [field.contiguous() for field in (grid.scale, grid.zero, grid.low, grid.high)]
+    upper = upper if upper.stride(1) == 1 else upper.contiguous()
     _kernel[(triton.cdiv(n, ROWS),)](
-        by_column, start, codes, errors, fields, upper.contiguous(), n,
+        by_column, start, codes, errors, *fields, upper, upper.stride(0), n,
         FROM_ORIGIN=origin is not None, LENGTH=length, ROWS=ROWS, COLUMNS=GROUP_SIZE, num_warps=1,
     )  # fmt: skip
     return codes.T, errors.T

@@ -1,4 +1,9 @@
-"""The layers of a block, divided over processes: who makes what, and how all get it."""
+"""The layers of a block, divided over processes: who makes what, and how all get it.
+
+Layers with one input share a Hessian and its factor, and rows of a layer are independent given that factor.
+So a group of such layers is made whole by one process or, where it is too much work for that, factored
+by one and its rows divided over all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,52 +14,110 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.ranks import Ranks
-from mixllm.rounding.hessian import Shared
+from mixllm.rounding.hessian import Factor, Shared
 
 Key = TypeVar("Key")
+# The names of a group; its factor; the rows of each of its layers that are to be made.
+Make = Callable[[list[str], Factor | None, dict[str, slice]], tuple[dict[Key, Tensor], Any]]
+# What factoring a Hessian [K, K] costs in weights times K: seconds for 8B's shape on an H100.
+FACTOR = 0.3
 
 
 def divided(
     found: list[Shared],
     linears: Mapping[str, nn.Linear],
     ranks: Ranks,
-    make: Callable[[Shared], tuple[dict[Key, Tensor], Any]],
+    factor: Callable[[Shared], Factor | None],
+    make: Make[Key],
+    *,
+    dim: int,
 ) -> tuple[dict[Key, Tensor], list[Any]]:
-    """make(group) of every group of layers with one input, each by one process, and given to all.
+    """make(...) of every group of layers with one input, by one process or divided, and given to all.
 
-    found: what collect found here, of this process's samples, emptied; make gets the sum over all processes,
-    and returns tensors and a small note. Returns all tensors together, and the notes.
+    found: what collect found here, of this process's samples, emptied; factor gets the sum over all of them.
+    make returns tensors whose dimension `dim` are the rows it was asked for, and a small note.
+    Returns all tensors, whole, and all notes, one or several a group.
     """
     own = {tuple(group.names): group.hessian for group in found}
     groups = ranks.union(list(own))
     seen = {tuple(group.names): group.tokens for group in found}
-    tokens = torch.tensor(
-        [seen.get(names, 0) for names in groups], device=next(iter(linears.values())).weight.device
-    )
+    device = next(iter(linears.values())).weight.device
+    tokens = torch.tensor([seen.get(names, 0) for names in groups], device=device)
     ranks.add(tokens)
-    counts = dict(zip(groups, tokens.tolist(), strict=True))
     found.clear()
-    sizes = [[(linears[name].out_features, linears[name].in_features) for name in names] for names in groups]
-    # Cholesky and inverse, then GPTQ row by row.
-    owners = ranks.owners([sum(n * k**2 for n, k in size) + 2 * size[0][1] ** 3 for size in sizes])
-    hessians: dict[tuple[str, ...], Tensor] = {}
-    for names, owner in zip(groups, owners, strict=True):
+    cut, owners = _shares(groups, linears, ranks)
+    hessians: dict[tuple[str, ...], Shared] = {}
+    for names, owner, count in zip(groups, owners, tokens.tolist(), strict=True):
         hessian = own.pop(names) if names in own else _zeros(linears[names[0]])
         ranks.add_at(owner, hessian)
         if owner == ranks.rank:
-            hessians[names] = hessian
+            hessians[names] = Shared(list(names), hessian, count)
+        del hessian
+    factors: dict[tuple[str, ...], Factor | None] = {}
+    made: dict[tuple[str, ...], tuple[dict[Key, Tensor], Any]] = {}
     # The last ones first: a model's widest inputs are its last, and leave room for the others' results.
-    made = {
-        names: make(Shared(list(names), hessians.pop(names), counts[names]))
-        for names in reversed(list(hessians))
-    }
+    for names in reversed(list(hessians)):
+        factors[names] = factor(hessians.pop(names))
+        if names not in cut:
+            every = {name: slice(0, linears[name].out_features) for name in names}
+            made[names] = make(list(names), factors.pop(names), every)
+    for names, owner in reversed(list(zip(groups, owners, strict=True))):
+        if names in cut:
+            given = _give(factors.pop(names, None), owner, ranks)
+            made[names] = make(list(names), given, {name: _rows(linears[name], ranks) for name in names})
+            del given
     tensors: dict[Key, Tensor] = {}
-    notes = []
+    notes: list[Any] = []
     for names, owner in zip(groups, owners, strict=True):
-        given, note = ranks.give(owner, *made.pop(names, ({}, None)))
-        tensors.update(given)
-        notes.append(note)
+        makers = range(ranks.size) if names in cut else [owner]
+        mine = made.pop(names, ({}, None))
+        parts = [ranks.give(maker, *mine) for maker in makers]
+        del mine
+        tensors.update({key: _joined([part[key] for part, _ in parts], dim) for key in list(parts[0][0])})
+        notes.extend(note for _, note in parts)
     return tensors, notes
+
+
+def _shares(
+    groups: list[tuple[str, ...]], linears: Mapping[str, nn.Linear], ranks: Ranks
+) -> tuple[set[tuple[str, ...]], list[int]]:
+    """Which groups' rows are divided over all processes, and who makes each of the others, or factors it."""
+    layers = [[linears[name] for name in names] for names in groups]
+    rounding = [sum(layer.out_features * layer.in_features**2 for layer in some) for some in layers]
+    factoring = [FACTOR * some[0].in_features ** 3 for some in layers]
+    # More than half of a process's part of the whole: it would be waited for.
+    most = (sum(rounding) + sum(factoring)) / (2 * ranks.size)
+    cut = {
+        names
+        for names, some, a, b in zip(groups, layers, rounding, factoring, strict=True)
+        if ranks.size > 1 and a + b > most and min(layer.out_features for layer in some) >= ranks.size
+    }
+    costs = [b if names in cut else a + b for names, a, b in zip(groups, rounding, factoring, strict=True)]
+    return cut, ranks.owners(costs)
+
+
+def _rows(linear: nn.Linear, ranks: Ranks) -> slice:
+    """This process's part of a layer's rows."""
+    n = linear.out_features
+    return slice(n * ranks.rank // ranks.size, n * (ranks.rank + 1) // ranks.size)
+
+
+def _give(factor: Factor | None, owner: int, ranks: Ranks) -> Factor | None:
+    """The owner's factor, at every process."""
+    tensors: dict[str, Tensor] = {}
+    if factor is not None:
+        tensors = {"order": torch.cat(factor.groups)}
+        tensors |= {name: getattr(factor, name) for name in ("diagonal", "upper", "hessian")}
+    note = factor and (factor.numbers, [len(group) for group in factor.groups], factor.added)
+    given, note = ranks.give(owner, tensors, note)
+    if note is None:
+        return None
+    numbers, lengths, added = note
+    return Factor(numbers, list(given.pop("order").split(lengths)), added=added, **given)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
 def _zeros(linear: nn.Linear) -> Tensor:

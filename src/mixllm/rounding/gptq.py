@@ -22,16 +22,25 @@ def gptq(
 
     fixed: the grid of every group, for weights with one scale a row.
     """
-    w = weight[:, torch.cat(factor.groups)]
-    codes = torch.empty_like(weight)
+    order = torch.cat(factor.groups)
+    # Column by column in memory: a group's columns lie together, for every step that takes them.
+    w = weight.T[order].T
+    diagonal = factor.diagonal[order]
+    codes: list[Tensor] = []
     found: dict[int, Grid] = {}
     start = 0
     for number, columns in zip(factor.numbers, factor.groups, strict=True):
         stop = start + len(columns)
         block = w[:, start:stop]
-        grid = fixed or best_grid(grids, block, factor.diagonal[columns], clip)
-        codes[:, columns], errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
+        grid = fixed or best_grid(grids, block, diagonal[start:stop], clip)
+        rounded, errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
         w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
+        codes.append(rounded.T)
         found[number] = grid
         start = stop
-    return codes, [found[g] for g in sorted(found)]
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    del w
+    by_column = torch.cat(codes)
+    codes.clear()
+    return by_column[back].T.contiguous(), [found[g] for g in sorted(found)]

@@ -17,6 +17,8 @@ from mixllm.rotation import rotate
 DAMPING_STEPS = 4
 # Rows rotated, and sides of the triangles inverted, at once: large enough for full speed.
 ROWS_AT_ONCE, SOLVED_AT_ONCE = 2048, 1024
+# Columns of X'X that are summed at once, from the first row to the diagonal: the rest is their mirror.
+PANEL = 2048
 
 
 @dataclass
@@ -61,19 +63,31 @@ def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
         last.clear()
         for handle in handles:
             handle.remove()
+    for shared in found:
+        mirror(shared.hessian)
 
 
 def add_squares(hessian: Tensor, x: Tensor) -> None:
-    """hessian += x'x for x [T, K], summed in float32.
+    """hessian += x'x for x [T, K], summed in float32; of what is below the diagonal, not all (see mirror).
 
     Products of two half-precision numbers are exact in float32, so on a GPU the tensor cores take them as
     they are, ten times as fast as float32 copies of them.
     """
-    if x.is_cuda and x.dtype in (torch.bfloat16, torch.float16):
-        hessian.add_(torch.mm(x.T, x, out_dtype=torch.float32))
-    else:
-        x = x.float()
-        hessian.addmm_(x.T, x)
+    half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
+    x = x if half else x.float()
+    for start in range(0, len(hessian), PANEL):
+        columns, rows = x[:, start : start + PANEL], x[:, : start + PANEL].T
+        part = hessian[: start + PANEL, start : start + PANEL]
+        if half:
+            part.add_(torch.mm(rows, columns, out_dtype=torch.float32))
+        else:
+            part.addmm_(rows, columns)
+
+
+def mirror(hessian: Tensor) -> None:
+    """Fill what add_squares left out, in place."""
+    for stop in range(PANEL, len(hessian), PANEL):
+        hessian[stop:, stop - PANEL : stop] = hessian[stop - PANEL : stop, stop:].T
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -15,14 +16,15 @@ from mixllm.config import QuantConfig
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
+from mixllm.memory import trim
 from mixllm.nn import MixLinear
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding import needs_hessian, round_rows
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen, warning
-from mixllm.rounding.hessian import Shared, collect
-from mixllm.rounding.observed import Observed, observed, seen_by_all, watch
+from mixllm.rounding.hessian import Factor, collect
+from mixllm.rounding.observed import Observed, energies, observed, seen_by_all, watch
 
 
 def round_model(
@@ -58,6 +60,7 @@ def round_model(
     if begin == n:
         return
     order = range(0 if calibrated else begin, n)
+    trim(decoder.device)
     with States(decoder.device, room) as states, closing(decoder.walk(order)) as walk:
         states.put(order.start, (decoder.embed(part) for part in batches), soon=True)
         if order.start < begin:
@@ -68,7 +71,8 @@ def round_model(
         left = n - begin
         with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
             for i, block in walk:
-                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks)
+                trim(decoder.device, room.reserved)
+                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
                 yield from done.items()
                 if not calibrated:
                     bar.advance()
@@ -93,8 +97,8 @@ def _put_back(
         block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
 
 
-# What was observed of layers, and the names of those whose Hessian saw too few tokens.
-_Notes = tuple[dict[str, Observed], list[str]]
+# Beside the fields of Rounded, float64 [parts, 2]: what `energies` gave of each part of a layer.
+ENERGY = "energy"
 
 
 def _round_block(
@@ -106,6 +110,7 @@ def _round_block(
     seen: dict[str, Observed] | None,
     few: list[str],
     ranks: Ranks,
+    room: Room,
 ) -> dict[str, Rounded]:
     """The block's linears rounded, in model order, by the Hessians that its states give.
 
@@ -117,31 +122,34 @@ def _round_block(
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
+    trim(next(iter(linears.values())).weight.device, room.reserved)
 
-    def make(group: Shared) -> tuple[dict[tuple[str, str], Tensor], _Notes]:
-        factor = factor_if_seen(group, config, total)
+    def make(
+        names: list[str], factor: Factor | None, rows: dict[str, slice]
+    ) -> tuple[dict[tuple[str, str], Tensor], list[str]]:
         how = nearest if factor is None else config
         fields: dict[tuple[str, str], Tensor] = {}
-        notes: dict[str, Observed] = {}
-        for name in group.names:
-            weight = linears[name].weight
-            rounded = round_rows(weight, widths[name].to(weight.device), how, factor)
+        for name in names:
+            weight, bits = linears[name].weight[rows[name]], widths[name][rows[name]]
+            rounded = round_rows(weight, bits.to(weight.device), how, factor)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
             if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
-                notes[name] = observed(weight, rounded, group.hessian, inputs[name], rotated=rotated)
-        return fields, (notes, [] if factor is not None else group.names)
+                energy = energies(weight, rounded, factor.hessian, rotated=rotated)
+                fields[name, ENERGY] = energy[None]
+        return fields, names if factor is None else []
 
-    fields, notes = divided(found, linears, ranks, make)
+    factor = partial(factor_if_seen, config=config, total=total)
+    fields, notes = divided(found, linears, ranks, factor, make, dim=0)
+    few.extend(dict.fromkeys(chain.from_iterable(notes)))
     done: dict[str, Rounded] = {}
     for name, linear in linears.items():
         own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
+        energy = own.pop(ENERGY, None)
+        if seen is not None and energy is not None:
+            seen[name] = observed(energy.sum(dim=0), inputs[name])
         bits = widths[name].to(linear.weight.device)
         done[name] = Rounded(**own) if own else round_rows(linear.weight, bits, nearest, None)
         if total and not own:
             few.append(name)
-    for observations, names in notes:
-        few.extend(names)
-        if seen is not None:
-            seen.update(observations)
     return done

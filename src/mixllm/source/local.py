@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -59,15 +59,17 @@ class Source:
         bits = re.search(r"\d+", dtype)
         return math.prod(shape) * (int(bits.group()) if bits else 8) // 8
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, bring: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The tensor in its header's dtype, on the CPU, mapped from the file: to be read, never written.
 
+        bring: copies it to where it is wanted, before all of it is looked at.
         Raises MixllmError when it is missing, cannot be read, or holds a NaN or an infinity.
         """
         tensor = self._read(name)
         if self.fp8_block and name + fp8.SCALE in self._scales:
             where = f"{self.path}: tensor {name}"
             tensor = fp8.dequantize(tensor, self._read(name + fp8.SCALE), self.fp8_block, where)
+        tensor = tensor if bring is None else bring(tensor)
         if name not in self._checked:
             if not _finite(tensor):
                 raise MixllmError(

@@ -57,7 +57,7 @@ def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch
     """A launch of the kernel as launch.Kernel's; the emulator's files stand for csrc's of the same name."""
     for file in [*SOURCES.iterdir(), *EMULATOR.iterdir()]:
         text = file.read_text()
-        text = re.sub(r"extern __shared__ .* u8 shared\[\];", "u8* shared = shared_memory;", text)
+        text = re.sub(r"extern __shared__ .* u8 shared\[\];", "u8* shared = shared_memory + 1024;", text)
         (directory / file.name).write_text(text)
     given = {"NAMED_BARRIER": 32 * macros.get("WN", 1), **macros, "__CUDA_ARCH__": arch, "ENTRY": entry}
     given["KERNEL"] = f'"{source}"'
@@ -66,8 +66,8 @@ def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)
     library = ctypes.CDLL(str(directory / "kernel.so"))
 
-    def launch(blocks: int, threads: int, arguments: ctypes.Structure) -> None:
-        library.emulate(blocks, threads, ctypes.byref(arguments))
+    def launch(blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
+        library.emulate(blocks, columns, threads, ctypes.byref(arguments))
 
     return SimpleNamespace(launch=launch)
 

@@ -1,7 +1,7 @@
-"""The method of vLLM's layers of experts: how they load mixed weights, and apply one expert after the other.
+"""The method of vLLM's layers of experts: how they load mixed weights and apply them.
 
-Correct and simple, no fast path. Which experts are hit is read back from the device, which no CUDA graph
-can hold: on a GPU it runs with --enforce-eager only.
+On an NVIDIA GPU all experts are one launch a layer (mixllm.kernels.cuda.grouped), elsewhere one runs
+after the other.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from mixllm.config import GROUP_SIZE, Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import shapes
+from mixllm.format.pack import for_kernels, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
-from mixllm.integrations.vllm.experts_op import ExpertKernels, keep_experts
-from mixllm.integrations.vllm.pieces import placeholder_weight
+from mixllm.integrations.vllm.experts_op import ExpertKernels, OneByOne, keep_experts
+from mixllm.integrations.vllm.pieces import all_rows, placeholder_weight, wide_share
 from mixllm.kernels import LinearKernel, prepare
+from mixllm.kernels.cuda.grouped import GroupedExperts
 
 
 def experts_method(
@@ -63,12 +64,13 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Raises MixllmError for what this slow path cannot do, with what works instead."""
+        """Raises MixllmError for what this path cannot do, with what works instead."""
         config = get_current_vllm_config()
         self._refuse(layer, config.model_config.enforce_eager, intermediate_size_per_partition)
         self.dummy = config.load_config.load_format == "dummy"
         self.count, self.hidden, self.part = num_experts, hidden_size, intermediate_size_per_partition
-        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, 0, 0, 1).items()}
+        rows = all_rows(self.modules.values())
+        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, rows, 1).items()}
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             for stem in ("w13", "w2"):
                 empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
@@ -81,10 +83,15 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         experts = []
         for number in range(self.count):
             gate, up, down = (self._weight(number, shard, layer) for shard in self.leaves)
-            both = self._prepared(join([gate, up]), device)
-            experts.append((both, self._prepared(down, device)))
+            experts.append((join([gate, up]), down))
         self.pieces = {}
-        kernels = ExpertKernels(experts, partial(_gated, layer.activation))
+        gate_by = partial(_gated, layer.activation)
+        kernels: ExpertKernels
+        if device.type == "cuda" and torch.version.hip is None:
+            kernels = GroupedExperts(experts, self.format, gate_by, device)
+        else:
+            prepared = [(self._prepared(up, device), self._prepared(down, device)) for up, down in experts]
+            kernels = OneByOne(prepared, gate_by)
         layer.register_buffer("kernels", keep_experts(kernels), persistent=False)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
@@ -116,8 +123,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         down = shard == "w2"
         if self.dummy:
             n, k = (self.hidden, self.part) if down else (self.part, self.hidden)
-            eights = sum(module.rows[8] for module in self.modules.values())
-            share = eights / sum(module.out_features for module in self.modules.values())
+            share = wide_share(self.modules.values())
             device = layer.get_parameter(f"w2_{GUARD}").device
             return placeholder_weight(self.format, n, k, share, device)
         weight = self._whole(f"{self.prefix}.{number}.{self.leaves[shard]}", number, shard)
@@ -131,14 +137,14 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         module, tensors = self.modules.get(name), self.pieces.get((number, shard), {})
         if module is None:
             raise MixllmError(f"{name}: is not quantized, but other experts of its layer are")
-        expected = shapes(self.format, module.rows[4], module.rows[8], module.in_features)
+        expected = shapes(self.format, module.rows, module.in_features)
         sizes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if sizes != {key: shape for key, (shape, _) in expected.items()} | {GUARD: (0,)}:
             raise MixllmError(f"{name}: tensors are missing, or not of the shapes that config.json tells")
         held = {key: tensors[key] for key in expected}
         if fault := check_values(held, self.format, module.in_features):
             raise MixllmError(f"{name}: {fault[0]}: {fault[1]}")
-        return MixedWeight(module.in_features, **held)
+        return for_kernels(MixedWeight(module.in_features, **held), self.format)
 
     def _prepared(self, weight: MixedWeight, device: torch.device) -> LinearKernel:
         moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
@@ -149,9 +155,9 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         if layer.use_ep:
             reason = "its experts can't be spread over ranks; leave out --enable-expert-parallel"
         elif layer.apply_router_weight_on_input:
-            reason = "its router weighs inputs, which this path does not; use transformers"
-        elif torch.cuda.is_available() and not eager:
-            reason = "quantized experts don't run in CUDA graphs; give --enforce-eager"
+            reason = "its router weighs inputs, which no path here does; use transformers"
+        elif torch.version.hip is not None and not eager:
+            reason = "quantized experts don't run in graphs on AMD GPUs; give --enforce-eager"
         elif ranks > 1 and part % GROUP_SIZE:
             cut = f"{ranks} ranks would cut its experts' {ranks * part} inputs inside a group of {GROUP_SIZE}"
             reason = f"{cut}; --tensor-parallel-size 1 works"

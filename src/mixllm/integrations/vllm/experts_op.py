@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,15 +15,22 @@ from torch import Tensor
 from mixllm.kernels import LinearKernel
 
 
+class ExpertKernels(Protocol):
+    """All experts of a layer, in the layout that a backend runs."""
+
+    def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """x [T, H], each token's experts int64 [T, top k] and their weights [T, top k] -> [T, H]."""
+        ...
+
+
 @dataclass(frozen=True)
-class ExpertKernels:
+class OneByOne:
     """Each expert's kernels (gate and up joined, down), and the gating [T, 2 I] -> [T, I] between them."""
 
     experts: list[tuple[LinearKernel, LinearKernel]]
     gate: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        """x [T, H], each token's experts int64 [T, top k] and their weights [T, top k] -> [T, H]."""
         out = torch.zeros_like(x)
         for number in ids.unique().tolist():
             token, place = (ids == number).nonzero(as_tuple=True)

@@ -13,6 +13,7 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import hopper, ops, skinny, strips
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
+from mixllm.kernels.cuda.planned import Planned
 from mixllm.kernels.cuda.tiles import Scales, choose, table
 
 
@@ -26,6 +27,7 @@ class CudaLinear:
         self.tensors = [
             weight.codes8, weight.codes4, weight.scales8, weight.scales4, weight.rows, weight.row_scales
         ]  # fmt: skip
+        self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Raises MixllmError for a wrong dtype, shape or device."""
@@ -33,6 +35,8 @@ class CudaLinear:
         channels = weight.out_features
         ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+        if (planned := self.planned(flat, bias, channels)) is not None:
+            return planned.view(*x.shape[:-1], channels)
         if bias is not None:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"

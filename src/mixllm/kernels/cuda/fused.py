@@ -11,12 +11,13 @@ from torch import Tensor
 
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Fused
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("mixllm::rmsnorm_quantize", mutates_args=(), device_types="cuda")
+@operator("mixllm::rmsnorm_quantize")
 def rmsnorm_quantize(
     x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False
 ) -> Quantized:
@@ -27,14 +28,14 @@ def rmsnorm_quantize(
     return _run(rows, Fused(1, weight.contiguous(), epsilon), rotate, group, tiled)
 
 
-@rmsnorm_quantize.register_fake
+@fake("mixllm::rmsnorm_quantize")
 def _rmsnorm_quantized_like(
     x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False
 ) -> Quantized:
     return ops.outputs(x, group, tiled)
 
 
-@torch.library.custom_op("mixllm::silu_mul_quantize", mutates_args=(), device_types="cuda")
+@operator("mixllm::silu_mul_quantize")
 def silu_mul_quantize(x: Tensor, rotate: bool, group: int, tiled: bool = False) -> Quantized:
     """x [T, 2 K], gate and up side by side as one joined linear gives them: quantize(silu(gate) * up)."""
     if x.shape[1] % 2:
@@ -45,7 +46,7 @@ def silu_mul_quantize(x: Tensor, rotate: bool, group: int, tiled: bool = False) 
     return _run(gate, Fused(2, up), rotate, group, tiled)
 
 
-@silu_mul_quantize.register_fake
+@fake("mixllm::silu_mul_quantize")
 def _silu_mul_quantized_like(x: Tensor, rotate: bool, group: int, tiled: bool = False) -> Quantized:
     return ops.outputs(x[:, : x.shape[1] // 2], group, tiled)
 

@@ -9,13 +9,14 @@ are swizzled: piece ^ token % 8.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
-from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.operator import fake, operator
+from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
@@ -41,10 +42,10 @@ class HopperTile:
         return {"BN": self.bn, "STAGES": self.stages}
 
     def shared_bytes(self, scales: Scales) -> int:
-        """As csrc/hopper_ring.cuh lays it out, and what aligning it may take."""
+        """As csrc/hopper_ring.cuh lays it out."""
         meta = ROWS // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         notes = self.bn * 8 + ROWS * 16 + 64 + 24
-        return 1024 + self.stages * ((self.bn + ROWS) * 128 + meta + 16) + 2 * (32 * 272 + notes)
+        return self.stages * ((self.bn + ROWS) * 128 + meta + 16) + 2 * (32 * 272 + notes)
 
     def tiles(self, tokens: int, rows16: int) -> int:
         return -(-rows16 * 16 // ROWS) * -(-tokens // self.bn)
@@ -55,17 +56,16 @@ class HopperTile:
         return rest + blocks * (tiles >= blocks) if self.cut and rest else 0
 
 
-# Float sums beside the int32 ones leave registers for half the tokens.
 STAGES = {256: 4, 128: 6, 64: 8}
 TILES = {
-    key: [HopperTile(bn, STAGES[bn], cut) for bn in widths for cut in (False, True)]
-    for key, widths in (("whole", (256, 128, 64)), ("grouped", (128, 64)))
+    key: [HopperTile(bn, stages, cut) for bn, stages in STAGES.items() for cut in (False, True)]
+    for key in ("whole", "grouped")
 }
 # Microseconds on an H100, fitted to the benchmark's shapes at 192 to 4,096 tokens: a stage, what a tile takes
 # beside its stages, and handing partial sums over.
 TIMES = {
     "whole": {256: (0.655, 5.8, 17.8), 128: (0.413, 3.3, 4.8), 64: (0.384, 0.6, 4.3)},
-    "grouped": {128: (0.714, 2.3, 5.2), 64: (0.489, 1.4, 5.4)},
+    "grouped": {256: (1.0, 4.5, 12.0), 128: (0.714, 2.3, 5.2), 64: (0.489, 1.4, 5.4)},
 }
 
 
@@ -74,6 +74,7 @@ def takes(index: int, scales: Scales, tokens: int) -> bool:
     return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
 
 
+@lru_cache(4096)
 def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -> HopperTile:
     """The tile that should be done first; the first of equals. rows16: 16-row tiles of both widths."""
 
@@ -88,6 +89,7 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
     return min(TILES[scales.key], key=cost)
 
 
+@cache
 def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel("hopper.cu", "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
@@ -96,29 +98,32 @@ def product(index: int, scales: Scales, tile: HopperTile) -> Kernel:
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
-) -> None:  # fmt: skip
-    """The kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+) -> Tensor:  # fmt: skip
+    """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
+    scales4, rows, row_scales."""
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     groups, tokens, _ = codes.shape
     blocks = target.multiprocessors
     cut = tile.split(tile.tiles(tokens, len(codes8) + len(codes4)), blocks)
     partials = torch.empty(blocks * ROWS * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, BAND // tile.bn)
     product(target.index, scales, tile).launch(
         blocks,
         tile.threads,
-        _Gemm(
-            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
-                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, BAND // tile.bn),
-            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        ),
-    )  # fmt: skip
+        gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
+    )
+    return partials
 
 
-@torch.library.custom_op("mixllm::gemm_many", mutates_args=("flags",), device_types="cuda")
+def best(codes: Tensor, weight: list[Tensor], scales: Scales) -> HopperTile:
+    """The tile for codes [G, T, 128]."""
+    groups, tokens, _ = codes.shape
+    blocks = device(codes.device.index).multiprocessors
+    return choose(scales, tokens, len(weight[0]) + len(weight[1]), groups, blocks)
+
+
+@operator("mixllm::gemm_many", ("flags",))
 def gemm_many(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -126,14 +131,13 @@ def gemm_many(
     """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
     scales = Scales(weight_scales, group == 0)
-    rows16 = len(weight[0]) + len(weight[1])
-    tile = choose(scales, len(y), rows16, len(codes), device(y.device.index).multiprocessors)
     with torch.cuda.device(y.device):
+        tile = best(codes, weight, scales)
         gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y
 
 
-@gemm_many.register_fake
+@fake("mixllm::gemm_many")
 def _gemm_many_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

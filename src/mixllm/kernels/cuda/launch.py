@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -74,17 +76,48 @@ class Kernel:
             ahead.value.programmaticStreamSerializationAllowed = 1
             self._attributes = [ahead]
 
-    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
-        """Enqueue on the current stream of the current device; arguments is the kernel's one parameter."""
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
+        """Enqueue blocks x columns on the current stream of the current device; arguments is the kernel's one
+        parameter."""
         driver = self._driver
         config = driver.CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = blocks, columns, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = self._shared
         config.hStream = torch.cuda.current_stream().cuda_stream
         config.attrs, config.numAttrs = self._attributes, len(self._attributes)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _checked(driver.cuLaunchKernelEx(config, self._handle, ctypes.addressof(parameters), 0))
+        if (kept := getattr(_KEPT, "launches", None)) is not None:
+            kept.append(Launch(self, blocks, threads, arguments, columns))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as it was made."""
+
+    kernel: Kernel
+    blocks: int
+    threads: int
+    arguments: ctypes.Structure
+    columns: int
+
+    def repeat(self, arguments: ctypes.Structure) -> None:
+        """The same with other arguments."""
+        self.kernel.launch(self.blocks, self.threads, arguments, self.columns)
+
+
+_KEPT = threading.local()
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collects the launches that this thread makes."""
+    _KEPT.launches = []
+    try:
+        yield _KEPT.launches
+    finally:
+        _KEPT.launches = None
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
+from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.tiles import Scales, Tile, choose, shared_bytes
 
 TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
@@ -39,24 +41,24 @@ class _Quantize(ctypes.Structure):
     ]  # fmt: skip
 
 
-class _Outputs(ctypes.Structure):
+class Outputs(ctypes.Structure):
     _fields_ = [
         ("rows", c_void_p), ("row_scales", c_void_p), ("x_sums", c_void_p), ("bias", c_void_p),
         ("y", c_void_p), ("channels", c_int), ("type", c_int),
     ]  # fmt: skip
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
     _fields_ = [
         (name, c_int) for name in ("tokens", "rows8", "rows4", "groups", "split", "cost8", "cost4", "band")
     ]
 
 
-class _Gemm(ctypes.Structure):
+class Gemm(ctypes.Structure):
     _fields_ = [
         ("codes8", c_void_p), ("codes4", c_void_p), ("scales8", c_void_p), ("scales4", c_void_p),
         ("x", c_void_p), ("x_scales", c_void_p), ("partials", c_void_p), ("flags", c_void_p),
-        ("out", _Outputs), ("shape", _Shape), ("x_stride", c_int), ("x_group_shift", c_int),
+        ("out", Outputs), ("shape", Shape), ("x_stride", c_int), ("x_group_shift", c_int),
     ]  # fmt: skip
 
 
@@ -137,6 +139,7 @@ def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, in
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
+@cache
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
     tiled: bool = False, parts: int = 1,
@@ -160,7 +163,7 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: Tile,
 ) -> None:  # fmt: skip
     """The product kernel with a given tile. weight: codes8, codes4, scales8, scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     run = product(target.index, scales, tile)
     blocks = target.multiprocessors * tile.blocks
@@ -176,26 +179,42 @@ def gemm_into(
     if blocks * (tile.wm if tile.stream else 1) > flags.numel():
         raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, cost4, BAND)
     run.launch(
         blocks,
         tile.threads,
-        _Gemm(
-            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(rows.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
-                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, cost4, BAND),
-            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        ),
+        gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
+    )
+
+
+def gemm_arguments(
+    y: Tensor, codes: Tensor | None, x_scales: Tensor | None, sums: Tensor | None, partials: Tensor | None,
+    flags: Tensor | None, weight: list[Tensor], bias: Tensor | None, group: int, shape: Shape,
+) -> Gemm:  # fmt: skip
+    """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K, and
+    no codes, scales and sums where the kernel makes them."""
+    codes8, codes4, scales8, scales4, rows, row_scales = weight
+
+    def address(tensor: Tensor | None) -> int | None:
+        return None if tensor is None else tensor.data_ptr()
+
+    return Gemm(
+        codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
+        address(codes), address(x_scales), address(partials), address(flags),
+        Outputs(rows.data_ptr(), row_scales.data_ptr(), address(sums), address(bias), y.data_ptr(),
+                y.shape[1], TYPES[y.dtype]),
+        shape, -(-shape.tokens // 4) * 4 if x_scales is None else x_scales.shape[1],
+        (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
     )  # fmt: skip
 
 
+@cache
 def product(index: int, scales: Scales, tile: Tile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, shared_bytes(tile, scales))
 
 
-@torch.library.custom_op("mixllm::quantize", mutates_args=(), device_types="cuda")
+@operator("mixllm::quantize")
 def quantize(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -211,7 +230,7 @@ def quantize(
     return out
 
 
-@quantize.register_fake
+@fake("mixllm::quantize")
 def _quantized_like(
     x: Tensor, rotate: bool, group: int, tiled: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -231,7 +250,7 @@ def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor,
     )
 
 
-@torch.library.custom_op("mixllm::gemm", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm", ("flags",))
 def gemm(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -246,7 +265,7 @@ def gemm(
     return y
 
 
-@gemm.register_fake
+@fake("mixllm::gemm")
 def _gemm_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

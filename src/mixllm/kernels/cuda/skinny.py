@@ -19,7 +19,8 @@ from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda import strips
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
-from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.operator import fake, operator
+from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -93,7 +94,7 @@ def gemm_into(
 ) -> None:  # fmt: skip
     """The kernel with a given tile; for a StripTile codes are [T, 128 G]. weight: codes8, codes4, scales8,
     scales4, rows, row_scales."""
-    codes8, codes4, scales8, scales4, channels, row_scales = weight
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     in_rows = isinstance(tile, StripTile)
     tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
@@ -106,21 +107,15 @@ def gemm_into(
     if blocks * tile.bm // 16 > flags.numel():
         raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
+    shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1)
     product(target.index, scales, tile).launch(
         blocks,
         tile.threads,
-        _Gemm(
-            codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(),
-            codes.data_ptr(), x_scales.data_ptr(), partials.data_ptr(), flags.data_ptr(),
-            _Outputs(channels.data_ptr(), row_scales.data_ptr(), sums.data_ptr(),
-                     None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-            _Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1),
-            x_scales.shape[1], (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        ),
-    )  # fmt: skip
+        gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),
+    )
 
 
-@torch.library.custom_op("mixllm::gemm_few", mutates_args=("flags",), device_types="cuda")
+@operator("mixllm::gemm_few", ("flags",))
 def gemm_few(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
@@ -143,7 +138,7 @@ def gemm_few(
     return y
 
 
-@gemm_few.register_fake
+@fake("mixllm::gemm_few")
 def _gemm_few_like(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,

@@ -15,7 +15,8 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
-from mixllm.kernels.cuda.ops import TYPES, _Gemm, _Outputs, _Shape
+from mixllm.kernels.cuda.operator import fake, operator
+from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
@@ -25,7 +26,7 @@ HALF, WHOLE = 112640, 232448
 
 class _Given(ctypes.Structure):
     _fields_ = [
-        ("product", _Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int),
+        ("product", Gemm), ("x", c_void_p), ("x_pitch", c_longlong), ("inputs", c_int),
         ("tail_block", c_int), ("tail_norm", c_float), ("aligned", c_int),
     ]  # fmt: skip
 
@@ -125,25 +126,20 @@ def linear_into(
     tile: StripTile, prologue: Prologue,
 ) -> None:  # fmt: skip
     """x [T, K] times a mixed weight, in one launch."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    codes8, codes4 = weight[:2]
     target = device(y.device.index)
     tokens, inputs = x.shape
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
     run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
-    gemm = _Gemm(
-        codes8.data_ptr(), codes4.data_ptr(), scales8.data_ptr(), scales4.data_ptr(), None, None, None, None,
-        _Outputs(rows.data_ptr(), row_scales.data_ptr(), None,
-                 None if bias is None else bias.data_ptr(), y.data_ptr(), y.shape[1], TYPES[y.dtype]),
-        _Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1),
-        0, 0,
-    )  # fmt: skip
+    shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
+    gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, 0, shape)
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
     run.launch(target.multiprocessors, tile.threads, given)
 
 
-@torch.library.custom_op("mixllm::linear_few", mutates_args=(), device_types="cuda")
+@operator("mixllm::linear_few")
 def linear_few(
     x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool
 ) -> Tensor:  # fmt: skip
@@ -162,7 +158,7 @@ def linear_few(
     return y
 
 
-@linear_few.register_fake
+@fake("mixllm::linear_few")
 def _linear_few_like(
     x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool
 ) -> Tensor:  # fmt: skip

@@ -88,7 +88,16 @@ def choose(scales: Scales, tokens: int, limit: int) -> Tile:
 
     Stages are given up where it doesn't: GPUs from sm_86 on have 99 KB where sm_80 and sm_90 have more.
     """
-    rows = table(scales.key)
+    return _fitting(table(scales.key), scales, tokens, limit)
+
+
+def choose_whole(scales: Scales, tokens: int, limit: int) -> Tile:
+    """As choose, among the tiles of csrc/gemm.cu."""
+    rows = tuple((most, tile) for most, tile in table(scales.key) if not tile.stream)
+    return _fitting(rows, scales, tokens, limit)
+
+
+def _fitting(rows: tuple[tuple[int, Tile], ...], scales: Scales, tokens: int, limit: int) -> Tile:
     tile = next((tile for most, tile in rows if tokens <= most), rows[-1][1])
     while shared_bytes(tile, scales) > limit and tile.stages > 2:
         tile = Tile(**{**asdict(tile), "stages": tile.stages - 1})

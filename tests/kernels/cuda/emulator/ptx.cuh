@@ -15,7 +15,7 @@
 #define __forceinline__ inline
 #define __shared__ static
 #define __align__(n) alignas(n)
-#define __launch_bounds__(a, b)
+#define __launch_bounds__(...)
 #define __grid_constant__
 #define __noinline__ __attribute__((noinline))
 
@@ -36,7 +36,7 @@ struct alignas(16) Words4 {
 };
 
 struct Dim {
-  int x;
+  int x, y;
 };
 inline thread_local Dim threadIdx, blockIdx;
 inline Dim gridDim, blockDim;
@@ -52,13 +52,19 @@ inline std::unique_ptr<std::barrier<>> block_barrier, named_barriers[16];
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline void __syncwarp() { warps[threadIdx.x / 32]->barrier.arrive_and_wait(); }
 template <int THREADS_THERE>
+inline std::barrier<>& made_barrier(int number) {
+  static std::mutex making;
+  const std::lock_guard lock(making);
+  if (!named_barriers[number]) named_barriers[number] = std::make_unique<std::barrier<>>(THREADS_THERE);
+  return *named_barriers[number];
+}
+template <int THREADS_THERE>
 inline void named_barrier(int number) {
-  {
-    static std::mutex making;
-    const std::lock_guard lock(making);
-    if (!named_barriers[number]) named_barriers[number] = std::make_unique<std::barrier<>>(THREADS_THERE);
-  }
-  named_barriers[number]->arrive_and_wait();
+  made_barrier<THREADS_THERE>(number).arrive_and_wait();
+}
+template <int THREADS_THERE>
+inline void arrive_at_named_barrier(int number) {
+  static_cast<void>(made_barrier<THREADS_THERE>(number).arrive());
 }
 
 template <typename To, typename From>

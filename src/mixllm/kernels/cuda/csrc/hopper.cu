@@ -16,6 +16,7 @@ constexpr int BM = 128, WM = 8, WN = 1, WK = 1;
 #endif
 
 static_assert(WM * WN * WK * 16 == BM, "a warp has 16 rows, all tokens and all of K");
+static_assert(DYNAMIC_SHARED % 1024 == 0, "swizzled lines are aligned");
 static_assert(STAGES >= 3, "the next stage is awaited before the one before is left");
 
 // Of the 168 that a thread starts with the producers give away what they do not need.
@@ -49,12 +50,15 @@ __device__ __forceinline__ void consume(const Arguments& p, u32 ring) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) mixed_gemm(const __grid_constant__ Arguments p) {
   extern __shared__ __align__(1024) u8 shared[];
-  const u32 ring = (shared_address(shared) + 1023) / 1024 * 1024;
+  // A constant: else each stage computes it anew, from a slow register, before its products.
+  constexpr u32 ring = DYNAMIC_SHARED;
+  if (shared_address(shared) != ring) trap();
   if (threadIdx.x == 0) ring_init(ring);
   __syncthreads();
   let_next_kernel_start();
   if (threadIdx.x >= CONSUMERS * 128) {
     shrink_registers<PRODUCER_REGISTERS>();
+    give_first_turn();
     const int warp = threadIdx.x / 32 % 4;
     if (warp < 2)
       produce_codes(p, ring, warp);

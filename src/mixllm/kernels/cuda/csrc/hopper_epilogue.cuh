@@ -40,71 +40,111 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   }
 }
 
-// Lines of a chunk's tokens to y where the rows are neighbours: sixteen lanes a token.
-__device__ __forceinline__ void send_dense(const Arguments& p, u32 lines, int token, int channel, int thread) {
-  const int count = p.shape.tokens - token, part = thread % 16;
-  u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel + part * 8;
+// What a thread sends of a chunk of tokens whose rows are neighbours in y: sixteen lanes a token.
+struct Neighbours {
+  static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
+  Words4 words[ROUNDS];
+  int channel, first;
+
+  __device__ __forceinline__ explicit Neighbours(const Share64& share)
+      : channel(static_cast<int>(load_shared_u32(share.note + CHANNELS_AT)) + share.thread % LANES * 8),
+        first(share.thread / LANES) {}
+  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
 #pragma unroll
-  for (int round = 0; round < CHUNK; round += 16) {
-    const int t = round + thread / 16;
-    if (t < count) store_l2(to + static_cast<i64>(t) * p.out.channels, load_shared(lines + t * LINE + part * 16));
+    for (int round = 0; round < ROUNDS; ++round)
+      words[round] = load_shared(lines + (round * AT_ONCE + first) * LINE + share.thread % LANES * 16);
+  }
+  __device__ __forceinline__ void send(const Arguments& p, int token) const {
+    const int count = p.shape.tokens - token;
+    u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel;
+#pragma unroll
+    for (int t = first, round = 0; round < ROUNDS; ++round, t += AT_ONCE)
+      if (t < count) store_l2(to + static_cast<i64>(t) * p.out.channels, words[round]);
+  }
+};
+
+// The same where they are not: a warp has a quarter of the tokens and 64 of the sorted rows, a lane two of those.
+struct Scattered {
+  static constexpr int OWN = CHUNK / 4;
+  u32 sorted[2], bits[2][OWN];
+  int first;
+
+  __device__ __forceinline__ explicit Scattered(const Share64& share) : first(share.thread / 32 / CONSUMERS * OWN) {
+    const int row = share.thread / 32 % CONSUMERS * 64 + share.thread % 32;
+    sorted[0] = load_shared_u32(share.note + SORTED_AT + row * 4);
+    sorted[1] = load_shared_u32(share.note + SORTED_AT + row * 4 + 128);
+  }
+  __device__ __forceinline__ void fetch(u32 lines, const Share64&) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int t = 0; t < OWN; ++t) bits[i][t] = load_shared_u16(lines + (first + t) * LINE + sorted[i] % BM * 2);
+  }
+  __device__ __forceinline__ void send(const Arguments& p, int token) const {
+    const int count = p.shape.tokens - token - first;
+    const i64 pitch = p.out.channels;
+    u16* y = static_cast<u16*>(p.out.y) + (token + first) * pitch;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (sorted[i] == ~0u) continue;
+      u16* to = y + (sorted[i] >> ROW_BITS);
+#pragma unroll
+      for (int t = 0; t < OWN; ++t, to += pitch)
+        if (t < count) *to = static_cast<u16>(bits[i][t]);
+    }
+  }
+};
+
+// Values of a chunk of tokens, as lines.
+template <Type TYPE>
+__device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& share, const Pair& pair, int chunk) {
+  const int warp = share.thread / 32, lane = share.thread % 32;
+  // Matrix lane / 8 of the four: rows 8 (m % 2), tokens 8 (m / 2); its line lane % 8.
+  const u32 corner = share.staging + chunk / CHUNK % 2 * CHUNK * LINE + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 +
+                     lane / 8 % 2 * 16;
+  Words4 tokens[CHUNK / 8];
+#pragma unroll
+  for (int j = 0; j < CHUNK / 8; ++j)
+    tokens[j] = load_shared(share.note + TOKENS_AT + (chunk + j * 8 + lane % 4 * 2) * 8);
+#pragma unroll
+  for (int t = 0; t < CHUNK; t += 16) {
+    u32 packed[4];
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      const int j = t / 8 + side;
+      float y[4];
+      finished(y, sums + j * 4, pair, tokens[j]);
+      packed[side * 2] = to_pair<TYPE>(y[0], y[1]), packed[side * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
+    }
+    store_transposed(corner + t * LINE, packed);
   }
 }
 
-// The same where they are not: a warp has an eighth of the tokens, a lane every 32nd of the sorted rows.
-__device__ __forceinline__ void send(const Arguments& p, u32 lines, int token, const u32 (&sorted)[BM / 32], int warp) {
-  constexpr int OWN = CHUNK / 8;
-  const int first = token + warp * OWN, count = min(p.shape.tokens - first, OWN);
-  const i64 pitch = p.out.channels;
-  u16* y = static_cast<u16*>(p.out.y) + first * pitch;
+// A chunk's lines are asked for, the next chunk is staged while they come, then they are sent.
+template <Type TYPE, typename Sent>
+__device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
+                                             const Pair& pair) {
+  Sent sent(share);
+  const int left = p.shape.tokens - share.token;
+  stage_chunk<TYPE>(d, share, pair, 0);
 #pragma unroll
-  for (int i = 0; i < BM / 32; ++i) {
-    if (sorted[i] == ~0u) continue;
-    const u32 from = lines + warp * OWN * LINE + sorted[i] % BM * 2;
-    u16* to = y + (sorted[i] >> ROW_BITS);
-    u32 bits[OWN];
-#pragma unroll
-    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(from + t * LINE);
-#pragma unroll
-    for (int t = 0; t < OWN; ++t, to += pitch)
-      if (t < count) *to = static_cast<u16>(bits[t]);
+  for (int chunk = 0; chunk < BN; chunk += CHUNK) {
+    if (chunk >= left) break;
+    // All have written this half, and so have read the other.
+    named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
+    sent.fetch(share.staging + chunk / CHUNK % 2 * CHUNK * LINE, share);
+    if (chunk + CHUNK < BN) stage_chunk<TYPE>(d + (chunk + CHUNK) / 2, share, pair, chunk + CHUNK);
+    sent.send(p, share.token + chunk);
   }
 }
 
 template <Type TYPE>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
-  const int warp = share.thread / 32, lane = share.thread % 32;
-  const bool dense = load_shared_u32(share.note + DENSE_AT);
-  const int channel = static_cast<int>(load_shared_u32(share.note + CHANNELS_AT));
-  u32 sorted[BM / 32];
-#pragma unroll
-  for (int i = 0; i < BM / 32; ++i) sorted[i] = load_shared_u32(share.note + SORTED_AT + (i * 32 + lane) * 4);
-  // Matrix lane / 8 of the four: rows 8 (m % 2), tokens 8 (m / 2); its line lane % 8.
-  const u32 corner = share.staging + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 + lane / 8 % 2 * 16;
-#pragma unroll
-  for (int chunk = 0; chunk < BN; chunk += CHUNK) {
-    const int half = chunk / CHUNK % 2 * CHUNK * LINE;
-    if (share.token + chunk >= p.shape.tokens) break;
-#pragma unroll
-    for (int t = 0; t < CHUNK; t += 16) {
-      u32 packed[4];
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const int j = (chunk + t) / 8 + side;
-        float y[4];
-        finished(y, d + j * 4, pair, load_shared(share.note + TOKENS_AT + (j * 8 + lane % 4 * 2) * 8));
-        packed[side * 2] = to_pair<TYPE>(y[0], y[1]), packed[side * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
-      }
-      store_transposed(corner + half + t * LINE, packed);
-    }
-    // All have written this half, and so have read the other.
-    named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
-    if (dense)
-      send_dense(p, share.staging + half, share.token + chunk, channel, share.thread);
-    else
-      send(p, share.staging + half, share.token + chunk, sorted, warp);
-  }
+  if (load_shared_u32(share.note + DENSE_AT))
+    write_narrow<TYPE, Neighbours>(d, p, share, pair);
+  else
+    write_narrow<TYPE, Scattered>(d, p, share, pair);
 }
 
 // float32 goes out as it lies in the registers: it is no one's fast path.

@@ -1,79 +1,109 @@
 // A tile's sums where each group of 128 inputs has float scales: int32 for the tensor cores, float32 beside it.
 //
-// The tokens are two halves whose products are queued one after the other: while one half's run, the other half's
-// sums of the group before are scaled. With one activation scale a token int32 is never reset and holds C_g, the sum up
-// to group g; by parts, sum over g of s_g (C_g - C_(g-1)) = sum over g of C_g (s_g - s_(g+1)) with s after the last
-// group 0: one conversion and one FMA a sum and group. Otherwise int32 lives for a group, and the sum is scaled by
-// both. |C_g| < 2^31 for K up to 132,000; a float holds it to 2^-24.
+// int32 lives for a group, where |sum| <= 127 * 127 * 128 < 2^21 is exact in a float; fma(sum s_w, s_a, before), or with
+// one activation scale a token fma(sum, s_w, before). The two warpgroups take turns: the tensor cores take products
+// of warps that have some queued in turn, so without turns both finish together, both scale together, and
+// either the tensor cores or the multipliers stand still (ncu; docs/hopper.md).
 #pragma once
 #include "hopper_weights.cuh"
 #include "wgmma_sums.cuh"
 
-constexpr int HALF = BN / 2;
+// Tokens that are multiplied at a time: as many as registers hold integers for, beside the sums of all.
+constexpr int PART = BN == 256 ? 64 : BN, PARTS = BN / PART;
 
-// Scales of rows g and g + 8 in a stage; 1 where they are integers in the unpacking.
-__device__ __forceinline__ void stage_scales(float (&s)[2], u32 ring, int stage, int tile, int g) {
-  const RowScales both = row_scales(ring + SCALES_AT + stage * SCALE_STAGE + tile * META4, g);
-  s[0] = both.s[0], s[1] = both.s[1];
-}
+// Named barriers: whose turn it is. A warpgroup passes it on when half of its products are done.
+constexpr int TURN = 4;
+__device__ __forceinline__ void await_turn(int group) { named_barrier<CONSUMERS * 128>(TURN + group); }
+__device__ __forceinline__ void pass_turn(int group) { arrive_at_named_barrier<CONSUMERS * 128>(TURN + (group ^ 1)); }
+// Of a warpgroup that has none: the producers.
+__device__ __forceinline__ void give_first_turn() { pass_turn(1); }
 
-// f += d * s, for half h of the tokens.
-__device__ __forceinline__ void scale_half(float (&f)[BN / 2], const u32 (&d)[HALF / 2], int h, const float (&s)[2],
-                                           u32 ring, int stage, int lane) {
-  const u32 x_scales = ring + SCALES_AT + stage * SCALE_STAGE + W_SCALE_BYTES + (h * HALF + lane % 4 * 2) * 4;
-  add_scaled<HALF>(f + h * (HALF / 2), d, s, x_scales);
-}
+// Where a lane finds what it needs of a stage; kept, since computing it again costs as much as a load.
+struct Places {
+  u32 codes, affine, row_scales, token_scales;
+
+  __device__ __forceinline__ explicit Places(const Warp16& warp) {
+    const u32 meta = SCALES_AT + warp.tile * META4;
+    codes = moved(X_BYTES + warp.codes + warp.lane * 16);
+    affine = moved(meta + SCALE_BYTES + warp.lane / 4 * 2);
+    row_scales = moved(meta + warp.lane / 4 * (WEIGHT_SCALES * 4));
+    token_scales = moved(SCALES_AT + W_SCALE_BYTES + warp.lane % 4 * 8);
+  }
+};
+
+// Scales of rows g and g + 8 as they are stored; 1 where they are integers in the unpacking.
+struct Stored {
+  u32 bits[2];
+
+  __device__ __forceinline__ void load(u32 from) {
+    if constexpr (WEIGHT_SCALES == 1) bits[0] = load_shared_u32(from);
+    if constexpr (WEIGHT_SCALES == 2) load_shared_pair(from, bits[0], bits[1]);
+  }
+  __device__ __forceinline__ void convert(float (&s)[2]) const {
+    if constexpr (WEIGHT_SCALES == 0) s[0] = s[1] = 1.0f;
+    if constexpr (WEIGHT_SCALES == 1)
+      s[0] = from_half_bits(static_cast<u16>(bits[0])), s[1] = from_half_bits(static_cast<u16>(bits[0] >> 16));
+    if constexpr (WEIGHT_SCALES == 2) s[0] = __uint_as_float(bits[0]), s[1] = __uint_as_float(bits[1]);
+  }
+};
 
 __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int stages) {
-  u32 even[4][4], odd[4][4], first[HALF / 2], second[HALF / 2];
-  const int lane = warp.lane;
-  float s[2];
+  u32 a[4][4], d[PART / 2];
+  float s[2], s_a[PART / 4];
+  const Places at(warp);
+  const int group = warp.tile / 4;
   Codes codes;
+  Stored stored;
+  const auto load = [&](int stage) {
+    const u32 from = ring + stage * STAGE_BYTES, scales = ring + stage * SCALE_STAGE;
+    codes.load(from + at.codes, scales + at.affine, warp.eight);
+    stored.load(scales + at.row_scales);
+  };
 #pragma unroll
   for (int i = 0; i < BN / 2; ++i) f[i] = 0.0f;
-#pragma unroll
-  for (int i = 0; i < HALF / 2; ++i) first[i] = second[i] = 0;
   await_stage(ring, turn);
-  codes.load(warp, ring, turn.stage);
-  stage_scales(s, ring, turn.stage, warp.tile, lane / 4);
-  codes.unpack<true>(even, 0, warp.eight);
-  codes.unpack<true>(even, 1, warp.eight);
-  // Nothing is left running at the end of a step: across a loop's edge ptxas does not tell the halves apart.
-  const auto step = [&](u32(&a)[4][4], u32(&after)[4][4], bool last) {
-    const int now = turn.stage;
-    float next[2] = {0.0f, 0.0f};
-    turn.next();
-    if (!last) {
-      await_stage(ring, turn);
-      codes.load(warp, ring, turn.stage);
-      stage_scales(next, ring, turn.stage, warp.tile, lane / 4);
-    }
-    start<true, HALF, 0, 4>(first, a, ring + now * STAGE_BYTES, TOKEN_SCALES);
-    start<true, HALF, 0, 4>(second, a, ring + now * STAGE_BYTES + HALF * 128, TOKEN_SCALES);
-    if (!last) {
-      codes.unpack<true>(after, 0, warp.eight);
-      codes.unpack<true>(after, 1, warp.eight);
-    }
-    const float factor[2] = {TOKEN_SCALES ? s[0] - next[0] : s[0], TOKEN_SCALES ? s[1] - next[1] : s[1]};
-    wgmma_wait<1>();
-    settle(first);
-    scale_half(f, first, 0, factor, ring, now, lane);
-    wgmma_wait<0>();
-    settle(second);
-    scale_half(f, second, 1, factor, ring, now, lane);
-    leave_stage(ring, now, lane);
-    s[0] = next[0], s[1] = next[1];
-  };
-  int left = stages - 1;
+  load(turn.stage);
+  codes.unpack<true, 0, 2>(a, warp.eight);
+  stored.convert(s);
 #pragma unroll 1
-  for (; left > 1; left -= 2) {
-    step(even, odd, false);
-    step(odd, even, false);
-  }
-  if (left > 0) {
-    step(even, odd, false);
-    step(odd, even, true);
-  } else {
-    step(even, odd, true);
+  for (int left = stages; left > 0; --left) {
+    const int now = turn.stage;
+    const u32 x = ring + now * STAGE_BYTES, x_scales = ring + now * SCALE_STAGE + at.token_scales;
+    turn.next();
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+      // All loads go before the products: behind queued ones they wait.
+      if (part == PARTS - 1 && left > 1) {
+        await_stage(ring, turn);
+        load(turn.stage);
+      }
+      if constexpr (!TOKEN_SCALES) token_scales<PART>(s_a, x_scales + part * PART * 4);
+      await_turn(group);
+      start<true, PART, 0, 2>(d, a, x + part * PART * 128, 0);
+      start<true, PART, 2, 4>(d, a, x + part * PART * 128, 1);
+#ifndef TURNS
+#define TURNS 1
+#endif
+#if TURNS == 3
+      pass_turn(group);
+#endif
+#if TURNS == 1
+      wgmma_wait<1>();
+      pass_turn(group);
+#endif
+      wgmma_wait<0>();
+#if TURNS == 2
+      pass_turn(group);
+#endif
+      settle(d);
+      if (part == PARTS - 1) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) settle(a[i]);
+        leave_stage(ring, now, warp.lane);
+        codes.unpack<true, 0, 2>(a, warp.eight);
+      }
+      add_scaled<PART>(f + part * PART / 2, d, s, s_a);
+    }
+    stored.convert(s);
   }
 }

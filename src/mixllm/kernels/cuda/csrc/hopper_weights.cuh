@@ -18,32 +18,42 @@ struct Codes {
   Words4 words[4];
   u32 affine;
 
-  __device__ __forceinline__ void load(const Warp16& warp, u32 ring, int stage) {
-    const u32 from = ring + stage * STAGE_BYTES + X_BYTES + warp.codes + warp.lane * 16;
+  // from, meta: where a stage has the lane's codes, and m and z.
+  __device__ __forceinline__ void load(u32 from, u32 meta, bool eight) {
     words[0] = load_shared(from), words[1] = load_shared(from + 512);
-    if (warp.eight)
+    if (eight)
       words[2] = load_shared(from + 1024), words[3] = load_shared(from + 1536);
     else
-      affine = load_shared_u16(ring + SCALES_AT + stage * SCALE_STAGE + warp.tile * META4 + SCALE_BYTES + warp.lane / 4 * 2);
+      affine = load_shared_u16(meta);
+  }
+  __device__ __forceinline__ void load(const Warp16& warp, u32 ring, int stage) {
+    load(ring + stage * STAGE_BYTES + X_BYTES + warp.codes + warp.lane * 16,
+         ring + SCALES_AT + stage * SCALE_STAGE + warp.tile * META4 + SCALE_BYTES + warp.lane / 4 * 2, warp.eight);
   }
 
-  // Operands 2 panel and 2 panel + 1: 64 inputs.
-  template <bool SIGNED>
-  __device__ __forceinline__ void unpack(u32 (&a)[4][4], int panel, bool eight) const {
-    u32 half[2][4];
+  // Operands 2 panel and 2 panel + 1, 64 inputs, of panels FIRST .. LAST.
+  template <bool SIGNED, int FIRST, int LAST>
+  __device__ __forceinline__ void unpack(u32 (&a)[4][4], bool eight) const {
     if (eight) {
-      unpack8(words[panel * 2], words[panel * 2 + 1], half);
-      if constexpr (!SIGNED) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) half[i / 4][i % 4] ^= SIGNS;
+      for (int panel = FIRST; panel < LAST; ++panel) {
+        u32 half[2][4];
+        unpack8(words[panel * 2], words[panel * 2 + 1], half);
+        // Moved, or ptxas moves them for all rows and then overwrites most.
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = SIGNED ? moved(half[i / 4][i % 4]) : half[i / 4][i % 4] ^ SIGNS;
       }
     } else {
       const Affine low = WEIGHT_SCALES == 0 ? integer_scale(affine & 255u) : zero_only(affine & 255u);
       const Affine high = WEIGHT_SCALES == 0 ? integer_scale(affine >> 8) : zero_only(affine >> 8);
-      unpack4<SIGNED>(words[panel], low, high, half);
-    }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = half[i / 4][i % 4];
+      for (int panel = FIRST; panel < LAST; ++panel) {
+        u32 half[2][4];
+        unpack4<SIGNED>(words[panel], low, high, half);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = half[i / 4][i % 4];
+      }
+    }
   }
 };
 

@@ -7,13 +7,15 @@
 #pragma once
 #include "hopper_weights.cuh"
 
+// No turns: there is little to do between products.
+__device__ __forceinline__ void give_first_turn() {}
+
 __device__ __forceinline__ void sum_tile(const Warp16& warp, u32 (&d)[BN / 2], u32 ring, Turn& turn, int stages) {
   u32 even[4][4], odd[4][4];
   Codes codes;
   await_stage(ring, turn);
   codes.load(warp, ring, turn.stage);
-  codes.unpack<false>(even, 0, warp.eight);
-  codes.unpack<false>(even, 1, warp.eight);
+  codes.unpack<false, 0, 2>(even, warp.eight);
   int before = -1;  // the stage whose products may still run
   // a: this stage's weights; after: the next one's, if there is one.
   const auto step = [&](u32(&a)[4][4], u32(&after)[4][4], bool more, u32 accumulate) {
@@ -29,12 +31,12 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, u32 (&d)[BN / 2], u
     if (before >= 0) leave_stage(ring, before, warp.lane);
     before = now;
     if (more) {
-      codes.unpack<false>(after, 0, warp.eight);
+      codes.unpack<false, 0, 1>(after, warp.eight);
       settle(after[0]), settle(after[1]);
     }
     start<false, BN, 2, 4>(d, a, x, 1);
     if (more) {
-      codes.unpack<false>(after, 1, warp.eight);
+      codes.unpack<false, 1, 2>(after, warp.eight);
       settle(after[2]), settle(after[3]);
     }
   };

@@ -65,6 +65,12 @@ __device__ __forceinline__ void named_barrier(int number) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS_THERE) : "memory");
 }
 
+// The same for those that need not wait.
+template <int THREADS_THERE>
+__device__ __forceinline__ void arrive_at_named_barrier(int number) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "n"(THREADS_THERE) : "memory");
+}
+
 // Activations that an earlier kernel of the stream wrote: .cg reads L2, where they are sure to be.
 __device__ __forceinline__ Words4 load_l2(const void* pointer) {
   Words4 v;

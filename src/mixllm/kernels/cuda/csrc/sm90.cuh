@@ -25,6 +25,17 @@ __device__ __forceinline__ u32 cluster_rank() {
   return rank;
 }
 
+// Where dynamic shared memory begins in a block that has no other: the first KB is the system's.
+constexpr u32 DYNAMIC_SHARED = 1024;
+__device__ __forceinline__ void trap() { asm volatile("trap;"); }
+
+// A copy in a register of its own, made here and nowhere earlier.
+__device__ __forceinline__ u32 moved(u32 x) {
+  u32 y;
+  asm volatile("mov.b32 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // A warpgroup gives registers of its threads back to the block, or takes some (a multiple of 8 each).
 template <int EACH>
 __device__ __forceinline__ void shrink_registers() {

@@ -12,23 +12,34 @@ struct SumOf<false> {
 };
 using Sum = SumOf<WHOLE_SUM>::Type;
 
-// f += d s_w s_a for a warp's share of 16 rows by TOKENS tokens. s: of rows g and g + 8; x_scales: where in shared memory the
-// scales of this lane's first two tokens lie, if tokens have one a group.
+// Scales of a lane's tokens 8 j + 2 c + e at [2 j + e]; from: where in shared memory the first two lie.
+template <int TOKENS>
+__device__ __forceinline__ void token_scales(float (&s_a)[TOKENS / 4], u32 from) {
+#pragma unroll
+  for (int j = 0; j < TOKENS / 8; ++j) {
+    u32 low, high;
+    load_shared_pair(from + j * 32, low, high);
+    s_a[2 * j] = __uint_as_float(low), s_a[2 * j + 1] = __uint_as_float(high);
+  }
+}
+
+// f += d s_w s_a for a warp's share of 16 rows by TOKENS tokens. s: of rows g and g + 8; s_a: if tokens have one a group.
+template <int TOKENS, typename T>
+__device__ __forceinline__ void add_scaled(T* f, const u32* d, const float (&s)[2], const float (&s_a)[TOKENS / 4]) {
+#pragma unroll
+  for (int i = 0; i < TOKENS / 2; ++i) {
+    const float sum = static_cast<float>(static_cast<int>(d[i])), s_w = s[i % 4 / 2];
+    f[i] = TOKEN_SCALES ? __fmaf_rn(sum, s_w, f[i]) : __fmaf_rn(sum * s_w, s_a[i / 4 * 2 + i % 2], f[i]);
+  }
+}
+
+// The same with the tokens' scales still in shared memory.
 template <int TOKENS, typename T>
 __device__ __forceinline__ void add_scaled(T* f, const u32* d, const float (&s)[2], u32 x_scales) {
 #pragma unroll
   for (int j = 0; j < TOKENS / 8; ++j) {
     float s_a[2] = {1.0f, 1.0f};
-    if constexpr (!TOKEN_SCALES) {
-      u32 low, high;
-      load_shared_pair(x_scales + j * 32, low, high);
-      s_a[0] = __uint_as_float(low), s_a[1] = __uint_as_float(high);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float sum = static_cast<float>(static_cast<int>(d[j * 4 + i]));
-      T& to = f[j * 4 + i];
-      to = TOKEN_SCALES ? __fmaf_rn(sum, s[i / 2], to) : __fmaf_rn(sum * s[i / 2], s_a[i % 2], to);
-    }
+    if constexpr (!TOKEN_SCALES) token_scales<8>(s_a, x_scales + j * 32);
+    add_scaled<8>(f + j * 4, d + j * 4, s, s_a);
   }
 }

@@ -1,0 +1,118 @@
+"""A layer's second call on as many tokens: the launches of the first, with addresses of its own."""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mixllm.config import PROFILES
+from mixllm.kernels import cuda
+from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops
+from mixllm.kernels.cuda.planned import MOST_PLANS
+from tests.kernels.cuda.weights import random_weight
+
+TOKENS, ROWS4, ROWS8, INPUTS = 333, 300, 45, 1100
+
+
+class Spy:
+    """Kernels whose driver keeps the bytes of what they are given."""
+
+    def __init__(self) -> None:
+        self.given: list[tuple[int, int, ctypes.Structure]] = []
+
+    def kernel(self, *_: Any, **__: Any) -> launch.Kernel:
+        made = object.__new__(launch.Kernel)
+        made._driver = SimpleNamespace(CUlaunchConfig=SimpleNamespace, cuLaunchKernelEx=lambda *_: (0,))
+        made._shared, made._attributes, made._handle = 0, [], None
+        return made
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy, original = Spy(), launch.Kernel.launch
+
+    def kept(
+        kernel: launch.Kernel, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1
+    ) -> None:
+        spy.given.append((blocks, threads, type(arguments).from_buffer_copy(arguments)))
+        original(kernel, blocks, threads, arguments, columns)
+
+    monkeypatch.setattr(launch.Kernel, "launch", kept)
+    for module in (cuda, hopper, ops):
+        monkeypatch.setattr(module, "device", lambda _: launch.Device(0, (9, 0), 132, 232448))
+    for module in (hopper, ops):
+        monkeypatch.setattr(module, "kernel", spy.kernel)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    for cached in (hopper.product, ops.quantizer):
+        cached.cache_clear()
+    return spy
+
+
+def linear(profile: str) -> CudaLinear:
+    format = PROFILES[profile]
+    return CudaLinear(layout.to_kernel_order(random_weight(ROWS4, ROWS8, INPUTS, format, 1), format), format)
+
+
+def fields(arguments: ctypes.Structure, addresses: bool) -> dict[str, Any]:
+    """Those that hold addresses, or those that don't, of structures inside too."""
+    found: dict[str, Any] = {}
+    for name, kind, *_ in arguments._fields_:  # type: ignore[misc]
+        value = getattr(arguments, name)
+        if isinstance(value, ctypes.Structure):
+            found |= {f"{name}.{inner}": held for inner, held in fields(value, addresses).items()}
+        elif (kind is ctypes.c_void_p) == addresses:
+            found[name] = value
+    return found
+
+
+@pytest.mark.parametrize("profile", ["fast", "paper"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_only_addresses_change(profile: str, biased: bool, spy: Spy) -> None:
+    layer = linear(profile)
+    bias = torch.randn(ROWS4 + ROWS8) if biased else None
+    with torch.no_grad():
+        kept = [layer(torch.randn(3, TOKENS // 3, INPUTS), bias)]
+        x = torch.randn(TOKENS, INPUTS)
+        kept.append(layer(x, bias))
+    assert kept[0].shape == (3, TOKENS // 3, ROWS4 + ROWS8) and kept[1].shape == (TOKENS, ROWS4 + ROWS8)
+    first, second = spy.given[:2], spy.given[2:]
+    for (*shape, before), (*again, after) in zip(first, second, strict=True):
+        assert shape == again
+        assert fields(before, addresses=False) == fields(after, addresses=False)
+        held, now = fields(before, addresses=True), fields(after, addresses=True)
+        # No partial sums: no address at first, then one that nothing is written to.
+        assert all(bool(held[name]) == bool(now[name]) for name in held if name != "partials")
+    quantize, gemm = (fields(arguments, addresses=True) for *_, arguments in second)
+    weights = ("codes8", "codes4", "scales8", "scales4", "out.rows", "out.row_scales")
+    assert all(fields(first[1][2], addresses=True)[name] == gemm[name] for name in weights)
+    assert quantize["x"] == x.data_ptr() and gemm["out.y"] == kept[1].data_ptr()
+    assert gemm["out.bias"] == (None if bias is None else bias.data_ptr())
+    handed = ("codes", "x"), ("scales", "x_scales"), ("sums", "out.x_sums"), ("flags", "flags")
+    assert all(quantize[one] == gemm[other] for one, other in handed)
+    sizes = [buffer.nbytes for buffer in ops.outputs(x, layer.group, True)]
+    starts = [quantize[name] for name in ("codes", "scales", "sums", "flags")] + [gemm["partials"]]
+    assert all(a + size <= b for a, size, b in zip(starts[:-1], sizes, starts[1:], strict=True))
+    assert all((start - starts[0]) % 16 == 0 for start in starts)
+
+
+def test_gradients_and_odd_addresses_are_not_planned(spy: Spy) -> None:
+    layer = linear("fast")
+    with torch.no_grad():
+        layer(torch.randn(TOKENS * INPUTS + 1)[1:].view(TOKENS, INPUTS))
+    assert not layer.planned.plans and len(spy.given) == 2
+    with pytest.raises(NotImplementedError, match="mixllm::quantize"):  # torch's operator, for the GPU only
+        layer(torch.randn(TOKENS, INPUTS))
+
+
+def test_what_is_remembered_has_a_limit(spy: Spy) -> None:
+    layer = linear("fast")
+    with torch.no_grad():
+        for tokens in range(200, 201 + MOST_PLANS):
+            layer(torch.randn(tokens, INPUTS))
+    assert len(layer.planned.plans) == MOST_PLANS and min(tokens for tokens, *_ in layer.planned.plans) == 201
