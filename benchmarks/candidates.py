@@ -51,12 +51,10 @@ SKINNY = {
     16: [SkinnyTile(64, 16, 4, kg, 4, 2, 2) for kg in (1, 2)],
     32: [SkinnyTile(64, 32, 2, 1, 6, 2, 2), SkinnyTile(128, 32, 2, 1, 9, 1, 1)],
     64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
-    128: [SkinnyTile(64, 128, 2, 1, 5, 1, 1), SkinnyTile(128, 128, 2, 1, 4, 1, 1)],
 }
 SKINNY_GROUPED = {
     8: [SkinnyTile(64, 8, 4, 2, 4, 2, 2), SkinnyTile(128, 8, 2, 1, 5, 1, 2)],
     16: [SkinnyTile(64, 16, 4, 2, 4, 2, 2, 1), SkinnyTile(128, 16, 2, 1, 5, 1, 2)],
     32: [SkinnyTile(64, 32, 2, 1, 5, 2, 2), SkinnyTile(128, 32, 2, 1, 8, 1, 1)],
     64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
-    128: [SkinnyTile(64, 128, 2, 1, 4, 1, 1)],
 }

@@ -36,6 +36,8 @@ from mixllm.kernels.cuda import hopper, ops, skinny, strips, takes_tiled
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
 
+# Compiling humming's kernels for more takes minutes.
+HUMMING_TOKENS = (1, 4, 16, 64, 128)
 TOKENS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
 RAW = argparse.RawDescriptionHelpFormatter
 Peer = Callable[[int, int, list[int]], Iterator[tuple[str, int, float]]]
@@ -88,7 +90,7 @@ def time_mixllm(
     few = skinny.takes(0, scales, tokens)
     many = hopper.takes(0, scales, tokens)
     few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n) if few else None
-    fresh = strips.quantizes(*size) if few else None
+    fresh = strips.quantizes(scales, tokens, groups) if few else None
     quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
     any_tile = choose(scales, tokens, device(0).shared_limit)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
@@ -103,7 +105,7 @@ def time_mixllm(
 
     def both(weight: list[Tensor]) -> None:
         if fresh:
-            return strips.linear_into(y, x, weight, None, scales, rotate, group, *fresh)
+            return strips.linear_into(y, x, weight, None, scales, rotate, *fresh)
         ops.quantize_into(x, rotate, group, *quantized)
         product(weight)
 
@@ -146,10 +148,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 print(f"{run} {n} x {k}: {traceback.format_exc()}", file=sys.stderr, flush=True)
 
     def humming() -> None:
+        tokens = [t for t in decode if t in HUMMING_TOKENS]
         if humming_version() and not late():
-            compile_humming(SHAPES, decode)
+            compile_humming(SHAPES, tokens)
             for impl in HUMMING:
-                peers(partial(time_humming, impl), decode)
+                peers(partial(time_humming, impl), tokens)
 
     steps: list[Callable[[], None]] = []
     for tokens, shares in ((decode, (0.1, 0.0)), (many, (0.1,))):

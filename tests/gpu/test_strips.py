@@ -31,15 +31,15 @@ FAST = PROFILES["fast"]
     n4=st.integers(0, 5000),
     n8=st.integers(0, 3000),
     k=shapes.in_features,
-    t=st.integers(1, 16),
+    t=st.integers(1, 8),
     dtype=st.sampled_from(DTYPES),
     half=st.booleans(),
-    number=st.integers(0, 1),
+    chosen=st.sampled_from([*strips.BESIDE, strips.ALONE]),
     seed=st.integers(0, 999),
 )
 def test_product(
     format: Format, n4: int, n8: int, k: int, t: int, dtype: torch.dtype, half: bool,
-    number: int, seed: int,
+    chosen: strips.StripTile, seed: int,
 ) -> None:  # fmt: skip
     """With both ways of quantizing, where the second has room."""
     n8 = max(n8, 1 - n4)
@@ -50,7 +50,6 @@ def test_product(
         x[t // 2, k // 2] = torch.nan
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
     rotate, groups = format.rotation == "hadamard", -(-k // 128)
-    chosen = strips.TILES[8 if t <= 8 else 16][number]
     quantized = ops.quantize(x, rotate, linear.group)
     x_scales = 0 if linear.scales.token else quantized[1].numel() * 4
     expected = reference.ReferenceLinear(weight, format)(x, bias)
@@ -61,9 +60,9 @@ def test_product(
     if chosen.stages(linear.scales, t, groups, x_scales) >= strips.LEAST_STAGES:
         rest = (linear.tensors, bias, linear.scales, linear.group, chosen)
         check(run_guarded(x, n4 + n8, lambda y: skinny.gemm_into(y, *quantized, *rest)))
-    found = strips.quantizes(linear.scales, linear.group, t, n4 + n8, groups)
+    found = strips.quantizes(linear.scales, t, groups)
     if found:
-        fresh = (x, linear.tensors, bias, linear.scales, rotate, linear.group, *found)
+        fresh = (x, linear.tensors, bias, linear.scales, rotate, *found)
         check(run_guarded(x, n4 + n8, lambda y: strips.linear_into(y, *fresh)))
 
 
@@ -72,18 +71,18 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     """Each product's inputs are the outputs of the one before, which still runs when it starts."""
     weight = random_weight(3700, 396, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    found = strips.quantizes(linear.scales, 0, t, 4096, 32)
+    found = strips.quantizes(linear.scales, t, 32)
     assert found
     states = [torch.randn(t, 4096, device="cuda", dtype=torch.bfloat16)]
     for _ in range(12):
         states.append(torch.empty_like(states[0]))
-        strips.linear_into(states[-1], states[-2], linear.tensors, None, linear.scales, True, 0, *found)
+        strips.linear_into(states[-1], states[-2], linear.tensors, None, linear.scales, True, *found)
         torch.cuda.synchronize()
     again = [states[0]] + [torch.empty_like(states[0]) for _ in range(12)]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for x, y in pairwise(again):
-            strips.linear_into(y, x, linear.tensors, None, linear.scales, True, 0, *found)
+            strips.linear_into(y, x, linear.tensors, None, linear.scales, True, *found)
     for _ in range(20):
         for y in again[1:]:
             y.fill_(7777)
@@ -96,7 +95,7 @@ def test_operator_passes_opcheck() -> None:
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     x = torch.randn(1, 200, device="cuda", dtype=torch.half)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(strips.linear_few, (x, linear.tensors, None, 49, 0, True, 0), test_utils=checks)
+    torch.library.opcheck(strips.linear_few, (x, linear.tensors, None, 49, 0, True), test_utils=checks)
 
 
 @pytest.mark.parametrize("k", [576, 1000, 4096, 14336])

@@ -33,7 +33,7 @@ QUANTIZERS = [
 FRESH: list[dict[str, int]] = [
     {},
     {"QUANTIZE": 1, "VECTORS": 4, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
-    {"QUANTIZE": 4, "VECTORS": 2, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
+    {"QUANTIZE": 2, "VECTORS": 4, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
 ]
 CLUSTERS = {"sm_90a", "sm_100", "sm_120"}
 REPORT = Path(__file__).with_name("ptxas.json")
@@ -64,12 +64,8 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
-            for strip, fresh in product([*strips.TILES[8], *strips.TILES[16]], FRESH):
-                if fresh and strip.bn > 8:
-                    continue
+            for strip, fresh in product([*strips.BESIDE, strips.ALONE], FRESH if scales.token else FRESH[:1]):
                 macros = {**strip.macros(), **scales.macros(), **fresh}
-                if fresh:
-                    macros["GROUP"] = 0 if scales.token else 128
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
         for kind, (rotate, tail, group) in product((0, 1), ((1, 0, 0), (1, 1, 0), (0, 1, 128), (1, 0, 512))):

@@ -45,8 +45,6 @@ CASES = [
         HALF,
     ),
     ({"activation_group": 256}, SkinnyTile(128, 32, 2, 1, 3, 1, 1), 70, 20, 1100, 30, 3, FLOAT),
-    ({}, SkinnyTile(64, 32, 2, 1, 3, 1, 1, teams=2), 700, 200, 900, 30, 2, BFLOAT),
-    ({"weight_scale": "group"}, SkinnyTile(64, 16, 2, 1, 2, 1, 1, 1, teams=2), 150, 90, 1100, 9, 3, HALF),
 ]
 
 

@@ -25,7 +25,7 @@ class Spy:
     def __init__(self) -> None:
         self.given: list[tuple[int, int, ctypes.Structure]] = []
 
-    def kernel(self, *_: Any) -> launch.Kernel:
+    def kernel(self, *_: Any, **__: Any) -> launch.Kernel:
         made = object.__new__(launch.Kernel)
         made._driver = SimpleNamespace(CUlaunchConfig=SimpleNamespace, cuLaunchKernelEx=lambda *_: (0,))
         made._shared, made._attributes, made._handle = 0, [], None
@@ -36,9 +36,11 @@ class Spy:
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     spy, original = Spy(), launch.Kernel.launch
 
-    def kept(kernel: launch.Kernel, blocks: int, threads: int, arguments: ctypes.Structure) -> None:
+    def kept(
+        kernel: launch.Kernel, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1
+    ) -> None:
         spy.given.append((blocks, threads, type(arguments).from_buffer_copy(arguments)))
-        original(kernel, blocks, threads, arguments)
+        original(kernel, blocks, threads, arguments, columns)
 
     monkeypatch.setattr(launch.Kernel, "launch", kept)
     for module in (cuda, hopper, ops):

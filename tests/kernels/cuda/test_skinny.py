@@ -32,12 +32,6 @@ def test_few_tokens_take_a_narrow_tile(tokens: int, bn: int) -> None:
     assert choose(Scales(0, True), tokens, 4096).bn == bn
 
 
-def test_few_rows_are_cut_finer() -> None:
-    """From 65 tokens on smaller tiles are faster in a narrow layer: docs/kernels.md."""
-    narrow, wide = (choose(Scales(0, True), 65, channels).bm for channels in (6144, 6145))
-    assert narrow < wide
-
-
 @pytest.mark.parametrize("tokens", [1, 8, 9, 16])
 def test_a_narrow_layer_leaves_room_for_the_quantizer(tokens: int) -> None:
     """One set of four warps and the one that fetches, where a wide layer has two sets: docs/kernels.md."""

@@ -43,8 +43,8 @@ class CudaLinear:
         where = (x.device.index, self.scales, len(flat))
         few = skinny.takes(*where)
         sizes = (self.scales, self.group, len(flat), channels, weight.codes4.shape[1])
-        if few and strips.quantizes(*sizes):
-            fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate, self.group)
+        if few and strips.quantizes(self.scales, len(flat), weight.codes4.shape[1]):
+            fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
         quantized = ops.quantize(flat, rotate, self.group, takes_tiled(x.device.index, *sizes))
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
@@ -95,10 +95,10 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         few = {strips.choose(*size) or skinny.choose(scales, size[2], channels) for size in sizes}
         for tile in few:
             skinny.product(index, scales, tile)
-        for found in {strips.quantizes(*size) for size in sizes}:
+        for found in {strips.quantizes(scales, t, groups) for t in range(1, least)}:
             if found:
                 for dtype in dtypes:
-                    strips.product(index, scales, *found, dtype, rotate, tail, group)
+                    strips.product(index, scales, *found, dtype, rotate, tail)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:

@@ -21,7 +21,7 @@ from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
 # From so many tokens on: what csrc/skinny.cu leaves.
-LEAST_TOKENS = 129
+LEAST_TOKENS = 65
 # Tokens whose tiles run at one time, so that they stay in L2.
 BAND = 2048
 

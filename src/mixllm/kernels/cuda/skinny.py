@@ -30,7 +30,7 @@ TABLE = Path(__file__).with_name("skinny.json")
 @dataclass(frozen=True)
 class SkinnyTile:
     """bm rows x bn tokens, stages of wk slots shared by kg sets of warps; blocks for each SM, and how many it
-    has room for; teams of warps that take tiles by turns."""
+    has room for."""
 
     bm: int
     bn: int
@@ -40,7 +40,6 @@ class SkinnyTile:
     blocks: int
     room: int
     sets: int = 2
-    teams: int = 1
 
     @property
     def source(self) -> str:
@@ -48,7 +47,7 @@ class SkinnyTile:
 
     @property
     def threads(self) -> int:
-        return self.bm * 2 * self.kg * self.teams + 32
+        return self.bm * 2 * self.kg + 32
 
     def macros(self) -> dict[str, int]:
         sizes = {
@@ -57,7 +56,6 @@ class SkinnyTile:
             "WK": self.wk,
             "KG": self.kg,
             "SETS": self.sets,
-            "TEAMS": self.teams,
         }
         return {**sizes, "STAGES": self.stages, "BLOCKS": self.room}
 
@@ -66,7 +64,7 @@ class SkinnyTile:
         meta = self.bm // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
         stage = self.wk * (self.bn * 128 + self.bm * 64 + meta) + 16
         sums = 2 * (self.kg - 1) * self.bm * self.bn * 4
-        return (self.stages * stage + (self.bn + self.teams) * 8 + 15) // 16 * 16 + sums + 16
+        return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
 
 
 @cache

@@ -78,48 +78,51 @@ def _up(size: int) -> int:
     return -(-size // 128) * 128
 
 
-# In order of preference: two blocks on an SM, so that the next product's weights are on their way, or one.
-TILES = {
-    8: (StripTile(8, 8, 16, HALF), StripTile(8, 16, 16, WHOLE)),
-    16: (StripTile(16, 8, 8, HALF), StripTile(16, 8, 16, WHOLE)),
-}
-LEAST_STAGES = 4
-# Of a layer where more than 8 tokens go this way: their unpacked weights are used too seldom.
-MOST_CHANNELS = 6144
+# With two blocks on an SM the next product's weights are on their way; but with a quantizer between two
+# products one block is faster (docs/kernels.md). Stages of 32 slots are for wide layers.
+BESIDE = (StripTile(8, 8, 32, HALF), StripTile(8, 8, 16, HALF))
+ALONE = StripTile(8, 8, 32, WHOLE)
+MOST_TOKENS = 8
+LEAST_STAGES = 3
+NARROW = 6144
+
+
+def quantizes(scales: Scales, tokens: int, groups: int) -> tuple[StripTile, Prologue] | None:
+    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't.
+
+    groups: of 128 inputs."""
+    for tile in BESIDE if scales.token else ():
+        prologue = tile.prologue(tokens, groups)
+        if prologue and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
+            return tile, prologue
+    return None
 
 
 def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
-    """The first tile with room for X and enough of a ring; None where there is none or skinny.cu is faster.
+    """The tile for activations that are quantized before; None where there is no room for X and enough of a
+    ring, or skinny.cu is faster.
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
-    if tokens > (16 if channels <= MOST_CHANNELS else 8):
+    if tokens > MOST_TOKENS:
         return None
     x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
-    tiles = TILES[8 if tokens <= 8 else 16]
+    beside = BESIDE if channels > NARROW else BESIDE[1:]
+    tiles = beside if quantizes(scales, tokens, groups) else (ALONE,)
     return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
-
-
-def quantizes(
-    scales: Scales, group: int, tokens: int, channels: int, groups: int
-) -> tuple[StripTile, Prologue] | None:
-    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't."""
-    tile = choose(scales, group, tokens, channels, groups)
-    prologue = tile.prologue(tokens, groups) if tile and group <= 256 else None
-    return (tile, prologue) if tile and prologue else None
 
 
 def product(
     index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
-    tail: bool, group: int,
+    tail: bool,
 ) -> Kernel:  # fmt: skip
     """The kernel that quantizes by itself."""
     own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype], "ROTATE": int(rotate)}
-    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail), "GROUP": group}
+    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail)}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
 
 
 def linear_into(
-    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool, group: int,
+    y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
     tile: StripTile, prologue: Prologue,
 ) -> None:  # fmt: skip
     """x [T, K] times a mixed weight, in one launch."""
@@ -129,34 +132,34 @@ def linear_into(
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0, group)
+    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
     shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
-    gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, group, shape)
+    gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, 0, shape)
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
     run.launch(target.multiprocessors, tile.threads, given)
 
 
 @operator("mixllm::linear_few")
 def linear_few(
-    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
-    group: int,
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool
 ) -> Tensor:  # fmt: skip
-    """x [T, K], not quantized, times a mixed weight -> y [T, channels]; for what `quantizes` takes."""
+    """x [T, K], not quantized, times a mixed weight, one scale a token -> y [T, channels].
+
+    Raises MixllmError for what `quantizes` does not take."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
     y = x.new_empty((len(x), channels))
-    scales = Scales(weight_scales, group == 0)
-    found = quantizes(scales, group, len(x), channels, weight[1].shape[1])
+    scales = Scales(weight_scales, True)
+    found = quantizes(scales, len(x), weight[1].shape[1])
     if found is None:
         raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
     with torch.cuda.device(y.device):
-        linear_into(y, x, weight, bias, scales, rotate, group, *found)
+        linear_into(y, x, weight, bias, scales, rotate, *found)
     return y
 
 
 @fake("mixllm::linear_few")
 def _linear_few_like(
-    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool,
-    group: int,
+    x: Tensor, weight: list[Tensor], bias: Tensor | None, channels: int, weight_scales: int, rotate: bool
 ) -> Tensor:  # fmt: skip
     return x.new_empty((len(x), channels))

@@ -1,8 +1,8 @@
 // The product of gemm.cu for up to BN tokens on Hopper: Y^T = W X^T by wgmma, at the speed of reading W.
 //
 // Compiled once for each set of these macros: BN tokens, BM rows, WK slots a stage, which KG sets of warps share; SETS of
-// registers for weights, one being multiplied while the next is unpacked; STAGES; TEAMS of warps that take a block's tiles by
-// turns, one writing y while another multiplies; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
+// registers for weights, one being multiplied while the next is unpacked; STAGES; BLOCKS that an SM has room for;
+// WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu.
 //
 // One warp has the copy engine fill a ring (skinny_ring.cuh), warpgroups of 64 rows each turn stages into sums
 // (skinny_sums.cuh). Activations come in the order and swizzle of hopper.cu. All blocks have equal bytes to read
@@ -15,7 +15,6 @@ constexpr int WM = BM / 16;
 #include "skinny_sums.cuh"
 
 static_assert(WM % 4 == 0, "warpgroups of 64 rows");
-static_assert(TEAMS == 1 || KG == 1, "one barrier for those who share rows");
 
 // Sums of the KG warps that share rows; true for the one that has them. Two sets of sums are used by turns, so that a warp
 // which is ahead by a piece overwrites nothing.
@@ -76,27 +75,18 @@ __device__ __forceinline__ void collect(Tile& tile, const Arguments& p, const Pl
 
 __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8* shared, int warp, int lane) {
   const u32 ring = shared_address(shared), table = ring + TABLE_AT;
-  const int team = warp / TEAM, wm = warp % WM, part = warp % TEAM / WM;
+  const int wm = warp % WM, part = warp / WM;
   Segment here;
-  Turn turn;
-  // The next piece of this team, past those of the other's.
-  const auto enter = [&](int index) {
-    for (int other = index - (TEAMS - 1); other < index; ++other)
-      if (other >= 0 && plan.piece(other, here)) turn.skip((here.end - here.begin + WK - 1) / WK);
-    return plan.piece(index, here);
-  };
-  bool more = enter(team);
+  bool more = plan.piece(0, here);
   Pair rows;
   if (more) rows = Pair(p, here.row16 + wm, here.eight, lane / 4);
   wait_for_earlier_kernels();
   note_tokens<32 * CONSUMERS>(p, table, threadIdx.x);
   named_barrier<32 * CONSUMERS>(1);
-  for (int index = team; more; index += TEAMS) {
+  Turn turn;
+  for (int index = 0; more; ++index) {
     Sum sums[BN / 2];
-    // In order: a stage's barrier tells this time round from the next, but not from the one after.
-    if (TEAMS > 1 && index > 0) barrier_wait(ring + TURN_AT + team * 8, (index - 1) / TEAMS % 2);
     sum_piece(sums, here, ring, x_pitch(p), turn, wm, part, lane);
-    if (TEAMS > 1 && lane == 0) barrier_arrive(ring + TURN_AT + (team + 1) % TEAMS * 8);
     Tile tile;
 #pragma unroll
     for (int i = 0; i < BN / 2; ++i)
@@ -110,7 +100,7 @@ __device__ __forceinline__ void consume(const Arguments& p, const Plan& plan, u8
         write(tile, p, rows, table, true, lane % 4);
       }
     }
-    more = enter(index + TEAMS);
+    more = plan.piece(index + 1, here);
     if (more) rows = Pair(p, here.row16 + wm, here.eight, lane / 4);
   }
 }

@@ -6,7 +6,7 @@
 #include "epilogue.cuh"
 #include "sm90.cuh"
 
-constexpr int TEAM = WM * KG, CONSUMERS = TEAM * TEAMS, THREADS = 32 * (CONSUMERS + 1);  // and the warp that fetches
+constexpr int CONSUMERS = WM * KG, THREADS = 32 * (CONSUMERS + 1);  // and the warp that fetches
 constexpr int META = META4 > META8 ? META4 : META8;
 // A stage: lines of WK groups' tokens | WK slots of each 16-row tile; its scales lie apart.
 constexpr int X_BYTES = WK * BN * 128, W_PITCH = WK * 1024, STAGE_BYTES = X_BYTES + WM * W_PITCH;
@@ -14,8 +14,7 @@ constexpr int SCALE_PITCH = WK * META, X_SCALES_AT = WM * SCALE_PITCH, X_SCALE_P
 constexpr int SCALE_STAGE = X_SCALES_AT + WK * X_SCALE_PITCH;
 constexpr int SCALES_AT = STAGES * STAGE_BYTES, TABLE_AT = SCALES_AT + STAGES * SCALE_STAGE;
 constexpr int FULL_AT = TABLE_AT + BN * 8, EMPTY_AT = FULL_AT + STAGES * 8;
-constexpr int TURN_AT = EMPTY_AT + STAGES * 8;  // a team's turn to multiply
-constexpr int SUMS_AT = (TURN_AT + TEAMS * 8 + 15) / 16 * 16, SUM_BYTES = (KG - 1) * BM * BN * 4;
+constexpr int SUMS_AT = (EMPTY_AT + STAGES * 8 + 15) / 16 * 16, SUM_BYTES = (KG - 1) * BM * BN * 4;
 constexpr int SHARE_AT = SUMS_AT + 2 * SUM_BYTES;
 static_assert(WM <= 16 && WK <= 8, "a lane asks for one piece");
 
@@ -28,19 +27,13 @@ struct Turn {
   __device__ __forceinline__ void next() {
     if (++stage == STAGES) stage = 0, parity ^= 1;
   }
-  __device__ __forceinline__ void skip(int count) {
-    stage += count;
-    parity ^= stage / STAGES & 1;
-    stage %= STAGES;
-  }
 };
 
 __device__ __forceinline__ void ring_init(u32 ring) {
   for (int stage = 0; stage < STAGES; ++stage) {
     barrier_init(ring + FULL_AT + stage * 8, 1 + 32);
-    barrier_init(ring + EMPTY_AT + stage * 8, TEAM);
+    barrier_init(ring + EMPTY_AT + stage * 8, CONSUMERS);
   }
-  for (int team = 0; team < TEAMS; ++team) barrier_init(ring + TURN_AT + team * 8, TEAM);
   barriers_made();
 }
 

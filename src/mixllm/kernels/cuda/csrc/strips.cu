@@ -2,8 +2,8 @@
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
 // block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. QUANTIZE 0: X comes quantized.
-// Else each block quantizes all of it for itself, up to QUANTIZE tokens, VECTORS of 8 inputs a thread; INPUT, ROTATE, TAIL and
-// GROUP (not 512) as in quantize.cu.
+// Else each block quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread;
+// INPUT, ROTATE and TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
@@ -115,8 +115,6 @@ __device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const S
 }
 
 #if QUANTIZE > 0
-constexpr int WIDTH = GROUP == 0 ? 128 : GROUP;
-
 struct Given {
   Arguments product;
   const void* x;    // [tokens][x_pitch], the first `inputs` of each row
@@ -133,15 +131,13 @@ __device__ __forceinline__ void fetch_x(const Given&, const Space&) {}
 // X into shared memory and what write() must know of it, by WARPS / QUANTIZE warps a token.
 __device__ __forceinline__ void await_x(const Given& given, const Space& space, u8* shared, int warp, int lane) {
   constexpr int SHARERS = WARPS / QUANTIZE, EACH = 32 * SHARERS;
-  static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN, "whole warps for a token");
-  static_assert((GROUP == 0) == TOKEN_SCALES && GROUP <= 256, "a warp has whole groups");
+  static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN && TOKEN_SCALES, "whole warps for a token's one scale");
   const Shape& shape = given.product.shape;
   const int token = warp / SHARERS, thread = threadIdx.x % EACH;
   const bool there = token < shape.tokens;
   // The second set of sums is not in use yet.
   u32* tops = reinterpret_cast<u32*>(shared + SUMS_AT + SUM_BYTES);
   int* totals = reinterpret_cast<int*>(tops + WARPS);
-  float* x_scales = reinterpret_cast<float*>(shared + X_AT + space.x_bytes);
   const auto top_of = [&](int token) {
     u32 top = 0;
     for (int sharer = 0; sharer < SHARERS; ++sharer) top = max(top, tops[token * SHARERS + sharer]);
@@ -160,47 +156,30 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
       top = max(top, top_bits(v[k]));
     }
   }
-  Scale scale;
-  if constexpr (GROUP == 0) {
-    top = __reduce_max_sync(0xFFFFFFFFu, top);
-    if (lane == 0) tops[warp] = top;
-    named_barrier<32 * WARPS>(1);
-    scale = scale_of(top_of(token));
-  }
+  top = __reduce_max_sync(0xFFFFFFFFu, top);
+  if (lane == 0) tops[warp] = top;
+  named_barrier<32 * WARPS>(1);
+  const Scale scale = scale_of(top_of(token));
   int sum = 0;
+  if (there) {
 #pragma unroll
-  for (int k = 0; k < VECTORS; ++k) {
-    const int at = (k * EACH + thread) * 8;
-    if constexpr (GROUP != 0) {
-      u32 of_group = there ? top_bits(v[k]) : 0;
-#pragma unroll
-      for (int other = 1; other < GROUP / 8; other *= 2)
-        of_group = max(of_group, __shfl_xor_sync(0xFFFFFFFFu, of_group, other));
-      scale = scale_of(of_group);
-    }
-    if (!there || at >= shape.groups * 128) continue;
-    u32 packed[2];
-    round_to_codes(v[k], scale, packed);
-    *reinterpret_cast<u64*>(shared + X_AT + token * space.x_pitch + at) = packed[0] | static_cast<u64>(packed[1]) << 32;
-    if constexpr (GROUP == 0) {
+    for (int k = 0; k < VECTORS; ++k) {
+      const int at = (k * EACH + thread) * 8;
+      if (at >= shape.groups * 128) continue;
+      u32 packed[2];
+      round_to_codes(v[k], scale, packed);
+      *reinterpret_cast<u64*>(shared + X_AT + token * space.x_pitch + at) = packed[0] | static_cast<u64>(packed[1]) << 32;
       sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
       sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
-    } else if (at % WIDTH == 0) {
-      x_scales[at / WIDTH * given.product.x_stride + token] = scale.value;
     }
   }
-  if constexpr (GROUP == 0) {
-    sum = __reduce_add_sync(0xFFFFFFFFu, sum);
-    if (lane == 0) totals[warp] = sum;
-  }
+  sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+  if (lane == 0) totals[warp] = sum;
   named_barrier<32 * WARPS>(1);
   if (threadIdx.x < QUANTIZE && threadIdx.x < shape.tokens) {
-    float its = 1.0f;
     int total = 0;
-    if constexpr (GROUP == 0) {
-      its = scale_of(top_of(threadIdx.x)).value;
-      for (int sharer = 0; sharer < SHARERS; ++sharer) total += totals[threadIdx.x * SHARERS + sharer];
-    }
+    for (int sharer = 0; sharer < SHARERS; ++sharer) total += totals[threadIdx.x * SHARERS + sharer];
+    const float its = scale_of(top_of(threadIdx.x)).value;
     store_shared_pair(space.base + TABLE_AT + threadIdx.x * 8, __float_as_uint(its), total * 128);
   }
 }
