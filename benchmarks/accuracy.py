@@ -17,6 +17,7 @@ import platform
 import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -97,19 +98,25 @@ def main() -> None:
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     with (
-        TemporaryDirectory(dir=args.work) as saliences,
+        TemporaryDirectory(dir=args.work)
+        if args.saliences is None
+        else nullcontext(args.saliences) as saliences,
         ProcessPoolExecutor(
             args.processes, get_context("spawn"), open_bench, (args, Path(saliences))
         ) as pool,
     ):
-        for done in as_completed([pool.submit(run_score, config) for config in to_score(wanted)]):
+        missing = [
+            config for config in to_score(wanted) if not (Path(saliences) / file_name(config)).exists()
+        ]
+        for done in as_completed([pool.submit(run_score, config) for config in missing]):
             print(f"{time.monotonic() - began:.0f} s: salience {done.result()}", flush=True)
         for done in as_completed(
             [pool.submit(run_measure, lines) for lines in shares(wanted, args.together)]
         ):
             found, takes = done.result()
             measured, facts = measured | found, facts | takes
-            print(f"{time.monotonic() - began:.0f} s: {', '.join(takes)}", flush=True)
+            said = ", ".join(f"{name}: KL {float(found[name].kl.mean()):.4f}" for name in takes)
+            print(f"{time.monotonic() - began:.0f} s: {said}", flush=True)
             write(args, in_order(measured, wanted), facts, time.monotonic() - began)
     print(table(result(args, in_order(measured, wanted), facts, time.monotonic() - began)))
 
@@ -124,10 +131,15 @@ def chosen(lines: list[Variant], only: list[str] | None) -> list[Variant]:
 
 
 def to_score(wanted: list[Variant]) -> list[QuantConfig]:
-    """One config for each salience that the lines need."""
+    """One config for each salience that the lines need, at all widths that any of them has."""
     configs = [config for v in wanted for config in (v.config, v.equal) if config is not None]
-    mixed = [config for config in configs if not is_uniform(config)]
-    return list({file_name(config): config for config in mixed}.values())
+    found: dict[str, QuantConfig] = {}
+    for config in configs:
+        if not is_uniform(config):
+            before = found.get(file_name(config), config)
+            widths = tuple(sorted({*before.widths, *config.widths}))
+            found[file_name(config)] = config.model_copy(update={"widths": widths})
+    return list(found.values())
 
 
 def shares(wanted: list[Variant], together: int) -> list[list[Variant]]:
@@ -199,6 +211,9 @@ def arguments() -> argparse.Namespace:
         type=int,
         default=3,
         help="roundings that are measured beside one run of the float model",
+    )
+    parser.add_argument(
+        "--saliences", help="a directory that keeps saliences; one that is there is not measured again"
     )
     parser.add_argument("--processes", type=int, default=1, help="lines that are made at once")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of each")

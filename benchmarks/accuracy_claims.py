@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accuracy_variants import EQUAL
+from accuracy_variants import AFTER, EQUAL, MORE_WIDTHS
 
 from mixllm.config import PROFILES
 from mixllm.evaluate import REFERENCE, Measurement, paired_difference
@@ -35,6 +35,16 @@ CLAIMS = [
             (", swept, tuned", ", swept"),
             (", swept, tuned", ""),
         )
+    ),
+    *(
+        (
+            f"fast {bits} bits of {'-'.join(map(str, widths))} global{after}",
+            f"fast {'W4A8 GPTQ+order+clip' if bits == 4.0 else f'{bits} bits global'}{after}",
+            "more widths beat 4 and 8 at equal bits",
+        )
+        for bits in (4.0, 4.4, 4.8)
+        for widths in MORE_WIDTHS
+        for after in AFTER
     ),
 ]
 # A8 at groups of 128 must cost less than a tenth of what the best W4 costs.

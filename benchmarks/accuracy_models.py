@@ -87,6 +87,7 @@ class Builder:
             "payload_bits": size.payload_bits,
             "bits": size.bits,
             "bytes": size.checkpoint_bytes,
+            "rows": size.rows,
             "rows8_percent": size.total.percent,
             "rows8_percent_by_kind": {kind: share.percent for kind, share in size.by_kind.items()},
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixllm.config import PROFILES, Format, QuantConfig, Scope
+from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig, Scope
 
 # What follows GPTQ, which the paper has not: nothing, better codes, and tuned scales too.
 PLAIN: dict[str, Any] = {"sweeps": 0, "tune": 0}
@@ -28,6 +28,8 @@ BUDGETS: list[dict[str, float]] = [
 # The paper's own salience, and the one that mixllm uses by default.
 PAPER_SCORE = {"score": "taylor", "error": "rtn"}
 OUR_SCORE = {"score": "fisher", "error": "gptq"}
+# More than the two widths that kernels have.
+MORE_WIDTHS = ((3, 4, 8), (4, 6, 8), (3, 4, 6, 8), (3, 4, 5, 8), (3, 4, 5, 6, 8))
 EQUAL = "fast, bits of paper 10 %, global"
 
 
@@ -66,6 +68,13 @@ def variants(base: dict[str, Any]) -> list[Variant]:
     found += [
         mixed("fast", budget, scope, base) for budget in ({"bits": 4.4}, {"bits": 4.8}) for scope in scopes
     ]
+    found += [
+        mixed("fast", {"bits": bits}, "global", base, AFTER[how], widths)
+        for bits in (4.0, 4.4, 4.8)
+        for widths in MORE_WIDTHS
+        for how in AFTER
+        if bits > widths[0]
+    ]
     return list({variant.name: variant for variant in found}.values())
 
 
@@ -75,10 +84,14 @@ def mixed(
     scope: Scope,
     base: dict[str, Any],
     after: dict[str, Any] = PLAIN,
+    widths: tuple[int, ...] = KERNEL_WIDTHS,
 ) -> Variant:
-    """4- and 8-bit rows: the paper's rule with the paper's score, true bits with mixllm's own."""
+    """Rows of these widths: the paper's rule with the paper's score, true bits with mixllm's own."""
     score = PAPER_SCORE if "channels" in budget else OUR_SCORE
     fields = {"format": PROFILES[profile], "scope": scope, **budget, **score, **after, **base}
+    fields["widths"] = widths
     text = f"{budget['bits']} bits" if "bits" in budget else f"{budget['channels']} % channels"
+    if widths != KERNEL_WIDTHS:
+        text += f" of {'-'.join(map(str, widths))}"
     name = f"{profile} {text} {scope}" + next(name for name, found in AFTER.items() if found is after)
     return Variant(name, QuantConfig.model_validate(fields), 8)

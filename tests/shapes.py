@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixllm.config import Format
+from mixllm.config import WIDTHS, Format
 
 FORMATS = [
     Format(weight_scale=scale, rotation=rotation, activation_group=group)
@@ -37,6 +37,12 @@ def widths(n: int, share8: float, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     eight = torch.rand(n, generator=generator) < share8
     return torch.where(eight, 8, 4).to(torch.uint8)
+
+
+def any_widths(n: int, seed: int) -> Tensor:
+    """uint8 [n] of all widths that a row may have."""
+    drawn = torch.randint(len(WIDTHS), (n,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(WIDTHS, dtype=torch.uint8)[drawn]
 
 
 def inputs(t: int, k: int, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from tests import shapes
 @pytest.mark.parametrize("rows", [1, 5, 7, 100])
 def test_layers_are_cut_anywhere(calibrated: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """rows: taken at once, at one width."""
-    k, config = 160, QuantConfig()
+    k, config = 160, QuantConfig(widths=WIDTHS)
     weights = [shapes.weight(n, k, n) for n in (3, 11, 6)]
     x = shapes.inputs(300, k, 2)
     factor = factor_of(x.T @ x, config, "layer") if calibrated else None

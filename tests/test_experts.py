@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixllm.blocks import Decoder
 from mixllm.candidates import candidate_errors
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.experts import Experts, split_experts
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Silent
@@ -105,7 +105,7 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -
     found = measured(opened(path), RTN)
     names = experts(found.modules)
     errors = {name: candidate_errors([fused_part(model, name)], RTN, None)[0] for name in names}
-    expected = {name: torch.zeros(len(WIDTHS), error.shape[1]) for name, error in errors.items()}
+    expected = {name: torch.zeros(error.shape[:2]) for name, error in errors.items()}
     model.requires_grad_(True)
     for sample in IDS:
         model.zero_grad()
@@ -114,7 +114,7 @@ def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -
             a = (fused_part(model, name, gradient=True) * error).sum(dim=2)
             expected[name] += (a + a.square() / 2).abs() / SAMPLES
     for name, loss in expected.items():
-        for width, row in zip(WIDTHS, loss, strict=True):
+        for width, row in zip(RTN.widths, loss, strict=True):
             floor = 1e-4 * float(row.max())
             torch.testing.assert_close(found.modules[name].loss[width], row, rtol=1e-4, atol=floor)
 

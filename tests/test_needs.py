@@ -43,7 +43,7 @@ def on_gpu(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
     free = SimpleNamespace(available=int(host * GB), total=int(host * GB))
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: free)
-    return needs(sizes, samples * 2048, 2048, CUDA, BF16, measured=True)
+    return needs(sizes, samples * 2048, 2048, CUDA, BF16, measured=2)
 
 
 def test_an_8b_model_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,9 @@ def naive(model: nn.Module, config: QuantConfig) -> dict[str, dict[int, Tensor]]
 @pytest.mark.parametrize("score", ["taylor", "fisher"])
 def test_equals_the_formula(tiny: tuple[Path, nn.Module], tmp_path: Path, score: str, profile: str) -> None:
     path, model = tiny
-    config = QuantConfig.model_validate({"format": PROFILES[profile], "score": score, "error": "rtn"})
+    config = QuantConfig.model_validate(
+        {"format": PROFILES[profile], "score": score, "error": "rtn", "widths": WIDTHS}
+    )
     found, expected = measured(path, config), naive(model, config)
     assert list(found.modules) == list(expected)
     for name, module in found.modules.items():
@@ -137,7 +139,7 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
     little = measured(tiny[0], config, room=Room(fit * boundary, 0, tmp_path))
     assert list(tmp_path.iterdir()) == []
     for name, module in plenty.modules.items():
-        for width in WIDTHS:
+        for width in config.widths:
             assert torch.equal(module.loss[width], little.modules[name].loss[width])
 
 

@@ -33,6 +33,16 @@ def test_the_files_bytes_do_not_depend_on_the_run(tmp_path: Path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_a_choice_among_some_of_the_widths():
+    salience = random_salience(widths=(3, 4, 6, 8))
+    some = salience.among((4, 8))
+    assert some.widths == [4, 8] and list(some.modules) == list(salience.modules)
+    for name, module in some.modules.items():
+        assert torch.equal(module.loss[8], salience.modules[name].loss[8])
+    with pytest.raises(MixllmError, match="measured for 3, 4, 6, 8 bits, not for 5"):
+        salience.among((3, 5, 8))
+
+
 def broken(path: Path, tensors: dict[str, Tensor], **header: object) -> Path:
     """A salience file of one module "m" [3, 8], with changes."""
     complete = {

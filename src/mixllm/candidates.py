@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.format.rounded import rows_at_once
 from mixllm.rotation import rotate
 from mixllm.rounding import round_rows
@@ -28,7 +28,7 @@ def candidates(
 
 
 def candidate_errors(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | None) -> list[Tensor]:
-    """w^q - w of every row at every width, of layers w [N, K] that read one input.
+    """w^q - w of every row at every width of the config, of layers w [N, K] that read one input.
 
     Of each [widths, N, K] in w's dtype, in the basis of that input. Rows of all layers are
     rounded together: what a step costs depends little on how many they are.
@@ -37,17 +37,17 @@ def candidate_errors(weights: Sequence[Tensor], config: QuantConfig, inputs: Fac
     it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
     """
     how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
-    config = config.model_copy(update=how)
-    errors = [weight.new_empty(len(WIDTHS), *weight.shape) for weight in weights]
-    size = max(1, rows_at_once(weights[0].shape[1]) // len(WIDTHS))
+    config, count = config.model_copy(update=how), len(config.widths)
+    errors = [weight.new_empty(count, *weight.shape) for weight in weights]
+    size = max(1, rows_at_once(weights[0].shape[1]) // count)
     for parts in _cut([len(weight) for weight in weights], size):
         w = torch.cat([weights[i][rows] for i, rows in parts])
-        each = torch.tensor(WIDTHS, dtype=torch.uint8).repeat_interleave(len(w))
+        each = torch.tensor(config.widths, dtype=torch.uint8).repeat_interleave(len(w))
         bits = each.to(w.device, non_blocking=True)
-        rounded = round_rows(w.repeat(len(WIDTHS), 1), bits, config, inputs).dequantize()
+        rounded = round_rows(w.repeat(count, 1), bits, config, inputs).dequantize()
         if config.format.rotation == "hadamard":
             rounded = rotate(rounded)
-        made = rounded.view(len(WIDTHS), *w.shape) - w.float()
+        made = rounded.view(count, *w.shape) - w.float()
         lengths = [rows.stop - rows.start for _, rows in parts]
         for (i, rows), part in zip(parts, made.split(lengths, dim=1), strict=True):
             errors[i][:, rows] = part

@@ -9,7 +9,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
+from mixllm.config import QuantConfig, parse
 from mixllm.files import read_json, write_text
+from mixllm.plan.report import wide_name
 from mixllm.records import SUMMARY
 from mixllm.report.store import read_measured
 from mixllm.report.tables import Table, human_size, measured_table
@@ -60,12 +62,14 @@ def _write(out: Path, metadata: Mapping[str, Any]) -> None:
 def _body(out: Path) -> Iterator[str]:
     summary = read_json(out / SUMMARY)
     found, format = summary["report"], summary["config"]["format"]
+    widths = parse(QuantConfig, summary["config"], str(out / SUMMARY)).widths
+    *fewer, most = map(str, widths)
     name = Path(summary["out"]).name
     base = Path(summary["model"]).name if Path(summary["model"]).exists() else summary["model"]
     yield f"# {name}"
     yield (
         f"{base}, quantized by [MixLLM](https://arxiv.org/abs/2412.14590)'s method: each output channel has "
-        f"4 or 8 bits, chosen over the whole model; activations are int8."
+        f"{', '.join(fewer)} or {most} bits, chosen over the whole model; activations are int8."
     )
     yield _markdown(
         Table(
@@ -94,7 +98,8 @@ def _body(out: Path) -> Iterator[str]:
         (kind, f"{share['rows']:,}", f"{100 * share['wide'] / share['rows']:.1f}")
         for kind, share in found["by_kind"].items()
     ]
-    yield "## 8-bit rows by kind of layer\n\n" + _markdown(Table("", ("layer", "rows", "8 bit %"), kinds))
+    wide = wide_name(widths)
+    yield f"## {wide} by kind of layer\n\n" + _markdown(Table("", ("layer", "rows", f"{wide} %"), kinds))
 
 
 def _markdown(table: Table) -> str:

@@ -20,7 +20,9 @@ from pydantic import (
 from mixllm.errors import MixllmError
 
 GROUP_SIZE: int = 128
-WIDTHS = (4, 8)
+# Bits that a row may be stored in; and those that kernels have, as which others run: 3 as 4, 5 and 6 as 8.
+WIDTHS = (3, 4, 5, 6, 8)
+KERNEL_WIDTHS = (4, 8)
 
 Scope = Literal["global", "local", "random"]
 Score = Literal["fisher", "taylor"]
@@ -67,8 +69,10 @@ PROFILES: dict[str, Format] = {
 class QuantConfig(BaseModel):
     """How a model is quantized. Either bits or channels is the budget.
 
-    bits: payload bits a quantized weight, 4 to 8.
-    channels: percent of output channels, over the whole model, that get 8 bits (the paper's rule).
+    widths: bits that a row may get, two or more of WIDTHS, narrowest first.
+    bits: payload bits a quantized weight, from the narrowest width to the widest.
+    channels: percent of output channels, over the whole model, that get the widest width (the paper's rule),
+    the others the narrowest.
     scope: where channels compete: over the whole model, within each layer, or not at all (random).
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
@@ -80,6 +84,7 @@ class QuantConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Format = Format()
+    widths: tuple[int, ...] = KERNEL_WIDTHS
     bits: float | None = None
     channels: float | None = Field(default=None, ge=0, le=100)
     scope: Scope = "global"
@@ -103,6 +108,19 @@ class QuantConfig(BaseModel):
             raise ValueError("follows GPTQ; leave it out, or give rounding gptq")
         return value
 
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """What was typed, "3,4,8", as numbers."""
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("widths")
+    @classmethod
+    def _known(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(value) < 2 or sorted(set(value)) != list(value) or not set(value) <= set(WIDTHS):
+            raise ValueError(f"give two or more of {', '.join(map(str, WIDTHS))}, the narrowest first")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, data: Any) -> Any:
@@ -114,8 +132,8 @@ class QuantConfig(BaseModel):
     def _check_budget(self) -> Self:
         if self.bits is not None and self.channels is not None:
             raise ValueError("give bits or channels, not both")
-        if self.bits is not None and not WIDTHS[0] <= self.bits <= WIDTHS[-1]:
-            raise ValueError(f"bits must be {WIDTHS[0]} to {WIDTHS[-1]}, not {self.bits}")
+        if self.bits is not None and not self.widths[0] <= self.bits <= self.widths[-1]:
+            raise ValueError(f"bits must be {self.widths[0]} to {self.widths[-1]}, not {self.bits}")
         return self
 
 
@@ -128,3 +146,8 @@ def parse(model: type[T], data: Any, where: str) -> T:
         field = ".".join(str(part) for part in first["loc"]) or "budget"
         reason = first["msg"].removeprefix("Value error, ")
         raise MixllmError(f"{where}: {field}: {reason}") from None
+
+
+def typed(value: Any) -> str:
+    """A field's value as it is typed after its flag: "3,4,8" for several."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

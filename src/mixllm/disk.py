@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.plan import report
@@ -41,11 +41,12 @@ def checkpoint_bytes(shapes: Mapping[str, tuple[int, int]], config: QuantConfig,
 
     shapes: (out_features, in_features) by layer; other_bytes: of what is not quantized.
     """
-    counts = {name: QuantizedModule(k, n, {4: n, 8: 0}) for name, (n, k) in shapes.items()}
+    low, high = config.widths[0], config.widths[-1]
+    counts = {name: QuantizedModule(k, n, {low: n}) for name, (n, k) in shapes.items()}
     # Payload bits are the budget; scales, zeros and row numbers hardly depend on the choice.
     found = report(counts, config.format, other_bytes)
-    bits = config.bits or WIDTHS[0] + (config.channels or 0) / 100 * (WIDTHS[-1] - WIDTHS[0])
-    return found.checkpoint_bytes + round((bits - WIDTHS[0]) / 8 * found.weights)
+    bits = config.bits or low + (config.channels or 0) / 100 * (high - low)
+    return found.checkpoint_bytes + round((bits - low) / 8 * found.weights)
 
 
 def measuring_bytes(states: int, temporary: int) -> int:

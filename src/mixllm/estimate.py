@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.config import GROUP_SIZE, WIDTHS, QuantConfig
+from mixllm.config import GROUP_SIZE, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
@@ -63,7 +63,8 @@ def estimate(
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
     checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
     tokens = config.samples * config.window
-    needed = needs(sizes, tokens, config.window, where, kind, measured=measured)
+    candidates = len(config.widths) if measured else 0
+    needed = needs(sizes, tokens, config.window, where, kind, measured=candidates)
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
     device_bytes, host_bytes = needed.device, needed.host
@@ -144,9 +145,9 @@ def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
     total = 0.0
     if measured:
         # Forward; again with its backward; the error of every width; the head, twice, and its backward.
-        total += tokens * (forward * (3 + len(WIDTHS)) + 6 * model.head)
+        total += tokens * (forward * (3 + len(config.widths)) + 6 * model.head)
         if config.error == "gptq":
-            total += tokens * (forward + hessian) + len(WIDTHS) * gptq + factors
+            total += tokens * (forward + hessian) + len(config.widths) * gptq + factors
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq + factors
     if config.sweeps or config.tune:

@@ -84,7 +84,7 @@ def _tensors(
         if module is None:
             yield name, _read(headers, name)
             continue
-        keys = shapes(format, module.rows[4], module.rows[8], module.in_features)
+        keys = shapes(format, module.rows, module.in_features)
         stored = {key: _read(headers, f"{module_name}.{key}") for key in keys}
         yield name, dense_weight(MixedWeight(module.in_features, **stored), format).to(torch.bfloat16)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mixllm.blocks import Decoder, Room
-from mixllm.config import QuantConfig
+from mixllm.config import KERNEL_WIDTHS, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.experts import routed
@@ -21,12 +21,13 @@ from mixllm.source import Source, open_source
 @dataclass(frozen=True)
 class Job:
     """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
-    together, and these."""
+    together, and these. widths: how many a row may get."""
 
     source: Source
     decoder: Decoder
     ids: Tensor
     ranks: Ranks = ALONE
+    widths: int = len(KERNEL_WIDTHS)
 
     @property
     def sizes(self) -> Sizes:
@@ -41,7 +42,8 @@ class Job:
     def needs(self, *, measured: bool) -> Needs:
         """What a walk of this process takes, with what is free now; measured: one that measures salience."""
         tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
-        return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=measured)
+        candidates = self.widths if measured else 0
+        return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=candidates)
 
     @property
     def boundary(self) -> int:
@@ -95,4 +97,5 @@ def open_job(
         ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
     except MixllmError as error:
         raise MixllmError(f"{config.calibration}: {error}") from None
-    return Job(source, Decoder.open(source, where, pick_dtype(dtype, where, source.config)), ids, ranks)
+    decoder = Decoder.open(source, where, pick_dtype(dtype, where, source.config))
+    return Job(source, decoder, ids, ranks, len(config.widths))

@@ -14,7 +14,6 @@ import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.states import Room, stretches
-from mixllm.config import WIDTHS
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
@@ -82,10 +81,11 @@ class Needs:
 
 
 def needs(
-    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype, *, measured: bool
+    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype, *, measured: int
 ) -> Needs:
-    """tokens: of the calibration text that this process takes, in windows of `window`; measured: the run
-    measures salience too. Raises MixllmError where one block and one window do not fit."""
+    """tokens: of the calibration text that this process takes, in windows of `window`; measured: at how
+    many widths the run measures salience, 0 where it does not. Raises MixllmError where one block and one
+    window do not fit."""
     gpu, free, bound = device.type == "cuda", _free(), _bound(device)
     most = min(tokens, TOKENS_AT_ONCE["cuda" if gpu else "cpu"])
     if gpu:
@@ -173,7 +173,7 @@ def _bound(device: torch.device) -> int:
     return int(SHARE * _free()) - BASE_HOST
 
 
-def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> int:
+def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: int) -> int:
     """Bytes at the peak of everything but the states between blocks."""
     size = dtype.itemsize
     most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
@@ -185,7 +185,7 @@ def _working(sizes: Sizes, batch: int, dtype: torch.dtype, measured: bool) -> in
     return most + sizes.ends * size
 
 
-def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: bool) -> int:
+def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: int) -> int:
     """The most that working on a block takes; size: bytes of a value."""
     weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
     out = sum(n * sizes.share(name) for name, (n, _) in block.items())
@@ -196,19 +196,19 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
     common = 2 * weights * size
     forward = batch * (size * (3 * wide + 4 * hidden) + 8 * hidden)
     # All Hessians; of the widest its ordered copy and its factor; rows on their way to codes.
-    rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, len(WIDTHS) * max(n * k for n, k in block.values()))
+    rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, max(1, measured) * max(n * k for n, k in block.values()))
     rounding = hessians + 8 * max(k * k for k in inputs) + rows
     collecting = hessians + 4 * max(k * k for k in inputs) + forward
     moments = [forward, rounding, collecting]
     if measured:
-        errors = len(WIDTHS) * weights * size
+        errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.
-        moments[1] += len(WIDTHS) * size * max(n * k for n, k in block.values() if k == max(inputs))
+        moments[1] += measured * size * max(n * k for n, k in block.values() if k == max(inputs))
         # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
         # their own backward pass, or a layer's output errors and these times its gradient.
         kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
         moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
-        moments.append(errors + batch * (kept + size * 2 * len(WIDTHS) * wide))
+        moments.append(errors + batch * (kept + size * 2 * measured * wide))
     return common + max(moments)
 
 

@@ -17,14 +17,14 @@ from mixllm.kernels import Backend, LinearKernel, prepare
 
 
 class MixLinear(nn.Module):
-    """A linear layer with 4- and 8-bit output channels and int8 activations.
+    """A linear layer whose output channels have a width each, and int8 activations.
 
     Its buffers are the tensors of a checkpoint, by name (see mixllm.format.mixed). A change of dtype
     (model.half()) reaches the bias only: codes and scales are what was optimised. The layout that
     the device's backend runs is made at the first forward after loading or moving.
 
-    rows: how many output channels each width has, {4: n4, 8: n8}. backend: see mixllm.kernels.prepare;
-    it may be set until the first forward.
+    rows: how many output channels each width has, such as {4: 90, 8: 10}. backend: see
+    mixllm.kernels.prepare; it may be set until the first forward.
     """
 
     backend: Backend = "auto"
@@ -43,7 +43,7 @@ class MixLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.format = format
         self._kernel: LinearKernel | None = None
-        for name, (shape, dtypes) in shapes(format, rows[4], rows[8], in_features).items():
+        for name, (shape, dtypes) in shapes(format, rows, in_features).items():
             self.register_buffer(name, torch.empty(shape, dtype=dtypes[0], device=device))
         empty = torch.empty(out_features, dtype=dtype, device=device) if bias else None
         self.bias = None if empty is None else nn.Parameter(empty, requires_grad=False)
@@ -51,8 +51,7 @@ class MixLinear(nn.Module):
     @classmethod
     def from_weight(cls, weight: MixedWeight, format: Format, bias: Tensor | None = None) -> Self:
         """A layer that holds these tensors (not copies of them)."""
-        rows = {4: weight.codes4.shape[0], 8: weight.codes8.shape[0]}
-        layer = cls(weight.in_features, weight.out_features, rows, format, device="meta")
+        layer = cls(weight.in_features, weight.out_features, weight.counts, format, device="meta")
         for name, tensor in weight.tensors().items():
             setattr(layer, name, tensor)
         layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
@@ -76,7 +75,7 @@ class MixLinear(nn.Module):
         return self._kernel(x, self.bias)
 
     def extra_repr(self) -> str:
-        rows = f"{len(self.get_buffer('codes4'))} x 4 bit, {len(self.get_buffer('codes8'))} x 8 bit"
+        rows = ", ".join(f"{count} x {width} bit" for width, count in self.stored.counts.items())
         return f"in_features={self.in_features}, out_features={self.out_features}, rows={rows}"
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixllm.card import new_card
 from mixllm.clock import Clock
-from mixllm.config import SHARD_SIZE, WIDTHS, QuantConfig
+from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
@@ -71,13 +71,16 @@ def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
     if is_uniform(config):
         return Plan.uniform(job.shapes, round(config.bits or 0), config.format, job.other_bytes)
     assert salience is not None
-    plan = choose(salience, bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed)
+    plan = choose(
+        salience.among(config.widths),
+        bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed,
+    )  # fmt: skip
     return replace(plan, format=config.format)
 
 
 def is_uniform(config: QuantConfig) -> bool:
     """Whether every row gets one width, so that there is nothing to choose and no salience to measure."""
-    return config.bits in WIDTHS
+    return config.bits in (config.widths[0], config.widths[-1])
 
 
 def quantize(

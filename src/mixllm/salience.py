@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import stretches
 from mixllm.candidates import candidates
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.experts import owners
 from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
@@ -60,7 +60,7 @@ def measure_salience(
     ranks: Ranks = ALONE,
     kept: Kept | None = None,
 ) -> Salience:
-    """Score every output channel of the decoder's linear layers at each width of WIDTHS.
+    """Score every output channel of the decoder's linear layers at each of the config's widths.
 
     ids: int64 [samples, L], the calibration windows; batch: windows that go through a block at once.
     room: what boundary states may take.
@@ -211,7 +211,9 @@ class Scores:
         return {
             name: ModuleSalience(
                 in_features=self.errors[name].shape[2],
-                loss={width: row.float().cpu() for width, row in zip(WIDTHS, score * share, strict=True)},
+                loss={
+                    width: row.float().cpu() for width, row in zip(config.widths, score * share, strict=True)
+                },
             )
             for name, score in sums.items()
         }

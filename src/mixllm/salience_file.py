@@ -7,7 +7,8 @@ and a metadata entry "mixllm_salience" with the rest as JSON. Measured once, it 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +60,19 @@ class Salience:
     def widths(self) -> list[int]:
         """The candidate widths, narrowest first."""
         return sorted(next(iter(self.modules.values())).loss) if self.modules else []
+
+    def among(self, widths: Collection[int]) -> Salience:
+        """What a choice among these widths only needs; MixllmError for one that was not measured."""
+        if missing := sorted(set(widths) - set(self.widths)):
+            raise MixllmError(
+                f"salience: measured for {', '.join(map(str, self.widths))} bits, not for {missing[0]}; "
+                "measure it again with these widths"
+            )
+        modules = {
+            name: replace(module, loss={width: module.loss[width] for width in widths})
+            for name, module in self.modules.items()
+        }
+        return replace(self, modules=modules)
 
     def save(self, path: Path) -> None:
         """Write the file at once or not at all."""

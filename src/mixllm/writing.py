@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from mixllm.config import WIDTHS, QuantConfig
+from mixllm.config import QuantConfig
 from mixllm.files import write_json
 from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
 from mixllm.format.pack import pack, unpack
@@ -50,10 +50,7 @@ def write_quantized(
         (out / RECORDS).mkdir(exist_ok=True)
         write_json(out / LAYERS, spool.notes())
     counts = plan.counts()
-    modules = {
-        name: replace(counts[name], rows={width: counts[name].rows.get(width, 0) for width in WIDTHS})
-        for name in job.shapes
-    }
+    modules = {name: counts[name] for name in job.shapes}
     assemble(out, job.source, config.format, modules, _last(spool) if config.tune else spool, shard_bytes)
     spool.remove()
 

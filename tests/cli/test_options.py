@@ -46,13 +46,14 @@ def test_all_values_arrive(monkeypatch):
 
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
-        "--profile paper --bits 5.5 --scope random --score taylor --error rtn --no-clip "
+        "--profile paper --widths 3,5,8 --bits 5.5 --scope random --score taylor --error rtn --no-clip "
         "--no-order --sweeps 2 --damping 0.02 --tune 3 --calibration text.txt --samples 3 --window 64 "
         "--seed 9 --weight-scale row --rotation hadamard --activation-group 512"
     )
     assert main.run(["quantize", "model", "-o", "out", *flags.split()]) == 2
     assert seen["config"] == QuantConfig(
         format=Format(weight_scale="row", rotation="hadamard", activation_group=512),
+        widths=(3, 5, 8),
         bits=5.5,
         scope="random",
         score="taylor",
@@ -73,6 +74,11 @@ def test_all_values_arrive(monkeypatch):
     ("given", "message"),
     [
         ({"bits": 3.0}, "options: budget: bits must be 4 to 8"),
+        ({"widths": "3,8", "bits": 2.9}, "options: budget: bits must be 3 to 8"),
+        ({"widths": "4"}, "options: widths: give two or more of 3, 4, 5, 6, 8"),
+        ({"widths": "8,4"}, "options: widths: .*the narrowest first"),
+        ({"widths": "4,7"}, "options: widths: give"),
+        ({"widths": "4,x"}, "options: widths"),
         ({"channels": 101.0}, "options: channels: "),
         ({"samples": 0}, "options: samples: "),
         ({"damping": 0.0}, "options: damping: "),

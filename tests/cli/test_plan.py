@@ -34,6 +34,18 @@ def test_the_other_rule_and_scope(salience: Path, tmp_path: Path, capsys):
     assert (plan.rule, plan.budget, plan.scope, plan.seed) == ("channels", 25, "random", 4)
 
 
+def test_a_choice_among_the_widths_that_were_measured_or_some_of_them(tmp_path: Path, capsys):
+    random_salience(widths=(3, 4, 6, 8)).save(tmp_path / "salience")
+    for flags, widths in ([], (3, 4, 6, 8)), (["--widths", "3,8"], (3, 8)):
+        assert main.run(["plan", str(tmp_path / "salience"), "--bits", "3.9", "--json", *flags]) == 0
+        rows = {int(width): n for width, n in json.loads(capsys.readouterr().out)["rows"].items()}
+        assert rows[3] > 0 and sum(rows.values()) == 26 and {w for w in rows if rows[w]} <= set(widths)
+    assert main.run(["plan", str(tmp_path / "salience"), "--bits", "4.4", "--widths", "4,5"]) == 2
+    assert "not for 5" in capsys.readouterr().err
+    assert main.run(["plan", str(tmp_path / "salience"), "--bits", "4"]) == 0
+    assert "5- to 8-bit" not in (out := capsys.readouterr().out) and "6- to 8-bit rows" in out
+
+
 def test_json_is_the_report(salience: Path, capsys):
     assert main.run(["plan", str(salience), "--bits", "6", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -30,12 +30,21 @@ def rounded_layer(
     return round_rows(shapes.weight(n, k, seed) * size, shapes.widths(n, share8, seed), config, None)
 
 
-def packed_layers(source: Source, format: Format, share8: float = 0.3) -> Iterator[tuple[str, MixedWeight]]:
-    """Every linear layer of the source's blocks, rounded to nearest."""
+def layer_of_all_widths(format: Format, n: int, k: int, seed: int = 0, size: float = 1.0) -> Rounded:
+    """As rounded_layer, with rows of all widths."""
+    config = QuantConfig(format=format, rounding="rtn", clip=False)
+    return round_rows(shapes.weight(n, k, seed) * size, shapes.any_widths(n, seed), config, None)
+
+
+def packed_layers(
+    source: Source, format: Format, share8: float | None = 0.3
+) -> Iterator[tuple[str, MixedWeight]]:
+    """Every linear layer of the source's blocks, rounded to nearest; share8 None: to all widths."""
     config = QuantConfig(format=format, rounding="rtn", clip=False)
     for number, name in enumerate(name for name in source.names if LAYER.fullmatch(name)):
         weight = source.tensor(name)
-        bits = shapes.widths(len(weight), share8, number)
+        n = len(weight)
+        bits = shapes.any_widths(n, number) if share8 is None else shapes.widths(n, share8, number)
         yield name.removesuffix(".weight"), pack(round_rows(weight, bits, config, None), format)
 
 
@@ -44,7 +53,7 @@ def write_quantized(
     architecture: str = "llama",
     format: Format = PROFILES["fast"],
     *,
-    share8: float = 0.3,
+    share8: float | None = 0.3,
     tie: bool = False,
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,

@@ -35,10 +35,13 @@ def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     return {k: v for file in path.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
+@pytest.mark.parametrize("share8", [0.3, None])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_checkpoint_holds_what_it_was_given(source: Source, out: Path, profile: str) -> None:
+def test_a_checkpoint_holds_what_it_was_given(
+    source: Source, out: Path, profile: str, share8: float | None
+) -> None:
     format = PROFILES[profile]
-    layers = dict(packed_layers(source, format))
+    layers = dict(packed_layers(source, format, share8))
     write_checkpoint(out, source, format, layers.items())
     validate(out)
     held = tensors_of(out)

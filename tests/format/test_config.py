@@ -27,6 +27,25 @@ def test_a_config_comes_back(tmp_path: Path, format: Format) -> None:
     assert read_config(tmp_path) == (format, MODULES)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "version"),
+    [
+        ("a.0.q", {4: 7, 8: 2}, 1),
+        ("a.0.experts.1.w1", {4: 7, 8: 2}, 2),
+        ("a.0.q", {4: 7, 6: 1, 8: 1}, 3),
+        ("a.0.experts.1.w1", {3: 7, 4: 0, 5: 1, 8: 1}, 3),
+    ],
+)
+def test_the_oldest_version_that_has_all_there_is(
+    tmp_path: Path, name: str, rows: dict[int, int], version: int
+) -> None:
+    modules = {**MODULES, name: QuantizedModule(200, 9, rows)}
+    data = quantization_config(PROFILES["fast"], modules)
+    assert data["version"] == version
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": data}))
+    assert read_config(tmp_path) == (PROFILES["fast"], modules)
+
+
 def module(**changes: Any) -> dict[str, Any]:
     return {"m": {"in_features": 8, "out_features": 3, "rows": {"4": 1, "8": 2}} | changes}
 
@@ -35,7 +54,7 @@ def module(**changes: Any) -> dict[str, Any]:
     ("changes", "reason"),
     [
         ({"quant_method": "gptq"}, "no quantization_config of mixllm"),
-        ({"version": 3}, "newer mixllm"),
+        ({"version": 4}, "newer mixllm"),
         ({"version": 0}, "version"),
         ({"version": "1"}, "version"),
         ({"version": None}, "version is missing"),
@@ -56,7 +75,12 @@ def module(**changes: Any) -> dict[str, Any]:
         ({"modules": module(out_features=4)}, "don't make 4"),
         ({"modules": module(rows={"4": 3})}, "rows.8"),
         ({"modules": module(rows={"4": 4, "8": -1})}, "rows.8"),
-        ({"modules": module(rows={"4": 1, "6": 1, "8": 1})}, "rows.6"),
+        ({"modules": module(rows={"4": 1, "6": 1, "8": 1})}, "version 1 has no 6-bit rows"),
+        ({"version": 2, "modules": module(rows={"3": 1, "4": 1, "8": 1})}, "version 2 has no 3-bit rows"),
+        ({"version": 3, "modules": module(rows={"4": 1, "7": 1, "8": 1})}, "rows.7"),
+        ({"version": 3, "modules": module(rows={"4": 1, "6": 0, "8": 2})}, "rows.6"),
+        ({"version": 3, "modules": module(rows={"3": 1, "8": 2})}, "rows.4"),
+        ({"version": 3, "modules": module(rows={"3": 1, "4": 1, "8": 2})}, "don't make 3"),
     ],
 )
 def test_each_lie_of_a_config_is_named(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

@@ -21,10 +21,10 @@ def test_the_worked_example_is_right() -> None:
     match = re.search(r"```json\n(.*?)```", TEXT, re.DOTALL)
     assert match
     example = json.loads(match[1])
-    dtypes = {name: dtypes[0] for name, (_, dtypes) in shapes(FAST, 1, 1, 4).items()}
+    dtypes = {name: dtypes[0] for name, (_, dtypes) in shapes(FAST, {4: 1, 8: 1}, 4).items()}
     weight = MixedWeight(4, **{name: torch.tensor(example[name], dtype=d) for name, d in dtypes.items()})
     assert {name: tuple(t.shape) for name, t in weight.tensors().items()} == {
-        name: shape for name, (shape, _) in shapes(FAST, 1, 1, 4).items()
+        name: shape for name, (shape, _) in shapes(FAST, {4: 1, 8: 1}, 4).items()
     }
     rounded = unpack(weight, FAST)
     assert rounded.dequantize().tolist() == example["weight"]
@@ -41,7 +41,7 @@ def test_the_worked_example_is_right() -> None:
 
 
 def test_every_tensor_and_field_is_described() -> None:
-    for name in shapes(FAST, 1, 1, 4):
+    for name in shapes(FAST, {4: 1, 8: 1}, 4):
         assert f"`M.{name}`" in TEXT
     for name, field in Format.model_fields.items():
         assert f"`{name}`" in TEXT

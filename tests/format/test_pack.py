@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.format.layers import rounded_layer
+from tests.format.layers import layer_of_all_widths, rounded_layer
 from tests.shapes import FORMATS, in_features, out_features, seeds
 
-from mixllm.config import PROFILES, Format
-from mixllm.format.pack import pack, pack_nibbles, shapes, unpack, unpack_nibbles
+from mixllm.config import KERNEL_WIDTHS, PROFILES, WIDTHS, Format
+from mixllm.format.pack import for_kernels, pack, pack_nibbles, shapes, unpack, unpack_nibbles
 
 formats = st.sampled_from(FORMATS)
 shares = st.sampled_from([0.0, 0.3, 1.0])
@@ -46,13 +46,43 @@ def test_a_layer_comes_back_exactly(
             assert after.dtype == before.dtype and torch.equal(after, before), field.name
 
 
+@given(formats, out_features, in_features, seeds, sizes)
+def test_rows_of_all_widths_come_back_exactly(format: Format, n: int, k: int, seed: int, size: float) -> None:
+    rounded = layer_of_all_widths(format, n, k, seed, size)
+    stored = pack(rounded, format)
+    again = unpack(stored, format)
+    for field in fields(rounded):
+        before, after = getattr(rounded, field.name), getattr(again, field.name)
+        assert (before is None and after is None) or torch.equal(after, before), field.name
+    counts = {width: int((rounded.bits == width).sum()) for width in WIDTHS}
+    assert stored.counts == {width: n for width, n in counts.items() if n or width in KERNEL_WIDTHS}
+    expected = shapes(format, counts, k)
+    assert {name: t.shape for name, t in stored.tensors().items()} == {
+        name: shape for name, (shape, _) in expected.items()
+    }
+
+
+@given(formats, out_features, in_features, seeds)
+def test_kernels_get_the_same_weights_in_rows_of_4_and_8_bits(
+    format: Format, n: int, k: int, seed: int
+) -> None:
+    rounded = layer_of_all_widths(format, n, k, seed)
+    stored = pack(rounded, format)
+    given = for_kernels(stored, format)
+    assert tuple(given.counts) == KERNEL_WIDTHS
+    assert given.counts[8] == int((rounded.bits > 4).sum())
+    assert not len(given.codes8) or int(given.codes8.amin()) >= -127
+    torch.testing.assert_close(unpack(given, format).dequantize(), rounded.dequantize(), rtol=1e-6, atol=0)
+    assert for_kernels(given, format) is given
+
+
 @given(formats, out_features, in_features, shares, seeds, sizes)
 def test_packed_tensors_have_the_promised_shapes(
     format: Format, n: int, k: int, share8: float, seed: int, size: float
 ) -> None:
     rounded = rounded_layer(format, n, k, share8, seed, size)
     n4 = int((rounded.bits == 4).sum())
-    tensors, expected = pack(rounded, format).tensors(), shapes(format, n4, n - n4, k)
+    tensors, expected = pack(rounded, format).tensors(), shapes(format, {4: n4, 8: n - n4}, k)
     assert tensors.keys() == expected.keys()
     for name, (shape, dtypes) in expected.items():
         assert tensors[name].shape == shape and tensors[name].dtype in dtypes, name

@@ -19,7 +19,7 @@ shares = st.sampled_from([0.0, 0.3, 1.0])
 def dense(weight: MixedWeight, format: Format) -> torch.Tensor:
     """float32 [N, K]; the part is a sound layer of the format too."""
     n4, n8 = len(weight.codes4), len(weight.codes8)
-    for name, (shape, dtypes) in shapes(format, n4, n8, weight.in_features).items():
+    for name, (shape, dtypes) in shapes(format, {4: n4, 8: n8}, weight.in_features).items():
         tensor = weight.tensors()[name]
         assert tensor.shape == shape and tensor.dtype in dtypes, name
     assert check_values(weight.tensors(), format, weight.in_features) is None

@@ -26,6 +26,7 @@ DOWN = "model.layers.1.mlp.down_proj"
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     paths = {name: write_quantized(root / name, "qwen2", format) for name, format in PROFILES.items()}
+    paths["widths"] = write_quantized(root / "widths", "qwen2", share8=None)
     return {**paths, "sharded": write_quantized(root / "sharded", "qwen2", shard_bytes=40_000)}
 
 
@@ -121,8 +122,18 @@ def test_a_product_outside_int8_is_named(copy: Callable[[str], Path]) -> None:
     refused(edit(copy("fast"), overflow), f"{Q}.multipliers4", "row 2", "outside -128 to 127")
 
 
+def test_a_product_that_8_bit_rows_cannot_hold_is_named(copy: Callable[[str], Path]) -> None:
+    def overflow(tensors: Tensors) -> None:
+        tensors[f"{Q}.multipliers6"][1] = 0x03
+        tensors[f"{Q}.zeros6"][1] = 0x3F
+        tensors[f"{Q}.codes6"][1] = 0
+
+    refused(edit(copy("widths"), overflow), f"{Q}.multipliers6", "row 1", "outside -127 to 127")
+
+
 def test_padding_that_is_not_zero_is_named(copy: Callable[[str], Path]) -> None:
-    refused(edit(copy("fast"), put(f"{Q}.zeros4", lambda t: t | 0xF0)), f"{Q}.zeros4", "unused half")
+    refused(edit(copy("fast"), put(f"{Q}.zeros4", lambda t: t | 0xF0)), f"{Q}.zeros4", "unused bits")
+    refused(edit(copy("widths"), put(f"{Q}.zeros3", lambda t: t | 0xF8)), f"{Q}.zeros3", "unused bits")
 
 
 @pytest.mark.parametrize("key", ["rows", "codes4", "zeros4", "scales4", "codes8", "scales8", "weight"])

@@ -1,7 +1,7 @@
 """Makes the golden checkpoints: python -m tests.golden.make
 
 Each is a Llama of one block (K = 136, 8 and 20: a short last group, half a byte, odd counts), or such a
-Mixtral of three experts ("experts"), beside the
+Mixtral of three experts ("experts"), or one with rows of all widths ("widths", "widths-paper"), beside the
 numbers that it gave when it was made. They are committed and load for ever, so one that exists is never
 made again: a new version of the format adds its own.
 """
@@ -26,7 +26,14 @@ from mixllm.nn import MixLinear
 from mixllm.source import open_source
 
 HERE = Path(__file__).parent
-GOLDEN = {**PROFILES, "row": Format(weight_scale="row", activation_group=256), "experts": PROFILES["fast"]}
+FAST, PAPER = PROFILES["fast"], PROFILES["paper"]
+GOLDEN = {
+    **PROFILES,
+    "row": Format(weight_scale="row", activation_group=256),
+    "experts": FAST,
+    "widths": FAST,
+    "widths-paper": PAPER,
+}
 MIXTURE = {"num_local_experts": 3, "num_experts_per_tok": 2}
 IDS = torch.tensor([[1, 7, 3, 3, 12, 0, 15]])
 
@@ -72,7 +79,8 @@ def make(name: str, format: Format) -> None:
         checkpoint = HERE / name / "checkpoint"
         checkpoint.mkdir(parents=True)
         source = open_source(scratch)
-        write_checkpoint(checkpoint, source, format, packed_layers(source, format))
+        share8 = None if name.startswith("widths") else 0.3
+        write_checkpoint(checkpoint, source, format, packed_layers(source, format, share8))
     model = load(checkpoint, dtype=torch.float32)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MixLinear)}
     with torch.no_grad():

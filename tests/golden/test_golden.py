@@ -16,7 +16,7 @@ NAMES = sorted(path.name for path in HERE.iterdir() if (path / "checkpoint").is_
 
 
 def test_there_is_one_for_each_kind() -> None:
-    assert {"fast", "paper", "row", "experts"} <= set(NAMES)
+    assert {"fast", "paper", "row", "experts", "widths", "widths-paper"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

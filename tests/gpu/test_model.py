@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mixllm
-from mixllm.config import PROFILES, QuantConfig
+from mixllm.config import KERNEL_WIDTHS, PROFILES, WIDTHS, QuantConfig
 from mixllm.kernels.cuda import CudaLinear
 from mixllm.nn import MixLinear
 from tests.format.layers import write_quantized
@@ -21,8 +21,11 @@ SIZES = {"hidden_size": 192, "intermediate_size": 392}
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3_text"])
 @pytest.mark.parametrize("profile", PROFILES)
-def test_log_probabilities_and_text(tmp_path: Path, profile: str, architecture: str) -> None:
-    path = write_quantized(tmp_path, architecture, PROFILES[profile], **SIZES)
+@pytest.mark.parametrize("share8", [0.3, None])
+def test_log_probabilities_and_text(
+    tmp_path: Path, share8: float | None, profile: str, architecture: str
+) -> None:
+    path = write_quantized(tmp_path, architecture, PROFILES[profile], share8=share8, **SIZES)
     ours = mixllm.load(path, device="cuda")
     reference = mixllm.load(path, device="cuda", backend="reference")
     # More tokens than either the mma.sync or the wgmma path starts with.
@@ -45,12 +48,15 @@ def test_log_probabilities_and_text(tmp_path: Path, profile: str, architecture: 
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_quantize_on_the_gpu(tmp_path: Path, profile: str) -> None:
+@pytest.mark.parametrize("widths", [KERNEL_WIDTHS, WIDTHS])
+def test_quantize_on_the_gpu(tmp_path: Path, widths: tuple[int, ...], profile: str) -> None:
     """The rounding walk feeds each block by the kernels."""
     write_tiny(tmp_path / "float", "llama", **SIZES)
     text = tmp_path / "text.txt"
     text.write_text("the thin hen in the inn and then the theater " * 200)
-    config = QuantConfig(format=PROFILES[profile], bits=5.0, calibration=str(text), samples=6, window=48)
+    config = QuantConfig(
+        format=PROFILES[profile], widths=widths, bits=5.0, calibration=str(text), samples=6, window=48
+    )
     mixllm.quantize(str(tmp_path / "float"), tmp_path / "out", config, device="cuda")
     model = mixllm.load(tmp_path / "out", device="cuda")
     with torch.no_grad():

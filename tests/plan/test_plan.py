@@ -88,7 +88,7 @@ def put_rows(rows: Any) -> Callable[[dict[str, Any]], None]:
         (put("version", 2), "version: "),
         (lambda data: data.pop("rule"), "rule: Field required"),
         (put("rule", "guess"), "rule: "),
-        (put("widths", [3, 4, 8]), "widths: 3 is none of the format's, 4 and 8"),
+        (put("widths", [2, 4, 8]), "widths: 2 is none of the format's, 3, 4, 5, 6 and 8"),
         (put("widths", []), "widths: "),
         (put("format", {"weight_scale": "column"}), "format.weight_scale: "),
         (put("modules", {}), "modules: "),

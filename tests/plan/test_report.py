@@ -35,7 +35,7 @@ def test_a_checkpoint_is_its_tensors_their_header_and_the_rest():
     found = report(ODD, Format(), other_bytes=10**6)
     assert found.other_bytes == 10**6
     header = found.checkpoint_bytes - found.quantized_bytes - 10**6
-    names = [f"{name}.{tensor}" for name in ODD for tensor in (*shapes(Format(), 7, 3, 200), GUARD)]
+    names = [f"{name}.{tensor}" for name in ODD for tensor in (*shapes(Format(), {4: 7, 8: 3}, 200), GUARD)]
     assert sum(map(len, names)) + 50 * len(names) < header < sum(map(len, names)) + 70 * len(names)
 
 
@@ -44,7 +44,7 @@ def test_the_prediction_is_the_size_of_a_real_file(tmp_path):
     tensors = {
         f"{name}.{tensor}": torch.zeros(shape, dtype=dtypes[0])
         for name in modules
-        for tensor, (shape, dtypes) in shapes(Format(), 20, 10, 200).items()
+        for tensor, (shape, dtypes) in shapes(Format(), {4: 20, 8: 10}, 200).items()
     }
     tensors |= {f"{name}.{GUARD}": torch.zeros(0) for name in modules}
     save_file({**tensors, "other": torch.zeros(1000, dtype=torch.uint8)}, tmp_path / "file")

@@ -51,18 +51,20 @@ def test_integer_group_scales_by_hand() -> None:
 def test_codes_stay_in_range_and_near_the_weight(
     format: Format, n: int, k: int, share8: float, seed: int
 ) -> None:
-    w, bits = shapes.weight(n, k, seed), shapes.widths(n, share8, seed)
+    w = shapes.weight(n, k, seed)
+    bits = shapes.widths(n, share8, seed) if share8 < 1 else shapes.any_widths(n, seed)
     r = rtn(format, w, bits)
     codes = r.codes.int()
-    four = (bits == 4)[:, None]
-    assert bool(torch.where(four, (codes >= 0) & (codes <= 15), codes.abs() <= 127).all())
-    assert bool((r.zeros <= torch.where(four, 15, 0)).all())
+    eight, top = (bits == 8)[:, None], (2 ** bits.int() - 1)[:, None]
+    assert bool(torch.where(eight, codes.abs() <= 127, (codes >= 0) & (codes <= top)).all())
+    assert bool((r.zeros <= torch.where(eight, 0, top)).all())
     assert bool((r.scales > 0).all()) and bool(torch.isfinite(r.scales).all())
     if r.multipliers is not None and r.row_scales is not None:
         steps = r.multipliers.int().repeat_interleave(128, 1)[:, :k] * (
             codes - r.zeros.int().repeat_interleave(128, 1)[:, :k]
         )
-        assert bool((steps >= -128).all()) and bool((steps <= 127).all())
+        least = torch.where(bits > 4, -127, -128)[:, None]
+        assert bool((steps >= least).all()) and bool((steps <= 127).all())
         assert torch.equal(r.scales, r.row_scales[:, None] * r.multipliers)
     if format.rotation == "none":
         # Half a step, or a step and a half where a rounded zero or multiplier clamps the range's ends.

@@ -50,21 +50,20 @@ def test_every_sweep_lowers_the_output_error(format: Format) -> None:
 @given(
     n=st.integers(1, 9),
     k=st.sampled_from([1, 7, 128, 130, 200]),
-    share=st.floats(0, 1),
     name=st.sampled_from(sorted(FORMATS)),
     seed=st.integers(0, 99),
 )
-def test_any_layer_can_be_stored_and_gets_no_worse(
-    n: int, k: int, share: float, name: str, seed: int
-) -> None:
-    bits, format = shapes.widths(n, share, seed), FORMATS[name]
+def test_any_layer_can_be_stored_and_gets_no_worse(n: int, k: int, name: str, seed: int) -> None:
+    bits, format = shapes.any_widths(n, seed), FORMATS[name]
     w, factor, config = problem(n, k, seed, format, 2)
     rounded = round_rows(w, bits, config, factor)
     pack(rounded, format)
     plain = config.model_copy(update={"sweeps": 0})
     before, after = errors(w, bits, plain, factor), errors(w, bits, config, factor)
     assert bool((after <= before * 1.001 + 1e-9).all())
-    assert bool((rounded.codes[bits == 4] >= 0).all() and (rounded.codes[bits == 4] <= 15).all())
+    narrow = bits < 8
+    assert bool((rounded.codes[narrow] >= 0).all())
+    assert bool((rounded.codes[narrow] <= (2 ** bits[narrow].int() - 1)[:, None]).all())
 
 
 def test_zero_rows_and_silent_inputs_stay_finite() -> None:

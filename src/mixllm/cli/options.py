@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from mixllm.config import PROFILES, Format, QuantConfig, parse
+from mixllm.config import PROFILES, Format, QuantConfig, parse, typed
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local directory, a Hugging Face hub name or a GGUF file.")
@@ -34,8 +34,9 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 PROFILE = "fast"
 _HELP = {
-    "bits": "Budget: payload bits a quantized weight, 4 to 8.",
-    "channels": "Budget instead of bits: percent of output channels in 8 bits, the paper's rule.",
+    "widths": "Bits that an output channel may get, of 3,4,5,6,8; 3 runs as 4, 5 and 6 run as 8.",
+    "bits": "Budget: payload bits a quantized weight, from the narrowest width to the widest.",
+    "channels": "Budget instead of bits: percent of output channels in the widest width, the paper's rule.",
     "scope": "Where output channels compete: over the whole model, within each layer, or drawn at random.",
     "score": "Salience: token-level Fisher, or the paper's second-order score.",
     "error": "The rounding whose error the salience counts.",
@@ -115,6 +116,8 @@ def _flag(name: str) -> inspect.Parameter:
 
 
 def _plain(field: FieldInfo) -> Any:
+    if get_origin(field.annotation) is tuple:
+        return str  # numbers between commas
     return next(part for part in (*get_args(field.annotation), field.annotation) if part is not NoneType)
 
 
@@ -123,5 +126,5 @@ def _default(name: str, field: FieldInfo) -> str:
     default = QuantConfig().bits if name == "bits" else field.default
     if default is None:
         return ""
-    text = ("off", "on")[default] if isinstance(default, bool) else default
+    text = ("off", "on")[default] if isinstance(default, bool) else typed(default)
     return f" [default: {text}]"

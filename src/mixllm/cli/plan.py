@@ -13,7 +13,7 @@ from mixllm.cli.options import Json, config, config_flags
 from mixllm.errors import MixllmError
 
 
-@config_flags("bits", "channels", "scope", "seed")
+@config_flags("widths", "bits", "channels", "scope", "seed")
 def plan(
     source: Annotated[
         Path,
@@ -41,9 +41,10 @@ def plan(
         else:
             show_changes(stdout(), changes)
         return
-    options = config(given)
+    salience = Salience.load(_record(source, SALIENCE))
+    options = config({"widths": tuple(salience.widths), **given})
     made = choose(
-        Salience.load(_record(source, SALIENCE)),
+        salience.among(options.widths),
         bits=options.bits, channels=options.channels, scope=options.scope, seed=options.seed,
     )  # fmt: skip
     if out is not None:

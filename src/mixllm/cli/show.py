@@ -11,27 +11,30 @@ from rich.table import Table
 from mixllm.cli.console import size
 from mixllm.config import Format
 from mixllm.plan import ModuleChange, Plan, Report, Share
+from mixllm.plan.report import wide_name
 from mixllm.salience_file import Salience
 
 _BAR = 30
 
 
 def show_report(console: Console, found: Report, format: Format, *, predicted: bool) -> None:
-    """Sizes first, then where the 8-bit rows are."""
+    """Sizes first, then where the rows of more than 4 bits are."""
     checkpoint = f"{size(found.checkpoint_bytes)}{' (predicted)' if predicted else ''}"
+    name = wide_name(found.rows)
     facts = {
         "payload": f"{found.payload_bits:.4f} bits a weight",
         "with scales, zeros, row numbers": f"{found.bits:.4f} bits a weight",
         "quantized layers": f"{found.weights / 1e6:,.1f} M weights in {size(found.quantized_bytes)}",
         "other tensors": size(found.other_bytes),
         "checkpoint": checkpoint,
-        "8-bit rows": f"{found.total.wide:,} of {found.total.rows:,} ({found.total.percent:.2f} %)",
+        "rows": ", ".join(f"{count:,} of {width} bits" for width, count in found.rows.items()),
+        name: f"{found.total.wide:,} of {found.total.rows:,} ({found.total.percent:.2f} %)",
         "format": f"weights {format.weight_scale}, rotation {format.rotation}, "
         f"activations {format.activation_group}",
     }
     _grid(console, facts)
-    _shares(console, "by kind", found.by_kind)
-    _shares(console, "by depth", found.by_depth)
+    _shares(console, "by kind", name, found.by_kind)
+    _shares(console, "by depth", name, found.by_depth)
 
 
 def show_choice(console: Console, plan: Plan) -> None:
@@ -63,8 +66,10 @@ def _grid(console: Console, facts: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def _shares(console: Console, title: str, shares: Mapping[str, Share] | Mapping[int, Share]) -> None:
-    table = Table(title, "rows", "8 bit %", "", box=None, pad_edge=False)
+def _shares(
+    console: Console, title: str, name: str, shares: Mapping[str, Share] | Mapping[int, Share]
+) -> None:
+    table = Table(title, "rows", f"{name} %", "", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for label, share in shares.items():
         bar = "#" * round(_BAR * share.percent / 100)

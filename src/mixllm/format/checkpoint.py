@@ -66,8 +66,7 @@ def write_checkpoint(
     modules: dict[str, QuantizedModule] = {}
     try:
         for name, weight in weights:
-            rows = {4: len(weight.codes4), 8: len(weight.codes8)}
-            modules[name] = QuantizedModule(weight.in_features, weight.out_features, rows)
+            modules[name] = QuantizedModule(weight.in_features, weight.out_features, weight.counts)
             _require(source, name)
             spool.append({name: weight}, {})
         assemble(out, source, format, modules, spool, shard_bytes)

@@ -10,13 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixllm.config import Format, parse
+from mixllm.config import KERNEL_WIDTHS, Format, parse
 from mixllm.errors import MixllmError
 from mixllm.files import read_json
 
 QUANT_METHOD = "mixllm"
-# 1 is the version of every Format; with layers of experts a checkpoint is of version 2.
-VERSION = 2
+# 1 is the version of every Format; layers of experts make a checkpoint version 2, rows of other widths than 4
+# and 8 bits version 3.
+VERSION = 3
 EXPERT = re.compile(r"\.experts\.\d+\.")
 # 127 * 128 * K must stay below 2^31, or a sum over all inputs of a row would not fit an int32.
 MOST_INPUTS = 132_000
@@ -24,7 +25,8 @@ MOST_INPUTS = 132_000
 
 @dataclass(frozen=True)
 class QuantizedModule:
-    """A quantized linear layer: its size and how many output channels each width has, {4: n4, 8: n8}."""
+    """A quantized linear layer: its size and how many output channels each width has; 4 and 8 are always
+    named, other widths where there are such channels."""
 
     in_features: int
     out_features: int
@@ -34,7 +36,10 @@ class QuantizedModule:
 class _Rows(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    three: int | None = Field(None, alias="3", ge=1)
     four: int = Field(alias="4", ge=0)
+    five: int | None = Field(None, alias="5", ge=1)
+    six: int | None = Field(None, alias="6", ge=1)
     eight: int = Field(alias="8", ge=0)
 
 
@@ -56,7 +61,9 @@ def quantization_config(format: Format, modules: Mapping[str, QuantizedModule]) 
         }
         for name, module in modules.items()
     }
-    version = VERSION if any(map(EXPERT.search, modules)) else 1
+    version = 2 if any(map(EXPERT.search, modules)) else 1
+    if any(set(module.rows) - set(KERNEL_WIDTHS) for module in modules.values()):
+        version = VERSION
     return {"quant_method": QUANT_METHOD, **format.model_dump(), "version": version, "modules": entries}
 
 
@@ -87,19 +94,22 @@ def parse_config(data: Mapping[str, Any], where: str) -> tuple[Format, dict[str,
     if not isinstance(entries, dict) or not entries:
         raise MixllmError(f"{where}: modules names no quantized module")
     fields = {name: value for name, value in data.items() if name not in ("quant_method", "modules")}
-    if version == VERSION:
+    if version in (2, VERSION):
         fields["version"] = 1
     elif expert := next(filter(EXPERT.search, entries), None):
         raise MixllmError(f"{where}: version {version} has no experts, but modules names {expert}")
     format = parse(Format, fields, where)
-    return format, {name: _module(entry, f"{where}: modules: {name}") for name, entry in entries.items()}
+    modules = {name: _module(entry, f"{where}: modules: {name}") for name, entry in entries.items()}
+    for name, module in modules.items():
+        if version != VERSION and (other := sorted(set(module.rows) - set(KERNEL_WIDTHS))):
+            raise MixllmError(f"{where}: version {version} has no {other[0]}-bit rows, but {name} does")
+    return format, modules
 
 
 def _module(entry: Any, where: str) -> QuantizedModule:
     parsed = parse(_Module, entry, where)
-    rows = {4: parsed.rows.four, 8: parsed.rows.eight}
+    rows = {int(width): n for width, n in parsed.rows.model_dump(by_alias=True, exclude_none=True).items()}
     if sum(rows.values()) != parsed.out_features:
-        raise MixllmError(
-            f"{where}: {rows[4]} 4-bit and {rows[8]} 8-bit rows don't make {parsed.out_features} channels"
-        )
+        counts = " and ".join(f"{count} {width}-bit" for width, count in rows.items())
+        raise MixllmError(f"{where}: {counts} rows don't make {parsed.out_features} channels")
     return QuantizedModule(parsed.in_features, parsed.out_features, rows)

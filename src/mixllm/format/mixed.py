@@ -1,6 +1,6 @@
 """The tensors of one mixed-precision linear layer, exactly as a checkpoint holds them.
 
-Rows are sorted: all 4-bit rows first, then all 8-bit rows, each kind in its original order.
+Rows are sorted by width, each kind in its original order.
 
     rows          int32  [N]             rows[i] is the original number of sorted row i
     codes4        uint8  [n4, ceil(K/2)] two codes a byte, the even input in the low nibble
@@ -10,6 +10,9 @@ Rows are sorted: all 4-bit rows first, then all 8-bit rows, each kind in its ori
     multipliers4  uint8  [n4, ceil(G/2)] "group_int" only: multiplier - 1, two a byte
     codes8        int8   [n8, K]
     scales8       "group": as scales4, [n8, G]; "group_int", "row": float32 [n8]
+
+Rows of 3, 5 or 6 bits have the tensors of 4-bit rows, codes and zeros in so many bits each (see
+mixllm.format.bits); where there are none, these are None.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mixllm.config import WIDTHS
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,28 @@ class MixedWeight:
     codes8: Tensor
     scales8: Tensor
     multipliers4: Tensor | None = None
+    codes3: Tensor | None = None
+    zeros3: Tensor | None = None
+    scales3: Tensor | None = None
+    multipliers3: Tensor | None = None
+    codes5: Tensor | None = None
+    zeros5: Tensor | None = None
+    scales5: Tensor | None = None
+    multipliers5: Tensor | None = None
+    codes6: Tensor | None = None
+    zeros6: Tensor | None = None
+    scales6: Tensor | None = None
+    multipliers6: Tensor | None = None
 
     @property
     def out_features(self) -> int:
         return self.rows.shape[0]
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many rows of each width it has; 4 and 8 always, the others where there are some."""
+        tensors = self.tensors()
+        return {width: len(tensors[f"codes{width}"]) for width in WIDTHS if f"codes{width}" in tensors}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by their names in a checkpoint."""

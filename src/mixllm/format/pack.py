@@ -1,108 +1,113 @@
-"""Packing: a rounded layer <-> the tensors of a checkpoint. Pure functions, each the other's exact inverse.
-
-Two 4-bit values share a byte, the one with the even index in the low half:
-
-    index    0 1 2 3 4               byte      0       1       2
-    value    a b c d e       ->      bits    bbbbaaaa ddddcccc 0000eeee
-"""
+"""Packing: a rounded layer <-> the tensors of a checkpoint. Two functions, each the other's exact inverse."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixllm.config import Format
+from mixllm.config import KERNEL_WIDTHS, WIDTHS, Format
+from mixllm.format.bits import pack_bits, packed_bytes, unpack_bits
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.rounded import LEAST_HALF, Rounded
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]]
 
 
-def shapes(format: Format, n4: int, n8: int, k: int) -> Shapes:
-    """Shape and possible dtypes of each tensor of a layer with n4 + n8 output channels and k inputs."""
+def shapes(format: Format, rows: Mapping[int, int], k: int) -> Shapes:
+    """Shape and possible dtypes of each tensor of a layer with k inputs and so many rows of each width."""
     groups = format.groups(k)
     by_group = format.weight_scale == "group"
     scales: tuple[torch.dtype, ...] = (torch.float16, torch.float32) if by_group else (torch.float32,)
     per_row = (groups,) if by_group else ()
     zeros = 1 if format.weight_scale == "row" else groups
-    named: Shapes = {
-        "rows": ((n4 + n8,), (torch.int32,)),
-        "codes4": ((n4, _bytes(k)), (torch.uint8,)),
-        "zeros4": ((n4, _bytes(zeros)), (torch.uint8,)),
-        "scales4": ((n4, *per_row), scales),
-        "codes8": ((n8, k), (torch.int8,)),
-        "scales8": ((n8, *per_row), scales),
-    }
-    if format.weight_scale == "group_int":
-        named["multipliers4"] = ((n4, _bytes(groups)), (torch.uint8,))
+    named: Shapes = {"rows": ((sum(rows.values()),), (torch.int32,))}
+    for width in _stored(rows):
+        n = rows.get(width, 0)
+        named[f"scales{width}"] = (n, *per_row), scales
+        if width == 8:
+            named["codes8"] = (n, k), (torch.int8,)
+            continue
+        named[f"codes{width}"] = (n, packed_bytes(k, width)), (torch.uint8,)
+        named[f"zeros{width}"] = (n, packed_bytes(zeros, width)), (torch.uint8,)
+        if format.weight_scale == "group_int":
+            named[f"multipliers{width}"] = (n, packed_bytes(groups, 4)), (torch.uint8,)
     return named
 
 
+def _stored(rows: Mapping[int, int]) -> list[int]:
+    """The widths whose tensors a layer with these rows has: 4 and 8 always."""
+    return [width for width in WIDTHS if width in KERNEL_WIDTHS or rows.get(width)]
+
+
 def pack(rounded: Rounded, format: Format) -> MixedWeight:
-    """Sort the rows by width, pack the 4-bit values, store group scales as float16 where that is exact."""
-    four, eight = ((rounded.bits == width).nonzero().flatten() for width in (4, 8))
-    zeros, multipliers = rounded.zeros[four], rounded.multipliers
-    if rounded.row_scales is None:
-        scales4, scales8 = (_narrow(rounded.scales[rows]) for rows in (four, eight))
-    else:
-        scales4, scales8 = (rounded.row_scales[rows] for rows in (four, eight))
-    return MixedWeight(
-        in_features=rounded.shape[1],
-        rows=torch.cat((four, eight)).to(torch.int32),
-        codes4=pack_nibbles(rounded.codes[four].to(torch.uint8)),
-        zeros4=pack_nibbles(zeros[:, :1] if format.weight_scale == "row" else zeros),
-        scales4=scales4,
-        codes8=rounded.codes[eight],
-        scales8=scales8,
-        multipliers4=None if multipliers is None else pack_nibbles(multipliers[four] - 1),
-    )
+    """Sort the rows by width, pack narrow values, store group scales as float16 where that is exact."""
+    rows = {width: (rounded.bits == width).nonzero().flatten() for width in WIDTHS}
+    tensors: dict[str, Any] = {"rows": torch.cat(list(rows.values())).to(torch.int32)}
+    for width in _stored({width: len(which) for width, which in rows.items()}):
+        some = rounded.rows(rows[width])
+        tensors[f"scales{width}"] = _narrow(some.scales) if some.row_scales is None else some.row_scales
+        if width == 8:
+            tensors["codes8"] = some.codes
+            continue
+        zeros = some.zeros[:, :1] if format.weight_scale == "row" else some.zeros
+        tensors[f"codes{width}"] = pack_bits(some.codes.to(torch.uint8), width)
+        tensors[f"zeros{width}"] = pack_bits(zeros, width)
+        if some.multipliers is not None:
+            tensors[f"multipliers{width}"] = pack_nibbles(some.multipliers - 1)
+    return MixedWeight(rounded.shape[1], **tensors)
 
 
 def unpack(weight: MixedWeight, format: Format) -> Rounded:
     """The layer that pack was given, in the original row order."""
-    k, groups, n4 = weight.in_features, format.groups(weight.in_features), len(weight.codes4)
-    place = weight.rows.long()
-
-    def join(four: Tensor, eight: Tensor) -> Tensor:
-        joined = torch.empty((len(place), *four.shape[1:]), dtype=four.dtype, device=four.device)
-        joined[place[:n4]], joined[place[n4:]] = four, eight
-        return joined
-
-    def eights(value: int) -> Tensor:
-        return torch.full((len(weight.codes8), groups), value, dtype=torch.uint8, device=place.device)
-
-    zeros = unpack_nibbles(weight.zeros4, 1 if format.weight_scale == "row" else groups)
-    scales = join(weight.scales4.float(), weight.scales8.float())
-    row_scales = multipliers = None
-    if format.weight_scale != "group":
-        row_scales = scales
-        scales = row_scales[:, None].expand(-1, groups)
-    if weight.multipliers4 is not None:
-        multipliers = join(unpack_nibbles(weight.multipliers4, groups) + 1, eights(1))
-        scales = scales * multipliers
+    n, k, groups = weight.out_features, weight.in_features, format.groups(weight.in_features)
+    tensors, device = weight.tensors(), weight.rows.device
+    bits = torch.empty(n, dtype=torch.uint8, device=device)
+    codes = torch.empty(n, k, dtype=torch.int8, device=device)
+    zeros = torch.zeros(n, groups, dtype=torch.uint8, device=device)
+    multipliers = torch.ones_like(zeros) if format.weight_scale == "group_int" else None
+    by_group = format.weight_scale == "group"
+    stored = torch.empty((n, groups) if by_group else (n,), device=device)
+    places = weight.rows.long().split(list(weight.counts.values()))
+    for width, place in zip(weight.counts, places, strict=True):
+        bits[place] = width
+        stored[place] = tensors[f"scales{width}"].float()
+        if width == 8:
+            codes[place] = weight.codes8
+            continue
+        codes[place] = unpack_bits(tensors[f"codes{width}"], k, width).to(torch.int8)
+        found = 1 if format.weight_scale == "row" else groups
+        zeros[place] = unpack_bits(tensors[f"zeros{width}"], found, width).expand(-1, groups)
+        if multipliers is not None:
+            multipliers[place] = unpack_nibbles(tensors[f"multipliers{width}"], groups) + 1
+    scales = stored if by_group else stored[:, None].expand(-1, groups)
     return Rounded(
-        bits=join(torch.full_like(place[:n4], 4), torch.full_like(place[n4:], 8)).to(torch.uint8),
-        codes=join(unpack_nibbles(weight.codes4, k).to(torch.int8), weight.codes8),
-        zeros=join(zeros.expand(-1, groups), eights(0)),
-        scales=scales.contiguous(),
-        row_scales=row_scales,
+        bits=bits,
+        codes=codes,
+        zeros=zeros,
+        scales=(scales if multipliers is None else scales * multipliers).contiguous(),
+        row_scales=None if by_group else stored,
         multipliers=multipliers,
     )
 
 
+def for_kernels(weight: MixedWeight, format: Format) -> MixedWeight:
+    """The layer with rows of 4 and 8 bits alone, with the very same weights."""
+    if tuple(weight.counts) == KERNEL_WIDTHS:
+        return weight
+    return pack(unpack(weight, format).widened(), format)
+
+
 def pack_nibbles(values: Tensor) -> Tensor:
     """uint8 [n, k] of 0..15 -> uint8 [n, ceil(k / 2)]; a missing last value is 0."""
-    padded = torch.nn.functional.pad(values, (0, values.shape[1] % 2))
-    return padded[:, 0::2] | padded[:, 1::2] << 4
+    return pack_bits(values, 4)
 
 
 def unpack_nibbles(packed: Tensor, k: int) -> Tensor:
     """uint8 [n, ceil(k / 2)] -> uint8 [n, k] of 0..15."""
-    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1)[:, :k]
-
-
-def _bytes(nibbles: int) -> int:
-    return (nibbles + 1) // 2
+    return unpack_bits(packed, k, 4)
 
 
 def _narrow(scales: Tensor) -> Tensor:

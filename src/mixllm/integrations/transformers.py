@@ -84,7 +84,7 @@ class MixllmQuantizer(HfQuantizer):
         k, n, rows = module.in_features, module.out_features, module.rows
         bias, dtype = linear.bias is not None, linear.weight.dtype
         layer = MixLinear(k, n, rows, self.format, bias=bias, dtype=dtype, device="meta")
-        for key in shapes(self.format, rows[4], rows[8], k):
+        for key in shapes(self.format, rows, k):
             setattr(layer, key, layer.get_buffer(key).to(headers[f"{name}.{key}"].torch_dtype))
         return layer
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import for_kernels
 
 Backend = Literal["auto", "reference", "cuda", "cpu"]
 
@@ -27,6 +28,8 @@ class LinearKernel(Protocol):
 def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> LinearKernel:
     """Lay a stored weight out for a backend; runs once, at load time.
 
+    Every backend has rows of 4 and of 8 bits, and rows of other widths become these.
+
     "cuda": the kernels of mixllm.kernels.cuda, for weights on an NVIDIA GPU. "cpu": those of
     mixllm.kernels.cpu, for weights on the CPU. "auto" is the one of the weight's device: on a GPU "cuda",
     on the CPU "cpu", or, with one warning, the reference where mixllm was installed without a compiler;
@@ -39,6 +42,7 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
     # torch for AMD calls its devices cuda too.
     on_nvidia = weight.rows.is_cuda and torch.version.hip is None
     with torch.no_grad():
+        weight = for_kernels(weight, format)
         if backend == "cuda" or (backend == "auto" and on_nvidia):
             if not on_nvidia:
                 raise MixllmError(

@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from mixllm.config import WIDTHS, Format, Rounding, Scope, Score, parse
+from mixllm.config import KERNEL_WIDTHS, WIDTHS, Format, Rounding, Scope, Score, parse
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_atomically
 from mixllm.format.config import QuantizedModule
@@ -66,7 +66,7 @@ class Plan:
     seed: int = 0
     score: Score | None = None
     error: Rounding | None = None
-    widths: tuple[int, ...] = WIDTHS
+    widths: tuple[int, ...] = KERNEL_WIDTHS
     format: Format = field(default_factory=Format)
     other_bytes: int = 0
 
@@ -81,12 +81,16 @@ class Plan:
         return cls(modules, rule="bits", budget=float(width), format=format, other_bytes=other_bytes)
 
     def counts(self) -> dict[str, QuantizedModule]:
-        """How many rows of each width every module has."""
+        """How many rows of each width every module has; all of KERNEL_WIDTHS, others it has."""
         return {
             name: QuantizedModule(
                 in_features=module.in_features,
                 out_features=module.out_features,
-                rows={width: int((module.widths == width).sum()) for width in self.widths},
+                rows={
+                    width: count
+                    for width in WIDTHS
+                    if (count := int((module.widths == width).sum())) or width in KERNEL_WIDTHS
+                },
             )
             for name, module in self.modules.items()
         }
@@ -171,7 +175,7 @@ def _text(plan: Plan) -> str:
     head |= {name: getattr(plan, name) for name in _FIELDS} | {"format": plan.format.model_dump()}
     counts = [module.rows for module in plan.counts().values()]
     totals: dict[str, Any] = {"rows": sum(sum(rows.values()) for rows in counts)}
-    totals |= {f"rows{width}": sum(rows[width] for rows in counts) for width in plan.widths[1:]}
+    totals |= {f"rows{width}": sum(rows.get(width, 0) for rows in counts) for width in plan.widths[1:]}
     head["totals"] = totals | {"payload_bits": round(plan.payload_bits, 6)}
     lines = [f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items()]
     modules = [f"    {json.dumps(name)}: {json.dumps(_entry(m, plan))}" for name, m in plan.modules.items()]
@@ -184,4 +188,5 @@ def _entry(module: ModulePlan, plan: Plan) -> dict[str, Any]:
 
 
 def _listed(widths: tuple[int, ...]) -> str:
-    return " and ".join(map(str, widths))
+    *others, last = map(str, widths)
+    return f"{', '.join(others)} and {last}" if others else last

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeVar
 
-from mixllm.config import WIDTHS, Format
+from mixllm.config import Format
 from mixllm.format.config import QuantizedModule
 from mixllm.format.pack import shapes
 from mixllm.format.validate import GUARD
@@ -20,7 +20,7 @@ Label = TypeVar("Label", str, int)
 
 @dataclass(frozen=True)
 class Share:
-    """How many of some output channels are stored at the widest width."""
+    """How many of some output channels have more than 4 bits, and so run as 8-bit rows."""
 
     rows: int
     wide: int
@@ -30,6 +30,12 @@ class Share:
         return 100 * self.wide / self.rows
 
 
+def wide_name(rows: Iterable[int]) -> str:
+    """What rows of more than 4 bits are called, where rows have these widths."""
+    wide = sorted(width for width in rows if width > 4)
+    return f"{wide[0]}- to {wide[-1]}-bit rows" if len(wide) > 1 else f"{wide[0]}-bit rows"
+
+
 @dataclass(frozen=True)
 class Report:
     """Sizes of a quantized model.
@@ -37,7 +43,8 @@ class Report:
     payload_bits: codes alone, a quantized weight; bits: all that is stored for it, with scales, zeros and
     row numbers. quantized_bytes: the tensors of the quantized layers; other_bytes: the model's other
     tensors, as they are; checkpoint_bytes: the safetensors files together.
-    by_kind: share of wide rows by the last part of a module's name; by_depth: by the block's number.
+    rows: how many rows of each width there are. by_kind: share of wide rows by the last part of a module's
+    name; by_depth: by the block's number.
     """
 
     weights: int
@@ -46,6 +53,7 @@ class Report:
     quantized_bytes: int
     other_bytes: int
     checkpoint_bytes: int
+    rows: dict[int, int]
     total: Share
     by_kind: dict[str, Share]
     by_depth: dict[int, Share]
@@ -64,7 +72,7 @@ def report(modules: Mapping[str, QuantizedModule], format: Format, other_bytes: 
     )
     stored = header = 0
     for name, module in modules.items():
-        tensors = shapes(format, module.rows[4], module.rows[8], module.in_features)
+        tensors = shapes(format, module.rows, module.in_features)
         for tensor, (shape, dtypes) in tensors.items():
             start, stored = stored, stored + prod(shape) * dtypes[0].itemsize
             header += len(_HEADER.format(f"{name}.{tensor}", list(shape), start, stored))
@@ -76,6 +84,7 @@ def report(modules: Mapping[str, QuantizedModule], format: Format, other_bytes: 
         quantized_bytes=stored,
         other_bytes=other_bytes,
         checkpoint_bytes=stored + header + other_bytes,
+        rows={width: sum(m.rows.get(width, 0) for m in modules.values()) for width in _widths(modules)},
         total=_share(modules.values()),
         by_kind=_shares({name: kind_of(name) for name in modules}, modules),
         by_depth=_shares({name: depth_of(name) for name in modules}, modules),
@@ -92,6 +101,10 @@ def depth_of(name: str) -> int:
     return next((int(part) for part in name.split(".") if part.isdigit()), 0)
 
 
+def _widths(modules: Mapping[str, QuantizedModule]) -> list[int]:
+    return sorted({width for module in modules.values() for width in module.rows})
+
+
 def _shares(labels: Mapping[str, Label], modules: Mapping[str, QuantizedModule]) -> dict[Label, Share]:
     groups: defaultdict[Label, list[QuantizedModule]] = defaultdict(list)
     for name, label in labels.items():
@@ -100,5 +113,7 @@ def _shares(labels: Mapping[str, Label], modules: Mapping[str, QuantizedModule])
 
 
 def _share(modules: Iterable[QuantizedModule]) -> Share:
-    counts = [(module.out_features, module.rows[WIDTHS[-1]]) for module in modules]
-    return Share(rows=sum(rows for rows, _ in counts), wide=sum(wide for _, wide in counts))
+    counts = [(width, count) for module in modules for width, count in module.rows.items()]
+    return Share(
+        rows=sum(count for _, count in counts), wide=sum(count for width, count in counts if width > 4)
+    )

@@ -10,7 +10,7 @@ from mixllm.plan import Plan, choose
 from mixllm.salience_file import Salience
 
 # Dense where the curve is steep.
-BUDGETS = tuple(float(bits) for bits in np.round([*np.arange(4, 5, 0.1), *np.arange(5, 8.01, 0.5)], 2))
+BUDGETS = tuple(float(bits) for bits in np.round([*np.arange(3, 5, 0.1), *np.arange(5, 8.01, 0.5)], 2))
 
 
 @dataclass(frozen=True)

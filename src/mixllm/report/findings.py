@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mixllm.config import PROFILES, Format, QuantConfig, parse
+from mixllm.config import PROFILES, Format, QuantConfig, parse, typed
 from mixllm.errors import MixllmError
 from mixllm.files import read_json
 from mixllm.plan import Plan, report
@@ -24,7 +24,7 @@ from mixllm.salience_file import Salience
 class Layer:
     """One quantized layer; None where it was not measured.
 
-    wide_percent: share of its rows at the widest width. narrow_loss: predicted rise of the loss, nats a
+    wide_percent: share of its rows of more than 4 bits. narrow_loss: predicted rise of the loss, nats a
     token, with all rows at the narrowest; loss: with the widths chosen. error: relative output error that
     rounding made; peak_over_mean: max |x| / mean |x| of its inputs.
     """
@@ -48,6 +48,7 @@ class Sizes:
     bits: float
     checkpoint_bytes: int
     other_bytes: int
+    rows: dict[int, int]
     wide_percent: float
     wide_percent_by_kind: dict[str, float]
     wide_percent_by_depth: dict[int, float]
@@ -134,6 +135,7 @@ def _sizes(out: Path, plan: Plan) -> Sizes:
         bits=found.bits,
         checkpoint_bytes=sum(file.stat().st_size for file in out.glob("*.safetensors")),
         other_bytes=found.other_bytes,
+        rows=found.rows,
         wide_percent=found.total.percent,
         wide_percent_by_kind={kind: share.percent for kind, share in found.by_kind.items()},
         wide_percent_by_depth={depth: share.percent for depth, share in found.by_depth.items()},
@@ -153,7 +155,7 @@ def _layers(out: Path, plan: Plan, salience: Salience | None) -> list[Layer]:
                 name=name,
                 depth=depth_of(name),
                 kind=kind_of(name),
-                wide_percent=100 * len(module.rows(plan.widths[-1])) / module.out_features,
+                wide_percent=100 * float((module.widths > 4).double().mean()),
                 narrow_loss=None if narrow is None else float(narrow.double().sum()),
                 loss=losses.get(name),
                 error=facts.get("error"),
@@ -192,7 +194,7 @@ def command(model: str, out: str, config: QuantConfig) -> str:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            words += [f"--{flag}", str(value)]
+            words += [f"--{flag}", typed(value)]
     return shlex.join(words)
 
 

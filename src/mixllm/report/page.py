@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixllm.files import write_text
+from mixllm.plan.report import wide_name
 from mixllm.report.charts import Chart, heat, models, pareto, scatter
 from mixllm.report.drawing import require
 from mixllm.report.findings import Findings, Layer
@@ -19,7 +20,7 @@ def write_report(findings: Findings, path: Path) -> None:
     _write(
         path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings),
         measured=None if findings.measured is None else measured_table(findings.measured),
-        worst=worst_table(findings.layers),
+        worst=worst_table(findings.layers, wide_name(findings.sizes.rows)),
     )  # fmt: skip
 
 
@@ -41,13 +42,20 @@ def charts(f: Findings) -> dict[str, Chart]:
     maps: list[tuple[str, str, Callable[[Layer], float | None], str, Callable[[float], str], bool]] = [
         (
             "salience",
-            "What 4 bits would cost",
+            f"What {f.widths[0]} bits would cost",
             lambda x: x.narrow_loss,
             "predicted loss, nats a token",
             number,
             True,
         ),
-        ("wide", "Share of 8-bit rows", lambda x: x.wide_percent, "percent", lambda v: f"{v:.1f}", False),
+        (
+            "wide",
+            f"Share of {wide_name(f.sizes.rows)}",
+            lambda x: x.wide_percent,
+            "percent",
+            lambda v: f"{v:.1f}",
+            False,
+        ),
         ("error", "Rounding error", lambda x: x.error, "relative error of the output", number, False),
         (
             "outliers",

@@ -49,15 +49,15 @@ def difference_table(measured: Measured) -> Table | None:
     )
 
 
-def worst_table(layers: list[Layer]) -> Table | None:
-    """The layers that cost the most, as they are stored."""
+def worst_table(layers: list[Layer], wide: str) -> Table | None:
+    """The layers that cost the most, as they are stored; wide: what rows of more than 4 bits are called."""
     known = [layer for layer in layers if layer.loss is not None]
     if not known:
         return None
     worst = sorted(known, key=lambda layer: -(layer.loss or 0.0))[:WORST]
     return Table(
         "Layers with the largest predicted loss, nats a token, as they are stored",
-        ("layer", "loss", "8-bit rows %", "rounding error", "outliers"),
+        ("layer", "loss", f"{wide} %", "rounding error", "outliers"),
         [
             (x.name, _known(x.loss), f"{x.wide_percent:.1f}", _known(x.error), _known(x.peak_over_mean))
             for x in worst

@@ -43,7 +43,7 @@ def identify(
     model: directory with config.json and safetensors; ids: int64 [samples, window], the calibration
     tokens; files: by "plan" and "salience", those to be used instead of choosing and measuring.
     """
-    settings = config.model_dump(exclude={"format", "calibration"})
+    settings = config.model_dump(mode="json", exclude={"format", "calibration"})
     return {
         **versions(),
         "device": device.type,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.format.rounded import LEAST_HALF, MOST_HALF
-from mixllm.rounding.grid import MULTIPLIER_MAX, Grid, Grids
+from mixllm.rounding.grid import Grid, Grids
 
 ROWS = 8
 # Adding and taking away 1.5 * 2^23 rounds half to even; what is too large for it is clamped anyway.
@@ -36,7 +36,6 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     LENGTH: tl.constexpr,
     MOST: tl.constexpr,
     LEAST: tl.constexpr,
-    MULTIPLIERS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -45,33 +44,36 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
     inside = (row < n)[:, None] & (column < LENGTH)[None, :]
     w = tl.load(w_ptr + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
     importance = tl.load(importance_ptr + column, mask=column < LENGTH, other=0.0)
-    four = tl.load(rows_ptr + row, mask=row < n, other=1.0) != 0
+    top = tl.load(rows_ptr + row, mask=row < n, other=1.0)
+    free = top != 127.0
+    most = tl.load(rows_ptr + n + row, mask=row < n, other=1.0)
     # Whether the row's scales are float16, or the scale of the whole row.
-    own = tl.load(rows_ptr + n + row, mask=row < n, other=1.0)
-    bottom = tl.minimum(tl.min(w, axis=1), 0.0)
-    top = tl.maximum(tl.max(w, axis=1), 0.0)
+    own = tl.load(rows_ptr + 2 * n + row, mask=row < n, other=1.0)
+    down = tl.minimum(tl.min(w, axis=1), 0.0)
+    up = tl.maximum(tl.max(w, axis=1), 0.0)
+    bottom = tl.where(top > 15.0, -127.0, -128.0)
     least = tl.full((ROWS,), float("inf"), tl.float32)
     best_scale = tl.zeros((ROWS,), tl.float32)
     best_zero, best_first, best_last, best_multiplier = best_scale, best_scale, best_scale, best_scale
     for step in range(STEPS):
         shrink = tl.load(shrinks_ptr + step)
-        low, high = bottom * shrink, top * shrink
-        span = tl.where(four, high - low, tl.maximum(-low, high))
-        scale = tl.div_rn(span, tl.where(four, 15.0, 127.0))
+        low, high = down * shrink, up * shrink
+        scale = tl.div_rn(tl.where(free, high - low, tl.maximum(-low, high)), top)
         multiplier = tl.full((ROWS,), 1.0, tl.float32)
         if GROUP_FLOATS:
             half = tl.minimum(scale, MOST).to(tl.float16).to(tl.float32)
             half = tl.where(scale > 0, tl.maximum(half, LEAST), half)
             scale = tl.where(own != 0, half, scale)
         else:
-            steps = (tl.div_rn(scale, own) + MAGIC) - MAGIC
-            multiplier = tl.where(four, tl.minimum(tl.maximum(steps, 1.0), MULTIPLIERS), multiplier)
+            steps = tl.div_rn(scale, own)
+            steps = tl.where(top > 15.0, tl.ceil(steps), (steps + MAGIC) - MAGIC)
+            multiplier = tl.minimum(tl.maximum(steps, 1.0), most)
             scale = own * multiplier
         scale = tl.where(scale > 0, scale, 1.0)
         zero = (tl.div_rn(-low, scale) + MAGIC) - MAGIC
-        zero = tl.where(four, tl.minimum(tl.maximum(zero, 0.0), 15.0), 0.0)
-        first = tl.where(four, tl.maximum(zero + tl.ceil(tl.div_rn(-128.0, multiplier)), 0.0), -127.0)
-        last = tl.where(four, tl.minimum(zero + tl.floor(tl.div_rn(127.0, multiplier)), 15.0), 127.0)
+        zero = tl.where(free, tl.minimum(tl.maximum(zero, 0.0), top), 0.0)
+        first = tl.where(free, tl.maximum(zero + tl.ceil(tl.div_rn(bottom, multiplier)), 0.0), -127.0)
+        last = tl.minimum(zero + tl.floor(tl.div_rn(127.0, multiplier)), top)
         code = (tl.div_rn(w, tl.broadcast_to(scale[:, None], w.shape)) + MAGIC) - MAGIC
         code = tl.minimum(tl.maximum(code + zero[:, None], first[:, None]), last[:, None])
         off = w - (code - zero[:, None]) * scale[:, None]
@@ -103,6 +105,6 @@ def launch(grids: Grids, w: Tensor, importance: Tensor, shrinks: Sequence[float]
     _kernel[(triton.cdiv(n, ROWS),)](
         w, w.stride(0), importance.contiguous(), table, grids.by_row, fields, n,
         STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
-        MOST=MOST_HALF, LEAST=LEAST_HALF, MULTIPLIERS=MULTIPLIER_MAX, ROWS=ROWS, COLUMNS=GROUP_SIZE,
+        MOST=MOST_HALF, LEAST=LEAST_HALF, ROWS=ROWS, COLUMNS=GROUP_SIZE,
     )  # fmt: skip
     return Grid(*(field[:, None] for field in torch.unbind(fields)))

@@ -23,12 +23,12 @@ from mixllm.config import GROUP_SIZE, Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import shapes
+from mixllm.format.pack import for_kernels, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
 from mixllm.integrations.vllm.experts_op import ExpertKernels, keep_experts
-from mixllm.integrations.vllm.pieces import placeholder_weight
+from mixllm.integrations.vllm.pieces import all_rows, placeholder_weight, wide_share
 from mixllm.kernels import LinearKernel, prepare
 
 
@@ -68,7 +68,8 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         self._refuse(layer, config.model_config.enforce_eager, intermediate_size_per_partition)
         self.dummy = config.load_config.load_format == "dummy"
         self.count, self.hidden, self.part = num_experts, hidden_size, intermediate_size_per_partition
-        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, 0, 0, 1).items()}
+        rows = all_rows(self.modules.values())
+        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, rows, 1).items()}
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             for stem in ("w13", "w2"):
                 empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
@@ -116,8 +117,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         down = shard == "w2"
         if self.dummy:
             n, k = (self.hidden, self.part) if down else (self.part, self.hidden)
-            eights = sum(module.rows[8] for module in self.modules.values())
-            share = eights / sum(module.out_features for module in self.modules.values())
+            share = wide_share(self.modules.values())
             device = layer.get_parameter(f"w2_{GUARD}").device
             return placeholder_weight(self.format, n, k, share, device)
         weight = self._whole(f"{self.prefix}.{number}.{self.leaves[shard]}", number, shard)
@@ -131,14 +131,14 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         module, tensors = self.modules.get(name), self.pieces.get((number, shard), {})
         if module is None:
             raise MixllmError(f"{name}: is not quantized, but other experts of its layer are")
-        expected = shapes(self.format, module.rows[4], module.rows[8], module.in_features)
+        expected = shapes(self.format, module.rows, module.in_features)
         sizes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         if sizes != {key: shape for key, (shape, _) in expected.items()} | {GUARD: (0,)}:
             raise MixllmError(f"{name}: tensors are missing, or not of the shapes that config.json tells")
         held = {key: tensors[key] for key in expected}
         if fault := check_values(held, self.format, module.in_features):
             raise MixllmError(f"{name}: {fault[0]}: {fault[1]}")
-        return MixedWeight(module.in_features, **held)
+        return for_kernels(MixedWeight(module.in_features, **held), self.format)
 
     def _prepared(self, weight: MixedWeight, device: torch.device) -> LinearKernel:
         moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}

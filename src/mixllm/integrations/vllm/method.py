@@ -20,7 +20,7 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import shapes
 from mixllm.format.validate import GUARD
 from mixllm.integrations.vllm.op import keep
-from mixllm.integrations.vllm.pieces import Pieces, placeholder_weight
+from mixllm.integrations.vllm.pieces import Pieces, all_rows, placeholder_weight, wide_share
 from mixllm.kernels import prepare
 
 
@@ -48,7 +48,8 @@ class MixllmLinearMethod(LinearMethodBase):
         self._check_cut(input_size, input_size_per_partition)
         self.pieces = Pieces(self.format, self.modules, self.prefix)
         # The widest of a tensor's possible dtypes: vLLM warns where a parameter's is narrower than a file's.
-        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, 0, 0, 1).items()}
+        rows = all_rows(self.modules.values())
+        dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, rows, 1).items()}
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             set_weight_attrs(empty, {"weight_loader": partial(self.pieces.take, name)})
@@ -72,8 +73,7 @@ class MixllmLinearMethod(LinearMethodBase):
 
     def _weight(self, layer: torch.nn.Module, device: torch.device) -> MixedWeight:
         if self.dummy:
-            eights = sum(module.rows[8] for module in self.modules.values())
-            share = eights / sum(module.out_features for module in self.modules.values())
+            share = wide_share(self.modules.values())
             return placeholder_weight(self.format, self.channels, self.inputs, share, device)
         rank = getattr(layer, "tp_rank", 0) if self.parts > 1 else 0
         return self.pieces.assemble(self.layer_loader, self.channels, rank * self.inputs, self.inputs)

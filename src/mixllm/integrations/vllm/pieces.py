@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import pack_nibbles, shapes
+from mixllm.format.pack import for_kernels, pack_nibbles, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
@@ -66,13 +67,27 @@ class Pieces:
         sizes = {name: tensor.shape for name, tensor in tensors.items()}
         for module in self.modules.values():
             k, rows = module.in_features, module.rows
-            expected = shapes(self.format, rows[4], rows[8], k)
+            expected = shapes(self.format, rows, k)
             if sizes == {name: shape for name, (shape, _) in expected.items()} | {GUARD: (0,)}:
                 held = {name: tensors[name] for name in expected}
                 if fault := check_values(held, self.format, k):
                     raise MixllmError(f"{self.prefix}: {fault[0]}: {fault[1]}")
-                return MixedWeight(k, **held)
+                return for_kernels(MixedWeight(k, **held), self.format)
         raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
+
+
+def all_rows(modules: Iterable[QuantizedModule]) -> dict[int, int]:
+    """Rows by width of all these modules: whose tensors a layer made of them has to expect."""
+    rows: Counter[int] = Counter()
+    for module in modules:
+        rows.update(module.rows)
+    return dict(rows)
+
+
+def wide_share(modules: Iterable[QuantizedModule]) -> float:
+    """The share of these modules' rows that run as 8-bit rows."""
+    rows = all_rows(modules)
+    return sum(count for width, count in rows.items() if width > 4) / sum(rows.values())
 
 
 def placeholder_weight(
@@ -87,7 +102,7 @@ def placeholder_weight(
         return torch.randint(low, high, shape, dtype=dtype, generator=generator, device=device)
 
     order = torch.randperm(channels, generator=generator, device=device).to(torch.int32)
-    sizes = {name: shape for name, (shape, _) in shapes(format, n4, n8, inputs).items()}
+    sizes = {name: shape for name, (shape, _) in shapes(format, {4: n4, 8: n8}, inputs).items()}
     groups = format.groups(inputs)
     zeros = 1 if format.weight_scale == "row" else groups
     scale = inputs**-0.5
