@@ -1,8 +1,8 @@
 """Parts of stored layers: some channels, some inputs, several layers joined into one.
 
 What a serving engine does to a layer: split it over GPUs, and join q, k and v (gate and up) into one
-product. Mixed rows stay mixed in both, so the result is again a layer of the format. All layers here have rows
-of 4 and 8 bits alone, as kernels run them (see mixllm.format.pack.for_kernels).
+product. Mixed rows stay mixed in both, so the result is again a layer of the format. All layers here have
+rows of 4 and 8 bits alone, as kernels run them (see mixllm.format.pack.for_kernels).
 """
 
 from __future__ import annotations
