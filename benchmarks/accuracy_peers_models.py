@@ -53,7 +53,7 @@ def ours(
 
 
 TUNED = ", swept, tuned"
-MORE = (3, 4, 6, 8)
+MORE = (3, 4, 5, 6, 8)
 LINES = [
     ours(FAST, "fast", 4.25),
     ours(ROWS, "fast, row scales", 4.135),
