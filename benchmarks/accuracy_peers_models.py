@@ -11,6 +11,7 @@ import sys
 import time
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from peers_weights import PEERS
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig
+from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.pipeline import sizes
+from mixllm.source import open_source
 
 FAST = PROFILES["fast"]
 ROWS = FAST.model_copy(update={"weight_scale": "row"})
@@ -72,10 +76,20 @@ class Models:
     """Makes every line as a model."""
 
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
-        self.args, self.bench = args, Bench(args, saliences)
+        self.args, self.saliences = args, saliences
         self.scored: dict[str, float] = {}
+        self.source = open_source(args.model, Path(args.work)).path
+        tokenizer, seed = AutoTokenizer.from_pretrained(self.source), QuantConfig().seed
+        ids = windows(load_text(args.calibration), tokenizer, args.window, args.samples, seed)
         self.ids = Path(args.work) / "calibration.safetensors"
-        save_file({"ids": self.bench.job.ids}, self.ids)
+        save_file({"ids": ids}, self.ids)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """Opened when it is first asked for, so that peers can begin before."""
+        bench = Bench(self.args, self.saliences)
+        assert torch.equal(bench.job.ids, load_file(self.ids)["ids"])
+        return bench
 
     def mixed(self, line: Line) -> tuple[nn.Module, dict[str, Any]]:
         """One of mixllm's, and what it takes."""
@@ -123,7 +137,7 @@ class Models:
             script = Path(__file__).with_name("peers_weights.py")
             paths = [*filter(None, [os.environ.get("PYTHONPATH")]), *self.args.packages]
             # -P: this directory has a kernels.py, which is also the name of a package that transformers uses.
-            command = [sys.executable, "-P", script, name, self.bench.job.source.path, self.ids, out]
+            command = [sys.executable, "-P", script, name, self.source, self.ids, out]
             subprocess.run(
                 [*map(str, command), "--device", self.args.device],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
