@@ -188,7 +188,7 @@ def _lead(
             device=device_name(job.decoder.device),
             date=time.strftime("%Y-%m-%d", time.gmtime()),
             versions=versions(),
-            config=config.model_dump(),
+            config=config.model_dump(mode="json"),
             report=asdict(sizes(chosen, config)),
             seconds=clock.seconds,
         )
