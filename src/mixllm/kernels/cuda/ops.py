@@ -113,6 +113,7 @@ def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int
     return threads, -(-tokens // each)
 
 
+@cache
 def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
     macros = many_macros(dtype, rotate, tail, group)
     # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
