@@ -49,7 +49,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         monkeypatch.setattr(module, "kernel", spy.kernel)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
-    for cached in (hopper.product, ops.quantizer):
+    for cached in (hopper.product, ops.quantizer, ops.quantizer_of_many):
         cached.cache_clear()
     return spy
 

@@ -113,9 +113,10 @@ def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int
     return threads, -(-tokens // each)
 
 
+@cache
 def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
     macros = many_macros(dtype, rotate, tail, group)
-    # Blocks that wait would all be on the few SMs that are free first, and leave the others idle.
+    # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
     return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
 
 

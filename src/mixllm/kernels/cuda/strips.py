@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -87,6 +88,7 @@ LEAST_STAGES = 3
 NARROW = 6144
 
 
+@lru_cache(4096)
 def quantizes(scales: Scales, tokens: int, groups: int) -> tuple[StripTile, Prologue] | None:
     """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't.
 
@@ -98,6 +100,7 @@ def quantizes(scales: Scales, tokens: int, groups: int) -> tuple[StripTile, Prol
     return None
 
 
+@lru_cache(4096)
 def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
     """The tile for activations that are quantized before; None where there is no room for X and enough of a
     ring, or skinny.cu is faster.
@@ -111,6 +114,7 @@ def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) 
     return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
 
 
+@cache
 def product(
     index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
     tail: bool,
