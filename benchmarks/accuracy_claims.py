@@ -29,7 +29,11 @@ CLAIMS = [
     (EQUAL, "paper 10 % channels global", "fast beats the paper's rule at equal bits"),
     *(
         (f"{line}{better}", f"{line}{worse}", f"GPTQ{better} beats GPTQ{worse}")
-        for line in ("fast 4.4 bits global", "fast 4.8 bits global")
+        for line in (
+            "fast 4.4 bits global",
+            "fast 4.8 bits global",
+            *(f"fast {bits} bits of 3-4-5-6-8 global" for bits in (4.0, 4.4, 4.8)),
+        )
         for better, worse in (
             (", swept", ""),
             (", swept, tuned", ", swept"),
@@ -45,6 +49,11 @@ CLAIMS = [
         for bits in (4.0, 4.4, 4.8)
         for widths in MORE_WIDTHS
         for after in AFTER
+    ),
+    *(
+        (f"fast {bits} bits of 3-4-5-6-8 global", f"fast {bits} bits of {fewer} global", "5 bits beat none")
+        for bits in (4.0, 4.4, 4.8)
+        for fewer in ("3-4-8", "3-4-6-8")
     ),
 ]
 # A8 at groups of 128 must cost less than a tenth of what the best W4 costs.

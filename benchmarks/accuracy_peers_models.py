@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import Bench, shared
+from accuracy import Bench, chosen, shared
 from accuracy_models import file_name, with_layers
 from accuracy_variants import AFTER, OUR_SCORE
 from peers_weights import PEERS
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from mixllm.config import PROFILES, Format, QuantConfig
+from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.pipeline import sizes
@@ -33,8 +33,8 @@ from mixllm.source import open_source
 
 FAST = PROFILES["fast"]
 ROWS = FAST.model_copy(update={"weight_scale": "row"})
-# Widths of rows; budgets between them are tried in steps of so many parts of a bit.
-NARROW, WIDE, PARTS = 4, 8, 1000
+# Budgets are tried in steps of so many parts of a bit.
+PARTS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,19 @@ class Line:
     format: Format | None = None
     bits: float = 0
     after: str = ""
+    widths: tuple[int, ...] = KERNEL_WIDTHS
 
 
-def ours(format: Format, what: str, bits: float, after: str = "") -> Line:
-    return Line(f"{what}, at most {bits:g} bits{after}", format, bits, after)
+def ours(
+    format: Format, what: str, bits: float, after: str = "", widths: tuple[int, ...] = KERNEL_WIDTHS
+) -> Line:
+    if widths != KERNEL_WIDTHS:
+        what += f" of {'-'.join(map(str, widths))}"
+    return Line(f"{what}, at most {bits:g} bits{after}", format, bits, after, widths)
 
 
 TUNED = ", swept, tuned"
+MORE = (3, 4, 5, 6, 8)
 LINES = [
     ours(FAST, "fast", 4.25),
     ours(ROWS, "fast, row scales", 4.135),
@@ -61,6 +67,7 @@ LINES = [
     ours(ROWS, "fast, row scales", 4.25, TUNED),
     ours(FAST, "fast", 4.5),
     ours(FAST, "fast", 4.5, TUNED),
+    *(ours(FAST, "fast", bits, after, MORE) for after in ("", TUNED) for bits in (4.135, 4.25)),
     *(Line(name) for name in PEERS),
 ]
 
@@ -86,8 +93,8 @@ class Models:
 
     def mixed(self, line: Line) -> tuple[nn.Module, dict[str, Any]]:
         """One of mixllm's, and what it takes."""
-        fields = {"format": line.format, **OUR_SCORE, **AFTER[line.after], **shared(self.args)}
-        config = QuantConfig.model_validate(fields)
+        fields = {**OUR_SCORE, **AFTER[line.after], **shared(self.args)}
+        config = QuantConfig.model_validate({**fields, "format": line.format, "widths": line.widths})
         scoring, began = self.score(config), time.monotonic()
         config = config.model_copy(update={"bits": self.budget(config, line.bits)})
         plan = self.bench.builder.plan(config)
@@ -101,10 +108,12 @@ class Models:
         }
 
     def score(self, config: QuantConfig) -> float:
-        """Measure the salience that the config needs, once; the seconds that took."""
+        """Measure the salience that lines of the config's format need, once; the seconds that took."""
         if file_name(config) not in self.scored:
             began = time.monotonic()
-            self.bench.score(config)
+            lines = [line for line in chosen(LINES, self.args.only) if line.format == config.format]
+            widths = sorted({width for line in lines for width in line.widths})
+            self.bench.score(config.model_copy(update={"widths": tuple(widths)}))
             self.scored[file_name(config)] = time.monotonic() - began
         return self.scored[file_name(config)]
 
@@ -115,7 +124,7 @@ class Models:
             tried = config.model_copy(update={"bits": parts / PARTS})
             return sizes(self.bench.builder.plan(tried), tried).bits
 
-        budgets = range(PARTS * NARROW, PARTS * WIDE + 1)
+        budgets = range(PARTS * config.widths[0], PARTS * config.widths[-1] + 1)
         found = bisect_right(budgets, most, key=bits)
         if not found:
             raise MixllmError(f"{most} true bits: this format takes {bits(budgets[0]):.3f} at least")

@@ -7,10 +7,12 @@ import torch
 
 from mixllm.config import Format, QuantConfig
 from mixllm.format.pack import pack, unpack
+from mixllm.kernels.activations import fake_quantize
 from mixllm.kernels.reference import ReferenceLinear
 from mixllm.rotation import rotate
 from mixllm.rounding import round_rows
 from mixllm.tuning.layer import TunedLinear
+from mixllm.tuning.seen import Seen
 from tests import shapes
 from tests.shapes import FORMAT_IDS, FORMATS
 
@@ -60,3 +62,17 @@ def test_a_scaled_layer_is_stored_and_means_the_tuned_one(format: Format) -> Non
         scaled.dequantize(), rounded.dequantize() * factors[:, None], rtol=1e-3, atol=1e-7
     )
     assert pack(scaled, format).scales4.dtype == pack(rounded, format).scales4.dtype
+
+
+@pytest.mark.parametrize("format", FORMATS[::3], ids=FORMAT_IDS[::3])
+def test_what_layers_see_is_made_once_and_is_what_int8_leaves(format: Format) -> None:
+    seen = Seen(format)
+    x, other = shapes.inputs(T, K, 1), shapes.inputs(T, K, 2)
+    first = seen(x)
+    # A rotation whose sums run in another order moves a few activations by one of 127 steps.
+    torch.testing.assert_close(first, fake_quantize(x, format), rtol=0, atol=float(x.abs().max()) / 30)
+    assert float((first - fake_quantize(x, format)).abs().mean()) < 1e-3 * float(x.abs().mean())
+    assert seen(x) is first and seen(other) is not first
+    again = seen(x)
+    seen.forget()
+    assert seen(x) is not again

@@ -22,6 +22,7 @@ from mixllm.config import Format
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Progress
 from mixllm.tuning.layer import TunedLinear
+from mixllm.tuning.seen import Seen
 
 LEARNING_RATE = 1e-3
 # Windows a step: enough for a steady gradient, few enough for many steps.
@@ -52,7 +53,7 @@ def tune_scales(
             bar.advance()
         target = torch.cat(wanted)
         blocks = [_open(stack, decoder, i, layers, format) for i in range(len(decoder))]
-        tuned = [linears for _, linears in blocks]
+        tuned = [linears for _, linears, _ in blocks]
         gains = [layer.gain for linears in tuned for layer in linears.values()]
         adam = torch.optim.Adam(gains, lr=LEARNING_RATE, betas=(0.9, 0.99))
         fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
@@ -80,7 +81,8 @@ def _quick_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-Tuned = tuple[Block, dict[str, TunedLinear]]
+# A block, the layers in the place of its linears, and what they see.
+Tuned = tuple[Block, dict[str, TunedLinear], Seen]
 
 
 def _float_states(decoder: Decoder, ids: Tensor) -> Tensor:
@@ -95,26 +97,27 @@ def _float_states(decoder: Decoder, ids: Tensor) -> Tensor:
 def _open(stack: ExitStack, decoder: Decoder, i: int, layers: Mapping[str, Rounded], format: Format) -> Tuned:
     """Block i with tuned layers in the place of its linears, until the stack ends."""
     block = stack.enter_context(decoder.block(i))
-    linears = {}
+    linears, seen = {}, Seen(format)
     for name, linear in block.linears.items():
-        linears[name] = TunedLinear(layers[name], format, linear.bias).to(decoder.device)
+        linears[name] = TunedLinear(layers[name], format, linear.bias, seen).to(decoder.device)
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
-    return block, linears
+    return block, linears, seen
 
 
 def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
     """Put the gradient of the windows' mean KL divergence into every gain."""
     states = [decoder.embed(ids)]
     with torch.no_grad():
-        for block, _ in blocks:
+        for block, _, seen in blocks:
             states.append(block(states[-1]))
+            seen.forget()
     hidden = states.pop().requires_grad_()
     with torch.enable_grad():
         loss = decoder.divergence(hidden, target.to(hidden.device), ids).mean()
     (gradient,) = torch.autograd.grad(loss, hidden)
-    for block, linears in reversed(blocks):
+    for block, linears, seen in reversed(blocks):
         hidden = states.pop().requires_grad_()
         with torch.enable_grad():
             out = block(hidden)
@@ -123,5 +126,6 @@ def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: T
         gradient, *own = torch.autograd.grad(
             out, [hidden, *gains], gradient, allow_unused=True, materialize_grads=True
         )
+        seen.forget()
         for gain, part in zip(gains, own, strict=True):
             gain.grad = part

@@ -45,6 +45,8 @@ CASES = [
     ({"weight_scale": "group", "activation_group": 128}, HopperTile(256, 4, True), 70, 60, 400, 270, 2, HALF),
     ({}, HopperTile(64, 4, True), 300, 40, 700, 130, 5, BFLOAT),
     ({"weight_scale": "group"}, HopperTile(64, 3, False), 70, 20, 300, 131, 2, HALF),
+    ({"weight_scale": "group"}, HopperTile(128, 3, False), 70, 20, 128, 131, 2, HALF),
+    ({"weight_scale": "group"}, HopperTile(256, 3, True), 70, 20, 400, 270, 2, FLOAT),
 ]
 
 

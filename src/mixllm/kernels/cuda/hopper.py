@@ -61,11 +61,12 @@ TILES = {
     key: [HopperTile(bn, stages, cut) for bn, stages in STAGES.items() for cut in (False, True)]
     for key in ("whole", "grouped")
 }
-# Microseconds on an H100, fitted to the benchmark's shapes at 192 to 4,096 tokens: a stage, what a tile takes
-# beside its stages, and handing partial sums over.
+# Microseconds on an H200, fitted to the benchmark's shapes at 256 to 4,096 tokens: a stage, what a tile takes
+# beside its stages, and handing partial sums over. By (scales.key, scales.token).
 TIMES = {
-    "whole": {256: (0.655, 5.8, 17.8), 128: (0.413, 3.3, 4.8), 64: (0.384, 0.6, 4.3)},
-    "grouped": {256: (1.0, 4.5, 12.0), 128: (0.714, 2.3, 5.2), 64: (0.489, 1.4, 5.4)},
+    ("whole", True): {256: (0.660, 7.0, 9.0), 128: (0.397, 3.9, 4.9), 64: (0.362, 1.8, 1.9)},
+    ("grouped", True): {256: (1.101, 6.8, 9.6), 128: (0.594, 3.2, 5.5), 64: (0.447, 2.1, 3.0)},
+    ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
 }
 
 
@@ -79,7 +80,7 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
     """The tile that should be done first; the first of equals. rows16: 16-row tiles of both widths."""
 
     def cost(tile: HopperTile) -> float:
-        stage, beside, handing = TIMES[scales.key][tile.bn]
+        stage, beside, handing = TIMES[scales.key, scales.token][tile.bn]
         tiles = tile.tiles(tokens, rows16)
         waves = -(-tiles // blocks)
         if not tile.split(tiles, blocks):

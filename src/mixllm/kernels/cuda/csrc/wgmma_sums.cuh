@@ -25,7 +25,7 @@ __device__ __forceinline__ void token_scales(float (&s_a)[TOKENS / 4], u32 from)
 
 // f += d s_w s_a for a warp's share of 16 rows by TOKENS tokens. s: of rows g and g + 8; s_a: if tokens have one a group.
 template <int TOKENS, typename T>
-__device__ __forceinline__ void add_scaled(T* f, const u32* d, const float (&s)[2], const float (&s_a)[TOKENS / 4]) {
+__device__ __forceinline__ void add_scaled(T* f, const u32* d, const float (&s)[2], const float* s_a = nullptr) {
 #pragma unroll
   for (int i = 0; i < TOKENS / 2; ++i) {
     const float sum = static_cast<float>(static_cast<int>(d[i])), s_w = s[i % 4 / 2];
