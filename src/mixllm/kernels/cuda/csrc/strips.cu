@@ -12,7 +12,7 @@
 //
 // One lane has the copy engine fill a ring with slots, which lie one after the other in memory, and their scales; and once
 // earlier kernels are done, all of X, in rows. With room for two blocks on an SM the next product's blocks are there while
-// this one runs, their rings full, and there must be some room left for the quantizer's.
+// this one runs, their rings full.
 constexpr int BM = 16, WM = 1;
 #if QUANTIZE > 0
 #include "activations.cuh"
@@ -353,7 +353,7 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
   }
 }
 
-// Of two blocks' registers some are the quantizer's: as many as a third block would have.
+// Two blocks leave registers for the kernels between two products: as many as a third would have.
 constexpr int REGISTER_SHARES = BLOCKS == 2 && WHOLE_SUM ? 3 : BLOCKS;
 
 extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) mixed_gemm(const __grid_constant__ Given given) {
