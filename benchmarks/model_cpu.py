@@ -2,7 +2,8 @@
 
     python benchmarks/model_cpu.py [--threads 2] [--prompt 256] [--tokens 32] [--rounds 3] [--gguf FILE]
 
-The model has SmolLM2-135M's sizes and random weights, on which times don't depend; transformers runs both.
+The model has SmolLM2-135M's sizes and random weights, on which times don't depend; transformers runs both,
+mixed models also without the short ways of mixllm.decoding ("own code").
 With --gguf llama.cpp runs that file in turn with them: SmolLM2-135M itself, for figures that compare.
 Prints JSON: the best of the rounds, for a prompt taken in at once and for tokens one after the other.
 """
@@ -24,7 +25,9 @@ from kernels_cpu import machine, mixed
 from torch import nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from mixllm import decoding
 from mixllm.config import PROFILES
+from mixllm.decoding.way import OUTPUT_CACHE
 from mixllm.kernels import cpu
 from mixllm.nn import MixLinear
 from mixllm.placement import versions
@@ -35,14 +38,16 @@ SIZES = LlamaConfig(
 )  # fmt: skip
 
 
-def mix(model: LlamaForCausalLM, profile: str) -> LlamaForCausalLM:
-    """The model with random mixed weights in its decoder's layers."""
+def mix(model: LlamaForCausalLM, profile: str, short: bool = True) -> LlamaForCausalLM:
+    """The model with random mixed weights in its decoder's layers; short: decoding as a loaded model does."""
     model, format = deepcopy(model), PROFILES[profile]
     for module in model.model.layers.modules():
         for name, linear in module.named_children():
             if isinstance(linear, nn.Linear):
                 weight = mixed(linear.out_features, linear.in_features, format)
                 setattr(module, name, MixLinear.from_weight(weight, format))
+    if short:
+        decoding.install(model)
     return model
 
 
@@ -51,10 +56,10 @@ def speeds(model: LlamaForCausalLM, prompt: int, tokens: int) -> tuple[float, fl
     cache = DynamicCache(config=model.config)
     ids = torch.randint(0, model.config.vocab_size, (1, prompt))
     start = time.perf_counter()
-    model(ids, past_key_values=cache, logits_to_keep=1)
+    model(ids, **{OUTPUT_CACHE: cache}, logits_to_keep=1)
     middle = time.perf_counter()
     for _ in range(tokens):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **{OUTPUT_CACHE: cache})
     return prompt / (middle - start), tokens / (time.perf_counter() - middle)
 
 
@@ -67,6 +72,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dense = LlamaForCausalLM(SIZES).to(torch.bfloat16).eval()
     models = {"transformers bf16": dense} | {f"mixllm {name}": mix(dense, name) for name in PROFILES}
+    models["mixllm fast, own code"] = mix(dense, "fast", short=False)
     with torch.no_grad(), ExitStack() as stack:
         runs: dict[str, Callable[[], tuple[float, float]]] = {
             name: partial(speeds, model, options.prompt, options.tokens) for name, model in models.items()

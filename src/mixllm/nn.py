@@ -69,11 +69,16 @@ class MixLinear(nn.Module):
         tensors: dict[str, Any] = {name: getattr(self, name, None) for name in names}
         return MixedWeight(self.in_features, **tensors)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., K] float -> [..., N] in x's dtype."""
+    @property
+    def kernel(self) -> LinearKernel:
+        """Made at its first use after loading or moving; another object then."""
         if self._kernel is None:
             self._kernel = prepare(self.stored, self.format, self.backend)
-        return self._kernel(x, self.bias)
+        return self._kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] float -> [..., N] in x's dtype."""
+        return self.kernel(x, self.bias)
 
     def extra_repr(self) -> str:
         rows = f"{len(self.get_buffer('codes4'))} x 4 bit, {len(self.get_buffer('codes8'))} x 8 bit"

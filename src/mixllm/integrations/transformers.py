@@ -18,6 +18,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mixllm.decoding import install as install_decoding
 from mixllm.errors import MixllmError
 from mixllm.experts import FUSED, split_experts
 from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
@@ -76,6 +77,7 @@ class MixllmQuantizer(HfQuantizer):
         for name, dtype in self.renamed.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
+        install_decoding(model)
 
     def _skeleton(
         self, name: str, module: QuantizedModule, linear: nn.Linear, headers: dict[str, Header]

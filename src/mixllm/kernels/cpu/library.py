@@ -56,6 +56,10 @@ def load() -> ctypes.CDLL:
     library.mixllm_isa_name.argtypes = [c_int32]
     library.mixllm_linear.restype = c_int32
     library.mixllm_linear.argtypes = [POINTER(Weight), POINTER(Call)]
+    library.mixllm_decode.restype = c_int32
+    library.mixllm_decode.argtypes = [c_void_p]
+    library.mixllm_dense.restype = None
+    library.mixllm_dense.argtypes = [c_void_p]
     for pack in (library.mixllm_pack4, library.mixllm_pack8):
         pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         pack.restype = None

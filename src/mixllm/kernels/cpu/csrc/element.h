@@ -44,8 +44,38 @@ inline uint16_t to_float16(float value) {
     return uint16_t(half | sign);
 }
 
-inline float load_element(const void* from, int64_t index, int32_t type) {
-    if (type == kFloat32) return static_cast<const float*>(from)[index];
-    uint16_t value = static_cast<const uint16_t*>(from)[index];
-    return type == kBFloat16 ? from_bfloat16(value) : from_float16(value);
+// The types of elements by one interface.
+struct Float32 {
+    typedef float Stored;
+    static float get(float value) { return value; }
+    static float put(float value) { return value; }
+};
+
+struct BFloat16 {
+    typedef uint16_t Stored;
+    static float get(uint16_t value) { return from_bfloat16(value); }
+    static uint16_t put(float value) { return to_bfloat16(value); }
+};
+
+struct Float16 {
+    typedef uint16_t Stored;
+    static float get(uint16_t value) { return from_float16(value); }
+    static uint16_t put(float value) { return to_float16(value); }
+};
+
+// f(Float32()), f(BFloat16()) or f(Float16()).
+template <class Function>
+inline void with_type(int32_t type, const Function& f) {
+    if (type == kFloat32)
+        f(Float32());
+    else if (type == kBFloat16)
+        f(BFloat16());
+    else
+        f(Float16());
+}
+
+// What a value becomes where torch stores it.
+template <class E>
+inline float rounded(float value) {
+    return E::get(E::put(value));
 }

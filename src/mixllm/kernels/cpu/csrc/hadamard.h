@@ -1,38 +1,8 @@
 // The block Hadamard rotation of activations, bit for bit that of docs/format.md, "Rotation".
 #pragma once
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-inline Floats load16(const float* from) {
-    Floats value;
-    std::memcpy(&value, from, 64);
-    return value;
-}
-
-inline void store16(float* to, Floats value) { std::memcpy(to, &value, 64); }
-
-// Lane i of the result is lane i ^ S.
-template <int S>
-inline Floats exchange(Floats x) {
-#define MIXLLM_LANE(i) ((i) ^ S)
-#if defined(__clang__)
-    return __builtin_shufflevector(
-        x, x, MIXLLM_LANE(0), MIXLLM_LANE(1), MIXLLM_LANE(2), MIXLLM_LANE(3), MIXLLM_LANE(4), MIXLLM_LANE(5),
-        MIXLLM_LANE(6), MIXLLM_LANE(7), MIXLLM_LANE(8), MIXLLM_LANE(9), MIXLLM_LANE(10), MIXLLM_LANE(11),
-        MIXLLM_LANE(12), MIXLLM_LANE(13), MIXLLM_LANE(14), MIXLLM_LANE(15));
-#else
-    return __builtin_shuffle(
-        x, Ints{MIXLLM_LANE(0), MIXLLM_LANE(1), MIXLLM_LANE(2), MIXLLM_LANE(3), MIXLLM_LANE(4),
-                MIXLLM_LANE(5), MIXLLM_LANE(6), MIXLLM_LANE(7), MIXLLM_LANE(8), MIXLLM_LANE(9),
-                MIXLLM_LANE(10), MIXLLM_LANE(11), MIXLLM_LANE(12), MIXLLM_LANE(13), MIXLLM_LANE(14),
-                MIXLLM_LANE(15)});
-#endif
-#undef MIXLLM_LANE
-}
+#include "vectors.h"
 
 // (a, b) -> (a + b, a - b) for lanes S apart. a - b is a + (-b) in every bit.
 template <int S>

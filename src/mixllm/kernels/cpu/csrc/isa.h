@@ -1,5 +1,6 @@
 // What an instruction set provides; each is compiled in a file of its own with its own compiler flags.
 #pragma once
+#include "decoder.h"
 #include "tile.h"
 
 struct Isa {
@@ -13,6 +14,11 @@ struct Isa {
     // The outputs of `blocks` blocks of rows, from block `first` on, for all tokens of `count` tiles.
     void (*multiply)(
         const MixllmWeight&, const MixllmCall&, int64_t first, int64_t blocks, const Tile* tiles, int64_t count);
+    // Between the layers of a decoder; see attend.h, gate.h, dense.h.
+    void (*attend)(const float* q, const void* keys, const void* values, int64_t count, int64_t head, float scaling,
+                   int32_t type, float* p, float* out);
+    void (*gated)(float* gate, const float* up, int64_t count, int32_t type);
+    void (*dense)(const MixllmDense&, const float* x, int64_t first, int64_t rows);
 };
 
 extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa, kI8mmIsa;

@@ -8,6 +8,9 @@
 
 // Everything compiled with this file's flags stays in it: the linker must not give it to other files.
 namespace {
+#include "attend.h"
+#include "dense.h"
+#include "gate.h"
 #include "quantize.h"
 #include "product_amx.h"
 #ifdef MIXLLM_EMULATE_AMX
@@ -20,4 +23,4 @@ typedef AmxTiles Tiles;
 } // namespace
 
 const Isa kAmxIsa = {"amx", kWidths32, kMostBlocks, 8, &kAvx512Isa,
-                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>};
+                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense};

@@ -9,8 +9,11 @@
 // Everything compiled with this file's flags stays in it: the linker must not give it to other files.
 namespace {
 #include "lanes_avxvnni.h"
+#include "attend.h"
+#include "dense.h"
+#include "gate.h"
 #include "product.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kAvxVnniIsa = {"avxvnni", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<AvxVnni>};
+const Isa kAvxVnniIsa = {"avxvnni", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<AvxVnni>, attend, gated, dense};

@@ -9,7 +9,10 @@
 // Everything compiled with this file's flags stays in it: the linker must not give it to other files.
 namespace {
 #include "sums_i8mm.h"
+#include "attend.h"
+#include "dense.h"
+#include "gate.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>};
+const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>, attend, gated, dense};

@@ -7,8 +7,11 @@
 // Everything compiled with this file's flags stays in it: the linker must not give it to other files.
 namespace {
 #include "lanes_portable.h"
+#include "attend.h"
+#include "dense.h"
+#include "gate.h"
 #include "product.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>};
+const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense};

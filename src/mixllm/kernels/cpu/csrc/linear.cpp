@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "isa.h"
+#include "linear.h"
 #include "threads.h"
 
 namespace {
@@ -42,7 +42,29 @@ std::vector<Tile> tiles_of(
     return tiles;
 }
 
-void run_chunk(const MixllmWeight& w, const MixllmCall& call, const Isa& isa, const std::vector<Tile>& tiles) {
+// Pieces of work that one weight is divided into, `step` blocks of rows each.
+struct Part {
+    const MixllmWeight* weight;
+    const MixllmCall* call;
+    int64_t step, pieces;
+
+    Part(const MixllmWeight& w, const MixllmCall& call, const Isa& isa, int64_t tokens)
+        : weight(&w), call(&call) {
+        // Blocks of rows are multiplied several at once where there are enough for every thread.
+        const int64_t most = tokens > kFewTokens ? isa.most_blocks : least(isa.most_blocks, 2);
+        step = std::max<int64_t>(1, least(most, blocks() / (4 * thread_count())));
+        pieces = ceil_div(blocks(), step);
+    }
+    int64_t blocks() const { return weight->blocks4 + weight->blocks8; }
+    // An 8-bit block has twice the bytes and the work of a 4-bit one.
+    int64_t cost() const { return weight->blocks4 + 2 * weight->blocks8; }
+    // How many pieces cost as much.
+    int64_t pieces_of(int64_t cost) const {
+        return ceil_div(cost <= weight->blocks4 ? cost : weight->blocks4 + (cost - weight->blocks4) / 2, step);
+    }
+};
+
+void quantize_all(const MixllmWeight& w, const MixllmCall& call, const Isa& isa, const std::vector<Tile>& tiles) {
     const int64_t padded = padded_inputs(w.inputs);
     int64_t tokens = 0;
     for (const Tile& tile : tiles) {
@@ -59,23 +81,51 @@ void run_chunk(const MixllmWeight& w, const MixllmCall& call, const Isa& isa, co
         in_parallel(tokens, quantize);
     else
         for (int64_t token = 0; token < tokens; token++) quantize(token);
+}
 
-    // Blocks of rows are multiplied several at once where there are enough for every thread.
-    const int64_t blocks = w.blocks4 + w.blocks8;
-    const int64_t most = tokens > kFewTokens ? isa.most_blocks : least(isa.most_blocks, 2);
-    const int64_t step = std::max<int64_t>(1, least(most, blocks / (4 * thread_count())));
+void multiply_all(const std::vector<Part>& parts, const Isa& isa, const std::vector<Tile>& tiles) {
     auto multiply = [&](int64_t i) {
-        isa.multiply(w, call, i * step, least(step, blocks - i * step), tiles.data(), int64_t(tiles.size()));
+        const Part* part = parts.data();
+        for (; i >= part->pieces; part++) i -= part->pieces;
+        isa.multiply(*part->weight, *part->call, i * part->step, least(part->step, part->blocks() - i * part->step),
+                     tiles.data(), int64_t(tiles.size()));
     };
-    // An 8-bit block has twice the bytes and the work of a 4-bit one.
+    int64_t total = 0;
+    for (const Part& part : parts) total += part.cost();
     auto end_of = [&](int64_t share, int64_t shares) {
-        const int64_t cost = (w.blocks4 + 2 * w.blocks8) * (share + 1) / shares;
-        return ceil_div(cost <= w.blocks4 ? cost : w.blocks4 + (cost - w.blocks4) / 2, step);
+        int64_t cost = total * (share + 1) / shares, pieces = 0;
+        for (const Part& part : parts) {
+            pieces += part.pieces_of(least(cost, part.cost()));
+            cost -= least(cost, part.cost());
+        }
+        return pieces;
     };
     in_parallel(end_of, multiply);
 }
 
 } // namespace
+
+bool run_linears(const Isa& asked, const MixllmWeight* const* weights, const MixllmCall* calls, int count) {
+    const MixllmWeight& w = *weights[0];
+    const int64_t tokens = calls[0].tokens;
+    const Isa& isa = asked.for_few && tokens <= asked.few_tokens ? *asked.for_few : asked;
+    const int64_t room = least(tokens, kChunk) + kMostTokens;
+    const int64_t codes = room_for_codes(w.inputs) * room, sums = 4 * ceil_div(w.inputs, kGroup) * room;
+    const int64_t scales = 4 * ceil_div(w.inputs, w.activation_width) * room;
+    Room memory = room_of(codes + sums + scales);
+    if (!memory) return false;
+    int8_t* at = reinterpret_cast<int8_t*>(memory.get());
+    for (int64_t first = 0; first < tokens; first += kChunk) {
+        const int64_t chunk = least(kChunk, tokens - first);
+        const std::vector<Tile> tiles = tiles_of(w, isa, first, chunk, at, reinterpret_cast<int32_t*>(at + codes),
+                                                 reinterpret_cast<float*>(at + codes + sums));
+        std::vector<Part> parts;
+        for (int i = 0; i < count; i++) parts.emplace_back(*weights[i], calls[i], isa, chunk);
+        quantize_all(w, calls[0], isa, tiles);
+        multiply_all(parts, isa, tiles);
+    }
+    return true;
+}
 
 extern "C" {
 
@@ -91,20 +141,6 @@ __attribute__((visibility("default"))) void mixllm_use_threads(ParallelFor run, 
 
 // 0, or 1 where there was no memory.
 __attribute__((visibility("default"))) int32_t mixllm_linear(const MixllmWeight* w, const MixllmCall* call) {
-    const Isa* asked = isa_at(call->isa);
-    const Isa& isa = asked->for_few && call->tokens <= asked->few_tokens ? *asked->for_few : *asked;
-    const int64_t room = least(call->tokens, kChunk) + kMostTokens;
-    const int64_t codes = room_for_codes(w->inputs) * room, sums = 4 * ceil_div(w->inputs, kGroup) * room;
-    const int64_t scales = 4 * ceil_div(w->inputs, w->activation_width) * room;
-    Room memory = room_of(codes + sums + scales);
-    if (!memory) return 1;
-    int8_t* at = reinterpret_cast<int8_t*>(memory.get());
-    for (int64_t first = 0; first < call->tokens; first += kChunk) {
-        const int64_t count = least(kChunk, call->tokens - first);
-        run_chunk(*w, *call, isa,
-                  tiles_of(*w, isa, first, count, at, reinterpret_cast<int32_t*>(at + codes),
-                           reinterpret_cast<float*>(at + codes + sums)));
-    }
-    return 0;
+    return run_linears(*isa_at(call->isa), &w, call, 1) ? 0 : 1;
 }
 }

@@ -52,15 +52,11 @@ template <int Run>
 inline void quantize_token(const MixllmWeight& w, const MixllmCall& call, const Tile& tile, int t, float* room) {
     const int64_t inputs = w.inputs, padded = padded_inputs(inputs);
     const int64_t start = (tile.first + t) * call.pitch;
-    if (call.type == kFloat32) {
-        std::memcpy(room, static_cast<const float*>(call.x) + start, size_t(inputs) * 4);
-    } else {
-        const uint16_t* x = static_cast<const uint16_t*>(call.x) + start;
-        if (call.type == kBFloat16)
-            for (int64_t k = 0; k < inputs; k++) room[k] = from_bfloat16(x[k]);
-        else
-            for (int64_t k = 0; k < inputs; k++) room[k] = from_float16(x[k]);
-    }
+    with_type(call.type, [&](auto element) {
+        typedef decltype(element) E;
+        const auto* x = static_cast<const typename E::Stored*>(call.x) + start;
+        for (int64_t k = 0; k < inputs; k++) room[k] = E::get(x[k]);
+    });
     for (int64_t k = inputs; k < padded; k++) room[k] = 0;
     if (w.rotate) rotate(room, inputs);
     int64_t group = 0;

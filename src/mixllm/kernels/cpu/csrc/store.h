@@ -15,10 +15,10 @@ struct Outputs {
     Outputs(const MixllmWeight& w, const MixllmCall& call, int64_t block) : channels(w.channels + block * kRows) {
         for (; rows < kRows && channels[rows] >= 0; rows++) bias[rows] = call.bias ? call.bias[channels[rows]] : -0.0f;
     }
-    template <class Out, class Convert>
-    void put(const float* y, Out* to, const Convert& convert) const {
-        Out row[kRows];
-        for (int i = 0; i < kRows; i++) row[i] = convert(y[i] + bias[i]);
+    template <class E>
+    void put(const float* y, typename E::Stored* to) const {
+        typename E::Stored row[kRows];
+        for (int i = 0; i < kRows; i++) row[i] = E::put(y[i] + bias[i]);
         if (rows == kRows)
             for (int i = 0; i < kRows; i++) to[channels[i]] = row[i];
         else
@@ -32,15 +32,10 @@ inline void store(
     const MixllmWeight& w, const MixllmCall& call, int64_t first, int64_t blocks, const Tile& tile, const float* y) {
     Outputs outputs[kMostBlocks];
     for (int64_t i = 0; i < blocks; i++) outputs[i] = Outputs(w, call, first + i);
-    const auto put = [&](auto* to, const auto& convert) {
-        to += tile.first * w.outputs;
+    with_type(call.type, [&](auto element) {
+        typedef decltype(element) E;
+        auto* to = static_cast<typename E::Stored*>(call.y) + tile.first * w.outputs;
         for (int t = 0; t < tile.tokens; t++, to += w.outputs)
-            for (int64_t i = 0; i < blocks; i++) outputs[i].put(y + (i * tile.width + t) * kRows, to, convert);
-    };
-    if (call.type == kFloat32)
-        put(static_cast<float*>(call.y), [](float value) { return value; });
-    else if (call.type == kBFloat16)
-        put(static_cast<uint16_t*>(call.y), [](float value) { return to_bfloat16(value); });
-    else
-        put(static_cast<uint16_t*>(call.y), [](float value) { return to_float16(value); });
+            for (int64_t i = 0; i < blocks; i++) outputs[i].put<E>(y + (i * tile.width + t) * kRows, to);
+    });
 }
