@@ -6,11 +6,13 @@
 #include <string>
 #include <vector>
 
-#include "weight.h"
+#include "decoder.h"
 
 extern "C" {
 const char* mixllm_isa_name(int32_t index);
 int32_t mixllm_linear(const MixllmWeight* weight, const MixllmCall* call);
+int32_t mixllm_decode(const MixllmStep* step);
+void mixllm_dense(const MixllmDense* dense);
 }
 
 namespace {
@@ -71,6 +73,52 @@ std::vector<uint32_t> inputs(int64_t count, int32_t type) {
     }
     return words;
 }
+
+// A step through one block with `head` channels a head, and what it writes in the cache.
+std::vector<uint32_t> step(const std::vector<Layer>& layers, int64_t head, int64_t tokens, int32_t type, int32_t isa) {
+    constexpr int64_t past = 37, room = 64, hidden = 200;
+    generator.seed(7);
+    const std::vector<uint32_t> x = inputs(tokens * hidden, type), norm = inputs(hidden, type);
+    const std::vector<uint32_t> turns = inputs(tokens * head, type);
+    std::vector<uint32_t> keys = inputs(2 * room * head, type), values = inputs(2 * room * head, type);
+    std::vector<uint32_t> y(size_t(tokens * hidden));
+    MixllmProjection all[7];
+    for (int i = 0; i < 7; i++) all[i] = {&layers[size_t(i)].weight, nullptr};
+    const MixllmNorm norms{norm.data(), 1e-5f};
+    const MixllmBlock block{all[0], all[1], all[2], all[3], all[4], all[5], all[6], norms, norms, norms, norms,
+                            keys.data(), values.data(), 0.2f};
+    const MixllmStep s{&block, 1, norms, x.data(), y.data(), turns.data(), turns.data(), tokens, past, room, 4, 2, head,
+                       type, isa};
+    if (mixllm_decode(&s) != 0) return {};
+    y.insert(y.end(), keys.begin(), keys.end());
+    y.insert(y.end(), values.begin(), values.end());
+    return y;
+}
+
+std::vector<uint32_t> dense(int64_t inputs_count, int64_t tokens, int32_t type, int32_t isa) {
+    generator.seed(7);
+    const std::vector<uint32_t> x = inputs(tokens * inputs_count, type), weight = inputs(45 * inputs_count, type);
+    std::vector<uint32_t> y(size_t(tokens * 45));
+    const MixllmDense d{x.data(), weight.data(), y.data(), tokens, inputs_count, 45, type, isa};
+    mixllm_dense(&d);
+    return y;
+}
+
+// Whether steps and dense products agree with the portable ones.
+bool decoding_agrees(int32_t isa, int32_t portable) {
+    for (const int64_t head : {22, 64, 86}) {
+        const int64_t sizes[7][2] = {{4 * head, 200}, {2 * head, 200}, {2 * head, 200}, {200, 4 * head},
+                                     {131, 200},      {131, 200},      {200, 131}};
+        std::vector<Layer> layers;
+        for (const auto& size : sizes) layers.emplace_back(size[0] - 20, 20, size[1], kRowScale, true, size[1], true);
+        for (int32_t type = 0; type < 3; type++)
+            for (const int64_t tokens : {1, 2, 7})
+                if (step(layers, head, tokens, type, isa) != step(layers, head, tokens, type, portable) ||
+                    dense(5 * head, tokens, type, isa) != dense(5 * head, tokens, type, portable))
+                    return false;
+    }
+    return true;
+}
 } // namespace
 
 int main() {
@@ -97,6 +145,11 @@ int main() {
                             return 1;
                         }
                 }
+    for (int32_t isa = 0; isa < portable; isa++)
+        if (!decoding_agrees(isa, portable)) {
+            std::printf("%s differs in decoding\n", names[size_t(isa)].c_str());
+            return 1;
+        }
     for (const std::string& name : names) std::printf("%s ", name.c_str());
     std::printf("agree in %d cases\n", compared);
     return compared == 0;
