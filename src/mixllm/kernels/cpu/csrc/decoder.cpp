@@ -127,7 +127,7 @@ extern "C" __attribute__((visibility("default"))) int32_t mixllm_decode(const Mi
     bool done = false;
     with_type(step->type, [&](auto element) {
         Decoder<decltype(element)> decoder{*step, *isa_at(step->isa)};
-        done = decoder.run();
+        with_crew([&] { done = decoder.run(); });
     });
     return done ? 0 : 1;
 }

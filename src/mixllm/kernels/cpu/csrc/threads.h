@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "crew.h"
+
 typedef int32_t (*ParallelFor)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 typedef int32_t (*ThreadCount)(uint32_t*);
 
@@ -18,6 +20,7 @@ int thread_count();
 // takes from the others' ends. end_of(s, shares) is where share s ends.
 template <class EndOf, class Function>
 void in_parallel(const EndOf& end_of, const Function& f) {
+    if (Crew::led) return Crew::led->work(end_of, f);
     struct Share {
         alignas(64) std::atomic<int64_t> next;
         int64_t end;
@@ -52,4 +55,30 @@ void in_parallel(const EndOf& end_of, const Function& f) {
 template <class Function>
 void in_parallel(int64_t count, const Function& f) {
     in_parallel([=](int64_t s, int64_t shares) { return count * (s + 1) / shares; }, f);
+}
+
+// `lead`, whose parallel work is done by threads that stay for all of it.
+template <class Lead>
+void with_crew(const Lead& lead) {
+    struct Work {
+        Crew crew;
+        const Lead* lead;
+    };
+    const int threads = thread_count();
+    if (threads == 1) return lead();
+    Work work{Crew(threads), &lead};
+    auto body = [](int64_t first, int64_t last, void* context) {
+        Work& work = *static_cast<Work*>(context);
+        for (int64_t own = first; own < last; own++) {
+            if (own > 0) {
+                work.crew.help(int(own));
+                continue;
+            }
+            Crew::led = &work.crew;
+            (*work.lead)();
+            Crew::led = nullptr;
+            work.crew.finish();
+        }
+    };
+    torch_parallel_for(0, threads, 1, body, &work);
 }
