@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path, help="a model of these sizes for llama.cpp (needs xllamacpp)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    load = {"before": os.getloadavg()[0]}
     dense = LlamaForCausalLM(SIZES).to(torch.bfloat16).eval()
     models = {"transformers bf16": dense} | {f"mixllm {name}": mix(dense, name) for name in PROFILES}
     models["mixllm fast, own code"] = mix(dense, "fast", short=False)
@@ -91,6 +93,8 @@ def main() -> None:
     result = {"machine": machine(), "instruction_set": cpu.instruction_sets()[0]} | vars(options)
     result |= {"gguf": options.gguf and options.gguf.name, "llama.cpp": llama and llama.described}
     result |= {"versions": versions(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    # What else ran on the machine: below one, nothing; afterwards, this too.
+    result["load_average"] = load | {"after": os.getloadavg()[0]}
     result["tokens_per_second"] = {
         name: {"prompt": round(prefill, 1), "decode": round(decode, 1)}
         for name, (prefill, decode) in best.items()
