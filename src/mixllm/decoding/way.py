@@ -26,9 +26,10 @@ def install(model: Any) -> None:
     """Let the model's decoder and head take short ways where they can; nothing where they never could."""
     if not cpu.available() or not hasattr(model, "get_decoder"):
         return
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder = model.get_decoder()
     if looks_like_llama(decoder) and "forward" not in vars(decoder):
         vars(decoder)["forward"] = ShortWay(decoder).forward
+        head = model.get_output_embeddings()
         if type(head) is nn.Linear and head.bias is None and "forward" not in vars(head):
             vars(head)["forward"] = ShortHead(head).forward
 
