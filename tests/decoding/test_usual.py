@@ -99,7 +99,9 @@ def test_anything_unusual_is_none(model: Any, what: str) -> None:
     assert usual_step(model.model, UNUSUAL[what](model)) is None
 
 
-@pytest.mark.parametrize("mode", [torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "mode", [torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)], ids=["enable_grad", "autocast"]
+)
 @torch.no_grad()
 def test_modes_of_torch(model: Any, mode: AbstractContextManager[Any]) -> None:
     usual = call(model)
