@@ -60,16 +60,18 @@ private:
     // Pieces of one's own share, then of the others'.
     void take(int own) {
         constexpr uint64_t mask = (uint64_t(1) << 22) - 1;
+        int64_t taken = 0;
         for (int turn = 0; turn < threads_; turn++) {
             std::atomic<uint64_t>& ticket = shares_[(own + turn) % threads_].ticket;
             for (uint64_t now = ticket.load(std::memory_order_acquire); (now & mask) < (now >> 22 & mask);) {
                 if (!ticket.compare_exchange_weak(now, now + 1, std::memory_order_acq_rel, std::memory_order_acquire))
                     continue;
                 call_(function_, int64_t(now & mask));
-                done_.fetch_add(1, std::memory_order_release);
+                taken++;
                 now = ticket.load(std::memory_order_acquire);
             }
         }
+        if (taken > 0) done_.fetch_add(taken, std::memory_order_release);
     }
 
     // What lies between two pieces of work takes microseconds; longer than that, somebody else may have the core.
