@@ -66,8 +66,10 @@ def random_layer(format: Format, n: int, k: int, share8: float) -> MixedWeight:
 
 
 def pairs(format: Format, shape: Shape, share8: float) -> list[tuple[MixedWeight, MixedWeight]]:
-    sizes = (2 * shape.inner, shape.hidden), (shape.hidden, shape.inner)
-    return [tuple(random_layer(format, *size, share8) for size in sizes) for _ in range(shape.experts)]  # type: ignore[misc]
+    up, down = (2 * shape.inner, shape.hidden), (shape.hidden, shape.inner)
+    return [
+        (random_layer(format, *up, share8), random_layer(format, *down, share8)) for _ in range(shape.experts)
+    ]
 
 
 def bf16_layer(shape: Shape) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
