@@ -54,7 +54,7 @@ def gated(both: Tensor) -> Tensor:
 def random_layer(format: Format, n: int, k: int, share8: float) -> MixedWeight:
     n8 = round(n * share8)
     tensors = {}
-    for name, (shape, dtypes) in shapes(format, n - n8, n8, k).items():
+    for name, (shape, dtypes) in shapes(format, {4: n - n8, 8: n8}, k).items():
         if name == "rows":
             order = torch.randperm(n, device=GPU).int()
             tensors[name] = torch.cat((order[: n - n8].sort().values, order[n - n8 :].sort().values))
