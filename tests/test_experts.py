@@ -11,15 +11,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixllm.blocks import Decoder
-from mixllm.config import QuantConfig
-from mixllm.experts import Experts, split_experts
+from mixllm.config import KERNEL_WIDTHS, PROFILES, QuantConfig
+from mixllm.experts import Experts, joined, split_experts
+from mixllm.format.pack import unpack
 from mixllm.format.rounded import Rounded
+from mixllm.nn import MixLinear
 from mixllm.progress import Silent
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.walk import round_model
 from mixllm.salience import measure_salience
 from mixllm.salience_file import Salience
 from mixllm.source import open_source
+from tests.format.layers import layer_of_all_widths
 from tests.mixtures import fused_part, is_expert, original, write_with_idle_expert
 from tests.models import MIXTURES, VOCAB, write_tiny
 from tests.test_candidates import errors as errors_of
@@ -190,3 +193,14 @@ def test_experts_that_look_otherwise_are_left_alone() -> None:
         model = AutoModelForCausalLM.from_config(config)
     assert split_experts(model, {"model.layers.0.mlp.experts.0.gate_proj.weight"}) == []
     assert not any(isinstance(module, Experts) for module in model.modules())
+
+
+def test_rows_of_all_widths_become_what_kernels_have() -> None:
+    format = PROFILES["fast"]
+    rounded = [layer_of_all_widths(format, n, k, seed=n) for n, k in ((37, 300), (38, 300), (41, 130))]
+    up, down = joined(*(MixLinear.from_rounded(each, format) for each in rounded))
+    assert tuple(up.counts) == tuple(down.counts) == KERNEL_WIDTHS
+    assert up.out_features == 75 and down.out_features == 41
+    whole = torch.cat([each.dequantize() for each in rounded[:2]])
+    torch.testing.assert_close(unpack(up, format).dequantize(), whole, rtol=1e-6, atol=0)
+    torch.testing.assert_close(unpack(down, format).dequantize(), rounded[2].dequantize(), rtol=1e-6, atol=0)

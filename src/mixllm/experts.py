@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import for_kernels
 from mixllm.format.parts import join
 from mixllm.names import Names, in_files
 
 if TYPE_CHECKING:
     from mixllm.kernels.cuda.grouped import GroupedExperts
+    from mixllm.nn import MixLinear
 
 FUSED = ("gate_up_proj", "down_proj")
 # What files call an expert's gate, up and down projections.
@@ -97,14 +100,19 @@ class Experts(nn.ModuleList):
                 for layer in three
             ):
                 return None
-            stored = [[cast(MixLinear, layer).stored for layer in three] for three in layers]
-            pairs = [(join([gate, up]), down) for gate, up, down in stored]
+            pairs = [joined(*(cast(MixLinear, layer) for layer in three)) for three in layers]
             self._kernel = GroupedExperts(pairs, first.format, experts[0].apply_gate, where)
         return self._kernel
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._kernel = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def joined(gate: MixLinear, up: MixLinear, down: MixLinear) -> tuple[MixedWeight, MixedWeight]:
+    """An expert's gate and up as one layer, and its down, in rows of 4 and 8 bits, as kernels have them."""
+    first, second, last = (for_kernels(layer.stored, layer.format) for layer in (gate, up, down))
+    return join([first, second]), last
 
 
 def split_experts(model: nn.Module, held: Names) -> list[str]:
