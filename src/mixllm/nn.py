@@ -70,10 +70,21 @@ class MixLinear(nn.Module):
 
     @property
     def kernel(self) -> LinearKernel:
-        """Made at its first use after loading or moving; another object then."""
-        if self._kernel is None:
-            self._kernel = prepare(self.stored, self.format, self.backend)
-        return self._kernel
+        """Made at its first use after loading or moving; another object then.
+
+        Where accelerate brings the buffers for one forward alone (a device_map with offload_buffers), it is
+        made for each forward too: a kernel that was kept would keep on the device what was taken off it.
+        """
+        if self._kernel is not None:
+            return self._kernel
+        kernel = prepare(self.stored, self.format, self.backend)
+        if not self._is_offloaded():
+            self._kernel = kernel
+        return kernel
+
+    def _is_offloaded(self) -> bool:
+        hook = getattr(self, "_hf_hook", None)  # accelerate's: one, or several in a row
+        return any(getattr(part, "offload_buffers", False) for part in (hook, *getattr(hook, "hooks", ())))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] float -> [..., N] in x's dtype."""
