@@ -126,11 +126,15 @@ def write_tiny(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     shard_size: str = "5GB",
+    published: bool = True,
     **sizes: Any,
 ) -> Any:
-    """Write config, weights, generation_config, tokenizer and chat template to `path`; returns the model."""
+    """Write config, weights, generation_config, tokenizer and chat template to `path`; returns the model.
+
+    published: name and cut tensors as published files do, and not as transformers' modules do.
+    """
     model = tiny_model(architecture, tie=tie, seed=seed, dtype=dtype, **sizes)
     model.generation_config.max_new_tokens = 7
-    model.save_pretrained(path, max_shard_size=shard_size)
+    model.save_pretrained(path, max_shard_size=shard_size, save_original_format=published)
     tiny_tokenizer(bos=architecture == "gemma3_text").save_pretrained(path)
     return model

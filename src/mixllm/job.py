@@ -71,7 +71,7 @@ class Job:
     def other_bytes(self) -> int:
         """Bytes on disk of the tensors that stay as they are."""
         quantized = {f"{name}.weight" for name in self.shapes}
-        return sum(self.source.bytes(name) for name in self.source.names if name not in quantized)
+        return sum(self.source.bytes(name) for name in self.source.names_but(quantized))
 
 
 def open_job(

@@ -90,7 +90,7 @@ def assemble(
     in `out` are whole and stay. Raises MixllmError when the disk is full or a layer is not there.
     """
     replaced = {f"{name}.weight" for name in modules}
-    stored = {name: _Stored(None, source.bytes(name)) for name in source.names if name not in replaced}
+    stored = {name: _Stored(None, source.bytes(name)) for name in source.names_but(replaced)}
     written = read_headers(out.glob("model*.safetensors"))
     stored.update({n: _Stored(None, header.bytes) for n, header in written.items() if n not in stored})
     # A process that died between writing a shard and emptying the spool leaves tensors in both.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +18,7 @@ from mixllm.files import read_json
 from mixllm.source import fp8
 from mixllm.source.config import model_class, one_line, read_config
 from mixllm.source.files import open_weights
+from mixllm.source.fused import Part, expert_parts
 
 
 class Source:
@@ -27,6 +29,8 @@ class Source:
     names: every tensor of the safetensors files, in file order, as the causal model's modules name
         them: where the files were saved from the bare base model, its prefix ("model.") is put back.
         Block-scaled 8-bit floats (mixllm.source.fp8) are bfloat16 here, and their scales no tensors.
+        Experts that the files hold fused (mixllm.source.fused) are here one by one; the fused tensors can
+        be read too.
 
     Raises MixllmError where the directory is no causal language model in safetensors, a shard is
     missing or cut short, or the model is quantized already.
@@ -40,17 +44,28 @@ class Source:
         self._checked: set[str] = set()
         self.fp8_block = fp8.block_size(read_json(path / "config.json").get("quantization_config"))
         self._scales = {name for name in self._stored if self.fp8_block and name.endswith(fp8.SCALE)}
-        self.names = [name for name in self._stored if name not in self._scales]
+        model_type = self.config.get_text_config().model_type
+        self._fused = expert_parts(self._stored, lambda name: self._header(name)[1], model_type)
+        self._parts = {name: part for parts in self._fused.values() for name, part in parts.items()}
+        whole = (name for name in self._stored if name not in self._scales)
+        self.names = [part for name in whole for part in self._fused.get(name, (name,))]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored and name not in self._scales
+        return name in self._parts or (name in self._stored and name not in self._scales)
+
+    def names_but(self, taken: Collection[str]) -> list[str]:
+        """`names` without those taken; fused experts are named as the files do where none of them is."""
+        kept = [name for name, parts in self._fused.items() if not any(part in taken for part in parts)]
+        parts = {part: name for name in kept for part in self._fused[name]}
+        return list(dict.fromkeys(parts.get(name, name) for name in self.names if name not in taken))
 
     def header(self, name: str) -> tuple[str, tuple[int, ...]]:
         """The safetensors dtype ("BF16", "F32" ..) and the shape, without reading the tensor."""
-        stored = self._stored_name(name)
-        entry = self._files[stored].get_slice(stored)
-        dtype = fp8.MADE if name + fp8.SCALE in self._scales else str(entry.get_dtype())
-        return dtype, tuple(entry.get_shape())
+        part = self._parts.get(name)
+        if part is None:
+            return self._header(name)
+        dtype, (_, _, columns) = self._header(part.whole)
+        return dtype, (part.last - part.first, columns)
 
     def bytes(self, name: str) -> int:
         """The size of the tensor's data."""
@@ -78,10 +93,17 @@ class Source:
             self._checked.add(name)
         return tensor
 
-    def _read(self, name: str) -> Tensor:
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
         stored = self._stored_name(name)
+        entry = self._files[stored].get_slice(stored)
+        dtype = fp8.MADE if name + fp8.SCALE in self._scales else str(entry.get_dtype())
+        return dtype, tuple(entry.get_shape())
+
+    def _read(self, name: str) -> Tensor:
+        part = self._parts.get(name)
+        stored = self._stored_name(part.whole if part else name)
         try:
-            tensor: Tensor = self._files[stored].get_tensor(stored)
+            tensor = _get(self._files[stored], stored, part)
         except (SafetensorError, OSError) as error:
             raise MixllmError(f"{self.path}: tensor {name} cannot be read ({one_line(error)})") from None
         return tensor
@@ -92,6 +114,15 @@ class Source:
                 f"{self.path}: tensor {name} is missing; the weights are not those of config.json"
             )
         return self._stored[name]
+
+
+def _get(file: Any, stored: str, part: Part | None) -> Tensor:
+    found: Tensor
+    if part is None:
+        found = file.get_tensor(stored)
+    else:
+        found = file.get_slice(stored)[part.expert, part.first : part.last]
+    return found
 
 
 def _stored_names(stored: Iterable[str], config: PreTrainedConfig) -> dict[str, str]:
