@@ -15,6 +15,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
 from mixllm.format.validate import validate
+from mixllm.integrations.served.layers import parts_of, refuse_other
 from mixllm.integrations.vllm.method import MixllmLinearMethod
 
 # Their load_weights in vLLM reorders the rows of a fused attention weight on the way in, by its shape.
@@ -72,16 +73,11 @@ class MixllmConfig(QuantizationConfig):
         if not isinstance(layer, LinearBase):
             method = self._experts_method(layer, prefix)
             if method is None:
-                self._refuse_other(layer, prefix)
+                refuse_other(layer, prefix, self.modules, "vLLM")
             return method
-        names = self._checkpoint_names(prefix)
-        quantized = {name: self.modules[name] for name in names if name in self.modules}
+        quantized = parts_of(prefix, self.modules, self.packed_modules_mapping, "vLLM")
         if not quantized:
             return UnquantizedLinearMethod()
-        if missing := [name for name in names if name not in quantized]:
-            raise MixllmError(
-                f"{prefix}: vLLM joins {', '.join(names)} into one layer, but {missing[0]} is not quantized"
-            )
         return MixllmLinearMethod(self.format, quantized, prefix)
 
     def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
@@ -90,15 +86,3 @@ class MixllmConfig(QuantizationConfig):
         except ImportError:  # an older vLLM, whose experts are built otherwise: they are refused
             return None
         return experts_method(layer, prefix, self.format, self.modules)
-
-    def _checkpoint_names(self, prefix: str) -> list[str]:
-        """The checkpoint's modules that make up a layer of vLLM: q, k and v for qkv."""
-        parent, dot, name = prefix.rpartition(".")
-        if prefix in self.modules:
-            return [prefix]
-        return [f"{parent}{dot}{part}" for part in self.packed_modules_mapping.get(name, [name])]
-
-    def _refuse_other(self, layer: torch.nn.Module, prefix: str) -> None:
-        for name in self.modules:
-            if name == prefix or name.startswith(f"{prefix}."):
-                raise MixllmError(f"{name}: is quantized, but vLLM makes it part of a {type(layer).__name__}")

@@ -27,8 +27,8 @@ from mixllm.format.pack import for_kernels, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
+from mixllm.integrations.served.pieces import all_rows, placeholder_weight, wide_share
 from mixllm.integrations.vllm.experts_op import ExpertKernels, OneByOne, keep_experts
-from mixllm.integrations.vllm.pieces import all_rows, placeholder_weight, wide_share
 from mixllm.kernels import LinearKernel, prepare
 from mixllm.kernels.cuda.grouped import GroupedExperts
 

@@ -1,6 +1,6 @@
 """One opaque operator for torch.compile: a layer's experts applied to the tokens routed to them.
 
-As in mixllm.integrations.vllm.op, the graph holds a number by which the kernels are found.
+As in mixllm.integrations.served.op, the graph holds a number by which the kernels are found.
 """
 
 from __future__ import annotations

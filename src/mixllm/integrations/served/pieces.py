@@ -1,4 +1,4 @@
-"""A layer's tensors as vLLM hands them out, and the weight that a rank makes of them."""
+"""A layer's tensors as an engine hands them out, and the weight that a rank makes of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from vllm.model_executor.utils import set_weight_attrs
 
 from mixllm.config import Format
 from mixllm.errors import MixllmError
@@ -23,7 +22,7 @@ LayerLoader = Callable[..., None]
 
 
 class Pieces:
-    """The checkpoint's tensors of one layer of vLLM, by the shard ("q", 0, None ...) that they belong to."""
+    """The checkpoint's tensors of one layer of the engine, by the shard ("q", 0, None ...) they are of."""
 
     def __init__(self, format: Format, modules: Mapping[str, QuantizedModule], prefix: str) -> None:
         self.format, self.modules, self.prefix = format, modules, prefix
@@ -40,7 +39,7 @@ class Pieces:
         where; so it is asked, by being given row numbers to load where others give it rows.
         """
         numbers = Parameter(torch.full((channels,), -1), requires_grad=False)
-        set_weight_attrs(numbers, {"output_dim": 0})
+        vars(numbers)["output_dim"] = 0
         wholes: dict[int, MixedWeight] = {}  # by the number of its first row
         first = 0
         for shard, tensors in self.shards.items():

@@ -13,8 +13,7 @@ from mixllm.config import KERNEL_WIDTHS, PROFILES
 from mixllm.format.config import QuantizedModule
 from mixllm.format.pack import pack, unpack
 from mixllm.format.validate import GUARD
-
-pytestmark = pytest.mark.vllm
+from mixllm.integrations.served.pieces import Pieces, all_rows, wide_share
 
 SIZES = {"q": 13, "k": 7, "v": 9}
 FIRST = {"q": 0, "k": 13, "v": 20}
@@ -22,8 +21,6 @@ FIRST = {"q": 0, "k": 13, "v": 20}
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_rows_of_all_widths_become_rows_that_kernels_have(profile: str) -> None:
-    from mixllm.integrations.vllm.pieces import Pieces, all_rows, wide_share
-
     format, k = PROFILES[profile], 300
     layers = {name: layer_of_all_widths(format, n, k, seed=n) for name, n in SIZES.items()}
     stored = {name: pack(layer, format) for name, layer in layers.items()}
