@@ -29,7 +29,7 @@ demo: $(READY)
 
 # One thread a worker: two workers that each start a thread per core would only wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc and not vllm and not browser" --numprocesses 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not gpu and not nvcc and not vllm and not sglang and not browser" --numprocesses 2 --dist loadfile $(ARGS)
 
 # The report's page in chromium, at a phone's width and at a screen's.
 test-browser: $(READY)
