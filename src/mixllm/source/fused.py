@@ -25,6 +25,13 @@ class Part:
     last: int
 
 
+def published(name: str, model_type: str) -> str:
+    """What published files of this model_type call the tensor that transformers' modules call `name`."""
+    if model_type not in NUMBERED - {"lfm2_moe"}:
+        return name
+    return name.replace(".mlp.router.", ".block_sparse_moe.gate.").replace(".mlp.", ".block_sparse_moe.")
+
+
 def expert_parts(
     names: Collection[str], shape: Callable[[str], tuple[int, ...]], model_type: str
 ) -> dict[str, dict[str, Part]]:

@@ -18,7 +18,7 @@ from mixllm.files import read_json
 from mixllm.source import fp8
 from mixllm.source.config import model_class, one_line, read_config
 from mixllm.source.files import open_weights
-from mixllm.source.fused import Part, expert_parts
+from mixllm.source.fused import Part, expert_parts, published
 
 
 class Source:
@@ -29,8 +29,8 @@ class Source:
     names: every tensor of the safetensors files, in file order, as the causal model's modules name
         them: where the files were saved from the bare base model, its prefix ("model.") is put back.
         Block-scaled 8-bit floats (mixllm.source.fp8) are bfloat16 here, and their scales no tensors.
-        Experts that the files hold fused (mixllm.source.fused) are here one by one; the fused tensors can
-        be read too.
+        Experts that the files hold fused (mixllm.source.fused) are here one by one, and named as published
+        files name them; the fused tensors can be read too.
 
     Raises MixllmError where the directory is no causal language model in safetensors, a shard is
     missing or cut short, or the model is quantized already.
@@ -45,6 +45,8 @@ class Source:
         self.fp8_block = fp8.block_size(read_json(path / "config.json").get("quantization_config"))
         self._scales = {name for name in self._stored if self.fp8_block and name.endswith(fp8.SCALE)}
         model_type = self.config.get_text_config().model_type
+        if any(name.endswith(".mlp.experts.gate_up_proj") for name in self._stored):
+            self._stored = {published(name, model_type): stored for name, stored in self._stored.items()}
         self._fused = expert_parts(self._stored, lambda name: self._header(name)[1], model_type)
         self._parts = {name: part for parts in self._fused.values() for name, part in parts.items()}
         whole = (name for name in self._stored if name not in self._scales)
