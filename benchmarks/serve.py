@@ -31,6 +31,7 @@ from mixllm.files import read_json, write_json
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_shapes import SCHEMES, SHAPES, write_shape
 
+CAPTURED = 512  # tokens of the largest CUDA graph: vLLM's own limit
 ENGINE = Path(__file__).with_name("serve_engine.py")
 
 
@@ -43,6 +44,8 @@ def engine_of(name: str, options: argparse.Namespace, work: Path) -> tuple[str, 
         "max_num_seqs": max(options.concurrency),
         "dtype": options.dtype,
         "tensor_parallel_size": options.ranks,
+        # As a server captures them that takes more requests at a time than are sent here.
+        "compilation_config": {"max_cudagraph_capture_size": CAPTURED},
     }
     if options.kv_cache_gib:
         limits["kv_cache_memory_bytes"] = int(options.kv_cache_gib * 2**30)
