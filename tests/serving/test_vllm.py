@@ -83,6 +83,17 @@ def test_compiled_graphs_give_the_same(tmp_path: Path) -> None:
     check(answers, mixllm.load(path))
 
 
+def test_prompts_in_pieces_and_from_the_cache_give_the_same(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    pieces = job(path, max_num_batched_tokens=32, max_num_seqs=4)
+    cold, warm = results([pieces, {**pieces, "enable_prefix_caching": True, "block_size": 32}])
+    assert [answer["cached"] for answer in cold] == [0, 0]
+    assert [answer["cached"] for answer in warm] == [len(ids) // 32 * 32 for ids in PROMPTS] == [32, 0]
+    model = mixllm.load(path)
+    check(cold, model)
+    check(warm, model)
+
+
 def test_two_ranks(tmp_path: Path) -> None:
     formats = {"paper": PROFILES["paper"], "fast": PROFILES["fast"]}
     paths = {name: make(tmp_path / name, "llama", format, SPLIT) for name, format in formats.items()}
@@ -148,7 +159,7 @@ def test_a_broken_checkpoint_stops_with_its_reason(tmp_path: Path) -> None:
 
 def test_an_untested_vllm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.__version__", "0.99.1")
-    with pytest.warns(RuntimeWarning, match=r"tested with vLLM 0\.31, 0\.32, not with 0\.99\.1"):
+    with pytest.warns(RuntimeWarning, match=r"tested with vLLM 0\.26, 0\.31, 0\.32, not with 0\.99\.1"):
         register()
 
 
