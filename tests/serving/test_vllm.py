@@ -94,6 +94,18 @@ def test_prompts_in_pieces_and_from_the_cache_give_the_same(tmp_path: Path) -> N
     check(warm, model)
 
 
+def test_float16_is_as_near_as_transformers_is_in_it(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    (answers,) = results([job(path, dtype="float16")])
+    model, half = mixllm.load(path), mixllm.load(path, dtype=torch.float16)
+    for prompt, answer, error in zip(PROMPTS, answers, errors(answers, model), strict=True):
+        ids = torch.tensor([prompt + answer["answer"]])
+        with torch.no_grad():
+            exact, rounded = (m(ids).logits[0, :-1].float().log_softmax(-1) for m in (model, half))
+        usual = (rounded - exact).gather(1, ids[0, 1:, None]).abs().mean()
+        assert 0 < error.mean() < 1.5 * usual
+
+
 def test_two_ranks(tmp_path: Path) -> None:
     formats = {"paper": PROFILES["paper"], "fast": PROFILES["fast"]}
     paths = {name: make(tmp_path / name, "llama", format, SPLIT) for name, format in formats.items()}
