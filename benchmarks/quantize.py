@@ -84,13 +84,13 @@ def open_random(model: Path, config: QuantConfig, args: Any, ranks: Ranks) -> Jo
 def run(work: Path, shape: str, blocks: int | None, args: Any, ranks: Ranks) -> dict[str, Any]:
     config = config_of(args)
     print(f"{shape}, {blocks or 'all'} blocks", flush=True)
-    gc.collect()  # the model before this one
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     began = time.perf_counter()
     write_model(work / "model", shape, blocks)
     print(f"  written in {time.perf_counter() - began:.1f} s", flush=True)
     ranks.tell()
+    gc.collect()  # the model before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # and what writing this one took
     watching, out = Watching(), work / "out"
     out.mkdir()
     with watching.running():

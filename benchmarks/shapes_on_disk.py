@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
+
+# Shards that are written at once, and so in memory.
+WRITERS = 6
 
 # As their config.json on the hub has them.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -59,12 +63,20 @@ def write_model(path: Path, shape: str, blocks: int | None = None) -> None:
     generator = torch.Generator(device).manual_seed(0)
     index: dict[str, str] = {}
     total = 0
-    for number, (_, parameters) in enumerate(_shards(model)):
-        name = f"model-{number:05}.safetensors"
-        tensors = {key: _random(value, generator, device) for key, value in parameters.items()}
-        save_file(tensors, path / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
-        total += sum(tensor.nbytes for tensor in tensors.values())
+    free = Semaphore(WRITERS)
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="shard") as threads:
+        writing = []
+        for number, (_, parameters) in enumerate(_shards(model)):
+            name = f"model-{number:05}.safetensors"
+            free.acquire()
+            tensors = {key: _random(value, generator, device) for key, value in parameters.items()}
+            index.update(dict.fromkeys(tensors, name))
+            total += sum(tensor.nbytes for tensor in tensors.values())
+            writing.append(threads.submit(_write, path / name, tensors))
+            writing[-1].add_done_callback(lambda _: free.release())
+            del tensors
+        for shard in writing:
+            shard.result()
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     (path / "model.safetensors.index.json").write_text(text)
 
@@ -83,3 +95,21 @@ def _random(like: Tensor, generator: torch.Generator, device: torch.device) -> T
         return torch.ones(like.shape, dtype=torch.bfloat16)
     values = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
     return values.normal_(0, 0.02, generator=generator).cpu()
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file of bfloat16 tensors. The library's own writer copies them and keeps other threads
+    from running."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        stop = start + tensor.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        for tensor in tensors.values():
+            tensor.view(torch.uint8).numpy().tofile(file)
