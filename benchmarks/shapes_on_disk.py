@@ -10,8 +10,10 @@ from threading import Semaphore
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 # Shards that are written at once, and so in memory.
 WRITERS = 6
@@ -79,6 +81,12 @@ def write_model(path: Path, shape: str, blocks: int | None = None) -> None:
             shard.result()
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     (path / "model.safetensors.index.json").write_text(text)
+
+
+def write_tokenizer(path: Path) -> None:
+    """One that knows no word, for what asks for a tokenizer and is given ids."""
+    words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?").save_pretrained(path)
 
 
 def _shards(model: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
