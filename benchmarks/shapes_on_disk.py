@@ -10,6 +10,7 @@ from threading import Semaphore
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -74,7 +75,7 @@ def write_model(path: Path, shape: str, blocks: int | None = None) -> None:
             tensors = {key: _random(value, generator, device) for key, value in parameters.items()}
             index.update(dict.fromkeys(tensors, name))
             total += sum(tensor.nbytes for tensor in tensors.values())
-            writing.append(threads.submit(_write, path / name, tensors))
+            writing.append(threads.submit(save_file, tensors, path / name, {"format": "pt"}))
             writing[-1].add_done_callback(lambda _: free.release())
             del tensors
         for shard in writing:
@@ -103,21 +104,3 @@ def _random(like: Tensor, generator: torch.Generator, device: torch.device) -> T
         return torch.ones(like.shape, dtype=torch.bfloat16)
     values = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
     return values.normal_(0, 0.02, generator=generator).cpu()
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file of bfloat16 tensors. The library's own writer copies them and keeps other threads
-    from running."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for name, tensor in tensors.items():
-        stop = start + tensor.nbytes
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-        for tensor in tensors.values():
-            tensor.view(torch.uint8).numpy().tofile(file)
