@@ -13,7 +13,6 @@ from mixllm.rounding.clip import best_grid
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor
-from mixllm.rounding.products import subtract_product
 
 
 def gptq(
@@ -35,7 +34,7 @@ def gptq(
         block = w[:, start:stop]
         grid = fixed or best_grid(grids, block, diagonal[start:stop], clip)
         rounded, errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
-        subtract_product(w[:, stop:], errors, factor.upper[start:stop, stop:])
+        w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
         codes.append(rounded.T)
         found[number] = grid
         start = stop
