@@ -42,12 +42,13 @@ def mixllm(task: Task) -> None:
     from mixllm.config import QuantConfig
     from mixllm.job import Job
     from mixllm.pipeline import make_plan, score
+    from mixllm.placement import pick_device
     from mixllm.source import Source
     from mixllm.writing import write_quantized
 
     samples, window = task.ids.shape
     config, source = QuantConfig(bits=4.4, samples=samples, window=window), Source(Path(task.model))
-    job = Job(source, Decoder.open(source, torch.device(task.device), torch.bfloat16), task.ids)
+    job = Job(source, Decoder.open(source, pick_device(task.device), torch.bfloat16), task.ids)
     with TemporaryDirectory(dir=Path(task.model).parent) as out:
         plan = make_plan(job, config, score(job, config, stage=Path(out)))
         write_quantized(job, plan, config, Path(out))
