@@ -101,18 +101,12 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 def launch(grids: Grids, w: Tensor, importance: Tensor, shrinks: Sequence[float]) -> Grid:
     """The best of some shrinks, see mixllm.rounding.clip.best_grid; w [N, L], L <= 128, of one group."""
-    fields = w.new_empty(5, len(w))
-    launch_into(fields, grids, w, importance.contiguous(), shrinks)
-    return Grid(*fields[:, :, None])
-
-
-def launch_into(
-    fields: Tensor, grids: Grids, w: Tensor, importance: Tensor, shrinks: Sequence[float]
-) -> None:
-    """The fields of the best Grid, float32 [5, N]; importance [L] without gaps."""
     n, length = w.shape
+    table = _on_device(tuple(shrinks), w.device)
+    fields = w.new_empty(5, n)
     _kernel[(triton.cdiv(n, ROWS),)](
-        w, *w.stride(), importance, _on_device(tuple(shrinks), w.device), grids.by_row, fields, n,
+        w, *w.stride(), importance.contiguous(), table, grids.by_row, fields, n,
         STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
         MOST=MOST_HALF, LEAST=LEAST_HALF, ROWS=ROWS, COLUMNS=GROUP_SIZE,
     )  # fmt: skip
+    return Grid(*(field[:, None] for field in torch.unbind(fields)))
