@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--bits", type=float, default=4.4)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--directory", type=Path, help="where models and checkpoints go while it runs")
+    parser.add_argument("--directory", type=Path, help="where models go while it runs")
+    parser.add_argument("--out", type=Path, help="where checkpoints go, if not there")
     parser.add_argument("--profile", action="store_true", help="print torch's table of GPU time by operation")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
@@ -50,13 +51,16 @@ def main() -> None:
     with joined(pick_device(args.device)) as ranks:
         for text in args.shapes:
             shape, _, blocks = text.partition(":")
-            with TemporaryDirectory(dir=args.directory) as own:
+            with (
+                TemporaryDirectory(dir=args.directory) as own,
+                TemporaryDirectory(dir=args.out or args.directory) as out,
+            ):
                 work = Path(ranks.tell(own))
                 if not ranks.first:
                     ranks.tell()  # once the model is written
                     help_first(work / "model", args, ranks)
                     continue
-                rows.append(run(work, shape, int(blocks) if blocks else None, args, ranks))
+                rows.append(run(work, Path(out), shape, int(blocks) if blocks else None, args, ranks))
             about = {"date": time.strftime("%Y-%m-%d", time.gmtime()), "versions": versions()}
             args.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
@@ -81,18 +85,17 @@ def open_random(model: Path, config: QuantConfig, args: Any, ranks: Ranks) -> Jo
     return Job(source, decoder, ids, ranks)
 
 
-def run(work: Path, shape: str, blocks: int | None, args: Any, ranks: Ranks) -> dict[str, Any]:
+def run(work: Path, out: Path, shape: str, blocks: int | None, args: Any, ranks: Ranks) -> dict[str, Any]:
     config = config_of(args)
     print(f"{shape}, {blocks or 'all'} blocks", flush=True)
-    gc.collect()  # the model before this one
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     began = time.perf_counter()
     write_model(work / "model", shape, blocks)
     print(f"  written in {time.perf_counter() - began:.1f} s", flush=True)
     ranks.tell()
-    watching, out = Watching(), work / "out"
-    out.mkdir()
+    gc.collect()  # the model before this one
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # and what writing this one took
+    watching = Watching()
     with watching.running():
         if args.profile:
             kinds = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+# Shards that are made and written at once.
+WRITERS = 6
 
 # As their config.json on the hub has them.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -56,26 +63,40 @@ def write_model(path: Path, shape: str, blocks: int | None = None) -> None:
     with torch.device("meta"):
         model = auto.from_config(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator(device).manual_seed(0)
-    index: dict[str, str] = {}
-    total = 0
-    for number, (_, parameters) in enumerate(_shards(model)):
-        name = f"model-{number:05}.safetensors"
-        tensors = {key: _random(value, generator, device) for key, value in parameters.items()}
-        save_file(tensors, path / name, metadata={"format": "pt"})
-        index.update(dict.fromkeys(tensors, name))
-        total += sum(tensor.nbytes for tensor in tensors.values())
+    shards = list(_shards(model))
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="shard") as threads:
+        sizes = threads.map(partial(_write, path, device), range(len(shards)), shards)
+        total = sum(sizes)
+    index = {name: _name(number) for number, names in enumerate(shards) for name in names}
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index})
     (path / "model.safetensors.index.json").write_text(text)
 
 
-def _shards(model: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def write_tokenizer(path: Path) -> None:
+    """One that knows no word, for what asks for a tokenizer and is given ids."""
+    words = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?").save_pretrained(path)
+
+
+def _shards(model: Any) -> Iterable[dict[str, Tensor]]:
     """Parameters by shard: one a block, one for the rest."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
         found.setdefault(parts[2] if parts[1] == "layers" else "rest", {})[name] = parameter
-    yield from found.items()
+    return found.values()
+
+
+def _name(number: int) -> str:
+    return f"model-{number:05}.safetensors"
+
+
+def _write(path: Path, device: torch.device, number: int, parameters: dict[str, Tensor]) -> int:
+    """Write a shard; returns its tensors' bytes."""
+    generator = torch.Generator(device).manual_seed(number)
+    tensors = {name: _random(value, generator, device) for name, value in parameters.items()}
+    save_file(tensors, path / _name(number), {"format": "pt"})
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _random(like: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:

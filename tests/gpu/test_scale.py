@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixllm.blocks import ON_DEVICE, Decoder, Room
+from mixllm.blocks import ON_DEVICE, Decoder, Room, States
 from mixllm.config import QuantConfig
 from mixllm.progress import Silent
 from mixllm.salience import measure_salience
@@ -43,6 +43,24 @@ def test_what_waits_in_host_memory_comes_back(tmp_path: Path) -> None:
     for name, module in plenty.modules.items():
         for width, loss in module.loss.items():
             torch.testing.assert_close(little.modules[name].loss[width], loss, rtol=1e-3, atol=0)
+
+
+def test_states_on_their_way_are_few() -> None:
+    """However far behind the device is: 30 tensors of 16 MB, each with some milliseconds of work."""
+    size, device = 2**22, torch.device("cuda")
+    with States(device, Room(0, 40 * 4 * size)) as states:
+        states.put(0, (torch.zeros(size, device=device) for _ in range(30)), soon=True)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before, slow = torch.cuda.memory_reserved(), torch.rand(4096, 4096, device=device)
+        for tensor in states.take(0):
+            for _ in range(5):
+                slow = slow @ slow  # soon all infinite, which takes as long
+            tensor.add_(slow.view(-1)[0])
+            del tensor
+        torch.cuda.synchronize()
+        assert torch.cuda.max_memory_reserved() - before < 10 * 4 * size + 4 * slow.nbytes
 
 
 def test_two_gpus_give_what_one_gives(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mixllm.blocks.ahead import ReadAhead
 from mixllm.blocks.block import Arguments, Block
+from mixllm.blocks.norms import fuse_norms
 from mixllm.blocks.probe import probe
 from mixllm.blocks.shell import Shell
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
@@ -36,6 +37,8 @@ class Decoder:
         self.model = model = skeleton(source, device, dtype)
         self.prefix, self._blocks = find_blocks(model, source)
         self._bring = Upload(device) if device.type == "cuda" else Tensor.clone
+        if device.type == "cuda":
+            fuse_norms(self._blocks, device, dtype)
         place(model, "", read(model, "", source, self._bring, skip=self.prefix))
         tie(model, source)
         require_whole(model, "", source, skip=self.prefix)

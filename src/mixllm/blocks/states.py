@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,8 @@ from mixllm.errors import MixllmError
 
 # Threads that ask the system for the host's buffers, page by page.
 TOUCHING, PAGE = 8, 4096
+# Tensors that work is queued for on a GPU beyond the one it works on: enough to never wait for a launch.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class States:
         for following in parts[1:]:
             coming.append(self._lane.back(following))
             yield coming.pop(0).ready()
+            self._lane.keep_up()
         for last in coming:
             yield last.ready()
 
@@ -189,6 +193,7 @@ class _Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._spare: list[Tensor] = []
         self._buffers: list[Tensor] = []
+        self._queued: deque[torch.cuda.Event] = deque()
         self._threads = ThreadPoolExecutor(TOUCHING, thread_name_prefix="mixllm-touch")
 
     def close(self) -> None:
@@ -227,6 +232,20 @@ class _Lane:
         with torch.cuda.stream(self._stream):
             tensor = held.to(self._device, non_blocking=True)
             return _Coming(tensor, self._stream.record_event())
+
+    def keep_up(self) -> None:
+        """Wait until what was queued before the last AHEAD calls is done.
+
+        What is copied beside the computation holds its memory until both are through with it: with all work
+        of a walk queued at once, all its states would be on the device.
+        """
+        if self._stream is None:
+            return
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(self._device))
+        self._queued.append(event)
+        if len(self._queued) > AHEAD:
+            self._queued.popleft().synchronize()
 
     def give_back(self, buffer: Tensor | None) -> None:
         """A buffer of the host that is free again, for the next tensor of its shape."""
