@@ -2,7 +2,7 @@
 
 Rounding sees one layer at a time; what its errors add up to over the whole model can still be made smaller
 by the one thing that is not an integer, the scale of each row. They are tuned by Adam on the mean
-KL(float || quantized) over the calibration windows, as the last phase of EfficientQAT (arXiv 2407.11062)
+KL(float || quantized) over windows of text, as the last phase of EfficientQAT (arXiv 2407.11062)
 tunes step sizes on a loss. Codes, zeros and multipliers stay, so nothing changes at run time.
 
 The gradient goes through the model block by block: a forward pass keeps the states between blocks, and the
@@ -41,8 +41,8 @@ def tune_scales(
 ) -> dict[str, Rounded]:
     """The same layers, by full module name, with tuned row scales.
 
-    ids: int64 [samples, L], the calibration windows, seen `epochs` times each. The quantized blocks are
-    on the decoder's device all the time: a byte a weight.
+    ids: int64 [samples, L], windows of text, seen `epochs` times each. The quantized blocks are on the
+    decoder's device all the time: a byte a weight.
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
