@@ -17,6 +17,9 @@ class TunedLinear(nn.Module):
     scales multiply are kept as int8, a byte a weight, and spread out at each use.
     """
 
+    values: Tensor
+    scales: Tensor
+
     def __init__(
         self, rounded: Rounded, format: Format, bias: Tensor | None, seen: Seen | None = None
     ) -> None:
@@ -27,8 +30,10 @@ class TunedLinear(nn.Module):
         values = rounded.codes.to(torch.int16) - spread(rounded.zeros.to(torch.int16), k)
         if rounded.multipliers is not None:
             values *= spread(rounded.multipliers.to(torch.int16), k)
-        self.values = values.to(torch.int8)
-        self.scales = rounded.scales if rounded.row_scales is None else rounded.row_scales[:, None]
+        scales = rounded.scales if rounded.row_scales is None else rounded.row_scales[:, None]
+        # Buffers, so that layers read from files on the CPU move to where the model runs.
+        self.register_buffer("values", values.to(torch.int8))
+        self.register_buffer("scales", scales)
         self.gain = nn.Parameter(torch.zeros(len(values), device=values.device))
 
     def forward(self, x: Tensor) -> Tensor:
