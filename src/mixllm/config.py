@@ -79,7 +79,7 @@ class QuantConfig(BaseModel):
     error: whose rounding error the salience is computed with.
     rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
     tune: how often windows are seen in tuning row scales after GPTQ (see mixllm.tuning): tune_samples windows
-    of tune_text, by default as many as `samples` and of the calibration text.
+    of tune_text, by default as many as `samples` and of the calibration text. tune_codes: codes too.
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
     """
 
@@ -98,6 +98,7 @@ class QuantConfig(BaseModel):
     sweeps: int = Field(default=0, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
     tune: int = Field(default=0, ge=0)
+    tune_codes: bool = False
     tune_text: str | None = None
     tune_samples: int | None = Field(default=None, ge=1)
     calibration: str = "builtin"
@@ -112,10 +113,10 @@ class QuantConfig(BaseModel):
             raise ValueError("follows GPTQ; leave it out, or give rounding gptq")
         return value
 
-    @field_validator("tune_text", "tune_samples")
+    @field_validator("tune_codes", "tune_text", "tune_samples")
     @classmethod
     def _for_tuning(cls, value: T_VALUE, info: ValidationInfo) -> T_VALUE:
-        if value is not None and not info.data.get("tune"):
+        if value and not info.data.get("tune"):
             raise ValueError("only tuning reads it; leave it out, or give tune")
         return value
 

@@ -70,7 +70,7 @@ def estimate(
     device_bytes, host_bytes = needed.device, needed.host
     if config.tune:
         samples = config.tune_samples or config.samples
-        tuning = tuning_needs(sizes, samples, config.window, where, kind)
+        tuning = tuning_needs(sizes, samples, config.window, where, kind, codes=config.tune_codes)
         device_bytes, host_bytes = max(device_bytes, tuning[0]), max(host_bytes, tuning[1])
     return Estimate(
         device=str(where),

@@ -174,7 +174,8 @@ def _lead(
             require_space(stage, _disk_bytes(job, config, given, shard_bytes))
             if config.tune:  # known now, needed last
                 samples, window = (job.ids if job.tuning is None else job.tuning).shape
-                tuning_needs(job.sizes, samples, window, job.decoder.device, job.decoder.dtype)
+                where, kind = job.decoder.device, job.decoder.dtype
+                tuning_needs(job.sizes, samples, window, where, kind, codes=config.tune_codes)
             with clock("salience"):
                 chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)

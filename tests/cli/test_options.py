@@ -47,7 +47,7 @@ def test_all_values_arrive(monkeypatch):
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
         "--profile paper --widths 3,5,8 --bits 5.5 --scope random --score taylor --error rtn --no-clip "
-        "--no-order --sweeps 2 --damping 0.02 --tune 3 --tune-text more.jsonl --tune-samples 7 "
+        "--no-order --sweeps 2 --damping 0.02 --tune 3 --tune-codes --tune-text more.jsonl --tune-samples 7 "
         "--calibration text.txt --samples 3 --window 64 --seed 9 --weight-scale row --rotation hadamard "
         "--activation-group 512"
     )
@@ -64,6 +64,7 @@ def test_all_values_arrive(monkeypatch):
         sweeps=2,
         damping=0.02,
         tune=3,
+        tune_codes=True,
         tune_text="more.jsonl",
         tune_samples=7,
         calibration="text.txt",
