@@ -28,7 +28,7 @@ from mixllm.tuning.seen import Seen
 
 LEARNING_RATE = 1e-3
 # Of places, in codes.
-PLACE_RATE = 1e-3
+PLACE_RATE = 3e-3
 # Adam's, below the gradients of single codes, which are some 1e-9 nats.
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
