@@ -44,7 +44,7 @@ class Bench:
     """What every line needs, opened once in each process: the job, the float model and the test windows."""
 
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
-        config = QuantConfig(**shared(args))
+        config = QuantConfig(**shared(args), **tuning(args))
         self.job = open_job(args.model, config, device=args.device, dtype="float32", work=Path(args.work))
         self.reference = load_float(self.job.source, self.job.decoder.device, torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(self.job.source.path)
@@ -88,6 +88,13 @@ def run_measure(lines: list[Variant]) -> tuple[dict[str, Measurement], dict[str,
 def shared(args: argparse.Namespace) -> dict[str, Any]:
     """The QuantConfig fields that are the same in all lines."""
     return {"calibration": args.calibration, "samples": args.samples, "window": args.window}
+
+
+def tuning(args: argparse.Namespace) -> dict[str, Any]:
+    """What all lines with tuned scales see: fields of the config that opens the job."""
+    if args.tune_text is None and args.tune_samples is None:
+        return {}
+    return {"tune": 1, "tune_text": args.tune_text, "tune_samples": args.tune_samples}
 
 
 def main() -> None:
@@ -180,6 +187,8 @@ def result(
     return {
         "model": args.label or args.model,
         "calibration": f"{args.samples} windows of {args.window} of {Path(args.calibration).name}",
+        "tuning": f"{args.tune_samples or args.samples} windows of {args.window} of "
+        f"{Path(args.tune_text or args.calibration).name}",
         "text": Path(args.text).name,
         "window": args.window,
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),

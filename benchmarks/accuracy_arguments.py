@@ -23,6 +23,8 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
         "--windows", type=int, help="how many windows of the text to measure; all of them without"
     )
     parser.add_argument("--samples", type=int, default=64, help="calibration windows")
+    parser.add_argument("--tune-text", help="what lines with tuned scales see instead of --calibration")
+    parser.add_argument("--tune-samples", type=int, help="windows of it; as many as --samples without")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
     parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")

@@ -20,6 +20,8 @@ from accuracy_peers_claims import claims as peers_claims
 from mixllm.evaluate import REFERENCE, Measurement
 
 SAME = ("model", "calibration", "text", "window")
+# Stated together where the runs differ in it.
+STATED = ("device", "backend", "commit", "tuning")
 # Two runs of one float model on one GPU differ by the order of sums alone.
 NLL_BY_WINDOW = 1e-3
 
@@ -48,9 +50,7 @@ def join(runs: list[dict[str, Any]]) -> dict[str, Any]:
     found = claims(measured) + peers_claims(measured, {n: row for n, row in rows.items() if "bits" in row})
     for row in rows.values():
         del row["by_window"]
-    stated = {
-        key: list(dict.fromkeys(str(run[key]) for run in runs)) for key in ("device", "backend", "commit")
-    }
+    stated = {key: list(dict.fromkeys(str(run[key]) for run in runs if key in run)) for key in STATED}
     return {
         **runs[0],
         **{key: ", ".join(values) for key, values in stated.items()},

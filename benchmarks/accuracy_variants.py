@@ -7,11 +7,17 @@ from typing import Any
 
 from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig, Scope
 
-# What follows GPTQ, which the paper has not: nothing, better codes, and tuned scales too.
+# What follows GPTQ, which the paper has not: nothing, better codes, tuned scales too, tuned codes with them.
 PLAIN: dict[str, Any] = {"sweeps": 0, "tune": 0}
 SWEPT: dict[str, Any] = {"sweeps": 2, "tune": 0}
 TUNED: dict[str, Any] = {"sweeps": 2, "tune": 4}
-AFTER: dict[str, dict[str, Any]] = {"": PLAIN, ", swept": SWEPT, ", swept, tuned": TUNED}
+CODES: dict[str, Any] = {**TUNED, "tune_codes": True}
+AFTER: dict[str, dict[str, Any]] = {
+    "": PLAIN,
+    ", swept": SWEPT,
+    ", swept, tuned": TUNED,
+    ", swept, tuned with codes": CODES,
+}
 METHODS: dict[str, dict[str, Any]] = {
     "RTN": {"rounding": "rtn", "clip": False},
     "clip": {"rounding": "rtn", "clip": True},

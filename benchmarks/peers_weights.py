@@ -31,12 +31,13 @@ SCALE_BITS = 16
 @dataclass(frozen=True)
 class Task:
     """What a peer is given: a model's directory, calibration tokens int64 [samples, length], a device for
-    peers that do not choose one, and the weights that share a scale."""
+    peers that do not choose one, the weights that share a scale, and whether they have a zero too."""
 
     model: str
     ids: Tensor
     device: str
     group: int
+    zeros: bool
 
     def load(self) -> Any:
         """The float model in main memory; peers take to the device what they want there."""
@@ -56,7 +57,7 @@ class Peer:
 
 
 def auto_round(task: Task) -> nn.Module:
-    """Symmetric, 200 steps of 8 windows a block."""
+    """200 steps of 8 windows a block."""
     from auto_round import AutoRound
 
     samples, length = task.ids.shape
@@ -66,6 +67,7 @@ def auto_round(task: Task) -> nn.Module:
         tokenizer,
         scheme="W4A16",
         group_size=task.group,
+        sym=not task.zeros,
         dataset=list(task.ids.split(1)),
         nsamples=samples,
         seqlen=length,
@@ -75,14 +77,14 @@ def auto_round(task: Task) -> nn.Module:
 
 
 def gptq(task: Task) -> nn.Module:
-    """Symmetric, columns in the order of their activations, damping .01."""
+    """Columns in the order of their activations, damping .01."""
     from llmcompressor.modifiers.gptq import GPTQModifier
 
-    return oneshot(task, lambda groups: [GPTQModifier(ignore=["lm_head"], config_groups=groups)], "W4A16")
+    return oneshot(task, lambda groups: [GPTQModifier(ignore=["lm_head"], config_groups=groups)])
 
 
 def awq(task: Task) -> nn.Module:
-    """With zeros, scales searched with the weights' sizes and without."""
+    """Scales searched with the weights' sizes and without."""
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
@@ -92,19 +94,18 @@ def awq(task: Task) -> nn.Module:
             AWQModifier(duo_scaling="both"),
             QuantizationModifier(ignore=["lm_head"], config_groups=groups),
         ],
-        "W4A16_ASYM",
     )
 
 
 @torch.no_grad()
-def oneshot(task: Task, recipe: Callable[[dict[str, Any]], list[Any]], scheme: str) -> nn.Module:
+def oneshot(task: Task, recipe: Callable[[dict[str, Any]], list[Any]]) -> nn.Module:
     """llm-compressor's recipe with its preset's groups made task.group wide; weights as their codes say."""
     from compressed_tensors.offload import remove_dispatch
     from compressed_tensors.quantization import forward_quantize, preset_name_to_scheme
     from datasets import Dataset
     from llmcompressor import oneshot
 
-    group = preset_name_to_scheme(scheme, ["Linear"])
+    group = preset_name_to_scheme("W4A16_ASYM" if task.zeros else "W4A16", ["Linear"])
     group.weights = group.weights.model_copy(update={"group_size": task.group})
     model = task.load()
     samples, length = task.ids.shape
@@ -139,8 +140,10 @@ def hqq(task: Task) -> nn.Module:
 # None of llm-compressor's formats takes a row whose length is no multiple of the group.
 PEERS = {
     "AutoRound g64": Peer("auto-round", 64, 0, auto_round),
+    "AutoRound g64 with zeros": Peer("auto-round", 64, 4, auto_round),
     "AutoRound g128": Peer("auto-round", 128, 0, auto_round),
     "llm-compressor GPTQ g64": Peer("llmcompressor", 64, 0, gptq),
+    "llm-compressor GPTQ g64 with zeros": Peer("llmcompressor", 64, 4, gptq),
     "llm-compressor AWQ g64": Peer("llmcompressor", 64, 4, awq),
     "hqq g64": Peer("hqq", 64, 16, hqq, across=True),
     "hqq g128": Peer("hqq", 128, 16, hqq, across=True),
@@ -175,7 +178,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     peer = PEERS[args.peer]
-    task = Task(args.model, load_file(args.calibration)["ids"], args.device, peer.group)
+    task = Task(args.model, load_file(args.calibration)["ids"], args.device, peer.group, peer.zero_bits > 0)
     began = time.monotonic()
     model = peer.make(task)
     facts = {

@@ -92,6 +92,8 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[0] == 0
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[1] > gpu
+    on_gpu(monkeypatch, sizes, gpu=200)
+    assert tuning_needs(sizes, 128, 2048, CUDA, BF16, codes=True)[0] == gpu + 16 * sizes.weights
     on_gpu(monkeypatch, sizes, gpu=12)
     with pytest.raises(MixllmError, match=r"tune: all rounded layers take \d+\.\d GB, 10\.8 GB can be had"):
         tuning_needs(sizes, 128, 2048, CUDA, BF16)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mixllm.config import PROFILES, QuantConfig
 from mixllm.errors import MixllmError
@@ -72,6 +73,20 @@ def test_runs_again_to_the_same_bytes_from_its_own_plan_and_salience(model: Path
     assert contents(tmp_path / "scored/out") == first
     del first["mixllm/salience.safetensors"]
     assert contents(tmp_path / "planned/out") == first
+
+
+def test_tuning_sees_a_text_of_its_own(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Pack my box with five dozen jugs of quick black wax and tar. " * 80)
+    given = {"tune": 2, "tune_text": str(other), "tune_samples": 9}
+    quantize(str(model), tmp_path / "own/out", config(model, tune=2))
+    quantize(str(model), tmp_path / "other/out", config(model, **given))
+    own, tuned = (load_file(tmp_path / of / "out/model.safetensors") for of in ("own", "other"))
+    codes = [name for name, tensor in own.items() if not tensor.is_floating_point()]
+    assert codes and all(torch.equal(own[name], tuned[name]) for name in codes)
+    assert any(not torch.equal(own[name], tuned[name]) for name in own)
+    with pytest.raises(MixllmError, match=r"other\.txt: the text has \d+ tokens, but 40000 are needed"):
+        quantize(str(model), tmp_path / "no", config(model, **{**given, "tune_samples": 1000}))
 
 
 def test_uniform_widths_need_no_salience(model: Path, tmp_path: Path) -> None:

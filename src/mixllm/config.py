@@ -28,6 +28,7 @@ Scope = Literal["global", "local", "random"]
 Score = Literal["fisher", "taylor"]
 Rounding = Literal["gptq", "rtn"]
 T = TypeVar("T", bound=BaseModel)
+T_VALUE = TypeVar("T_VALUE")
 
 
 class Format(BaseModel):
@@ -77,7 +78,8 @@ class QuantConfig(BaseModel):
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
     rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
-    tune: how often the calibration windows are seen in tuning row scales after GPTQ (see mixllm.tuning).
+    tune: how often windows are seen in tuning row scales after GPTQ (see mixllm.tuning): tune_samples windows
+    of tune_text, by default as many as `samples` and of the calibration text. tune_codes: codes too.
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
     """
 
@@ -96,6 +98,9 @@ class QuantConfig(BaseModel):
     sweeps: int = Field(default=0, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)
     tune: int = Field(default=0, ge=0)
+    tune_codes: bool = False
+    tune_text: str | None = None
+    tune_samples: int | None = Field(default=None, ge=1)
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)
     window: int = Field(default=2048, ge=8)
@@ -106,6 +111,13 @@ class QuantConfig(BaseModel):
     def _after_gptq(cls, value: int, info: ValidationInfo) -> int:
         if value and info.data.get("rounding") != "gptq":
             raise ValueError("follows GPTQ; leave it out, or give rounding gptq")
+        return value
+
+    @field_validator("tune_codes", "tune_text", "tune_samples")
+    @classmethod
+    def _for_tuning(cls, value: T_VALUE, info: ValidationInfo) -> T_VALUE:
+        if value and not info.data.get("tune"):
+            raise ValueError("only tuning reads it; leave it out, or give tune")
         return value
 
     @field_validator("widths", mode="before")

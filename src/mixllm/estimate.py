@@ -69,7 +69,8 @@ def estimate(
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
     device_bytes, host_bytes = needed.device, needed.host
     if config.tune:
-        tuning = tuning_needs(sizes, config.samples, config.window, where, kind)
+        samples = config.tune_samples or config.samples
+        tuning = tuning_needs(sizes, samples, config.window, where, kind, codes=config.tune_codes)
         device_bytes, host_bytes = max(device_bytes, tuning[0]), max(host_bytes, tuning[1])
     return Estimate(
         device=str(where),
@@ -155,7 +156,8 @@ def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
         weights = (shape for block in sizes.blocks for shape in block.values())
         total += config.sweeps * sum(n * k * (4 * k + 2 * GRIDS * GROUP_SIZE) for n, k in weights)
         # Forward, again and backward by inputs; the heads of both models, again and backward.
-        total += config.tune * tokens * (3 * forward + 10 * model.head)
+        tuned = config.tune * (config.tune_samples or config.samples) * config.window
+        total += tuned * (3 * forward + 10 * model.head)
     return total
 
 

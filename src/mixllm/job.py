@@ -21,13 +21,15 @@ from mixllm.source import Source, open_source
 @dataclass(frozen=True)
 class Job:
     """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
-    together, and these. widths: those a row may get."""
+    together, and these. widths: those a row may get. tuning: the windows that tuning sees, where they are
+    not the calibration's."""
 
     source: Source
     decoder: Decoder
     ids: Tensor
     ranks: Ranks = ALONE
     widths: tuple[int, ...] = KERNEL_WIDTHS
+    tuning: Tensor | None = None
 
     @property
     def sizes(self) -> Sizes:
@@ -83,7 +85,8 @@ def open_job(
     work: Path,
     ranks: Ranks = ALONE,
 ) -> Job:
-    """Open `model` (directory, hub name or GGUF) and cut its calibration text into windows.
+    """Open `model` (directory, hub name or GGUF) and cut its calibration text, and what it is tuned on, into
+    windows.
 
     device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
     """
@@ -92,10 +95,16 @@ def open_job(
     where = pick_device(device)
     source = open_source(model, work)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
-    texts = load_text(config.calibration)
-    try:
-        ids = windows(texts, tokenizer, config.window, config.samples, config.seed)
-    except MixllmError as error:
-        raise MixllmError(f"{config.calibration}: {error}") from None
+
+    def cut(name: str, samples: int) -> Tensor:
+        text = load_text(name)
+        try:
+            return windows(text, tokenizer, config.window, samples, config.seed)
+        except MixllmError as error:
+            raise MixllmError(f"{name}: {error}") from None
+
+    ids, tuning = cut(config.calibration, config.samples), None
+    if config.tune_text is not None or config.tune_samples is not None:
+        tuning = cut(config.tune_text or config.calibration, config.tune_samples or config.samples)
     decoder = Decoder.open(source, where, pick_dtype(dtype, where, source.config))
-    return Job(source, decoder, ids, ranks, config.widths)
+    return Job(source, decoder, ids, ranks, config.widths, tuning)

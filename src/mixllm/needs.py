@@ -157,17 +157,18 @@ def needs(
 
 
 def tuning_needs(
-    sizes: Sizes, samples: int, window: int, device: torch.device, dtype: torch.dtype
+    sizes: Sizes, samples: int, window: int, device: torch.device, dtype: torch.dtype, codes: bool = False
 ) -> tuple[int, int]:
     """Bytes that tuning takes at its peak, on the GPU (0 without one) and in host memory.
 
-    Where the model runs: all codes and their zeros spread, twice a byte; the boundary states of a step; what
-    is outside the blocks; and the logits of a part of a step. On the host: the float model's last states.
+    Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
+    places, gradients and Adam's two moments in float32; the boundary states of a step; what is outside the
+    blocks; and the logits of a part of a step. On the host: the float model's last states.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
     state = window * sizes.hidden * dtype.itemsize
     states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
-    working = 2 * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
+    working = (2 + 16 * codes) * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "

@@ -159,7 +159,7 @@ def _lead(
         given = read_given(job.shapes, plan, salience)
         identity = identify(
             job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype,
-            shard_size=shard_bytes, files={"plan": plan, "salience": salience},
+            tuning=job.tuning, shard_size=shard_bytes, files={"plan": plan, "salience": salience},
         )  # fmt: skip
     if not overwrite and finished(out, identity):
         told.note(f"{out}: finished before; nothing to do")
@@ -173,8 +173,9 @@ def _lead(
             told = Together(told, JsonLines(log))
             require_space(stage, _disk_bytes(job, config, given, shard_bytes))
             if config.tune:  # known now, needed last
-                samples, window = job.ids.shape
-                tuning_needs(job.sizes, samples, window, job.decoder.device, job.decoder.dtype)
+                samples, window = (job.ids if job.tuning is None else job.tuning).shape
+                where, kind = job.decoder.device, job.decoder.dtype
+                tuning_needs(job.sizes, samples, window, where, kind, codes=config.tune_codes)
             with clock("salience"):
                 chosen, scores = _choose(job, config, given, stage, told)
             chosen.save(stage / PLAN)

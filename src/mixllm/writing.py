@@ -111,9 +111,11 @@ def _last(spool: Spool) -> Spool:
 def _tuned(
     job: Job, config: QuantConfig, layers: dict[str, Rounded], progress: Progress
 ) -> dict[str, Rounded]:
+    ids = job.ids if job.tuning is None else job.tuning
     return tune_scales(
-        job.decoder, job.ids, layers, config.format, epochs=config.tune, seed=config.seed, progress=progress
-    )
+        job.decoder, ids, layers, config.format,
+        epochs=config.tune, codes=config.tune_codes, seed=config.seed, progress=progress,
+    )  # fmt: skip
 
 
 def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Rounded]:

@@ -47,8 +47,9 @@ def test_all_values_arrive(monkeypatch):
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
         "--profile paper --widths 3,5,8 --bits 5.5 --scope random --score taylor --error rtn --no-clip "
-        "--no-order --sweeps 2 --damping 0.02 --tune 3 --calibration text.txt --samples 3 --window 64 "
-        "--seed 9 --weight-scale row --rotation hadamard --activation-group 512"
+        "--no-order --sweeps 2 --damping 0.02 --tune 3 --tune-codes --tune-text more.jsonl --tune-samples 7 "
+        "--calibration text.txt --samples 3 --window 64 --seed 9 --weight-scale row --rotation hadamard "
+        "--activation-group 512"
     )
     assert main.run(["quantize", "model", "-o", "out", *flags.split()]) == 2
     assert seen["config"] == QuantConfig(
@@ -63,6 +64,9 @@ def test_all_values_arrive(monkeypatch):
         sweeps=2,
         damping=0.02,
         tune=3,
+        tune_codes=True,
+        tune_text="more.jsonl",
+        tune_samples=7,
         calibration="text.txt",
         samples=3,
         window=64,
@@ -84,6 +88,8 @@ def test_all_values_arrive(monkeypatch):
         ({"damping": 0.0}, "options: damping: "),
         ({"rounding": "rtn", "sweeps": 2}, "options: sweeps: follows GPTQ"),
         ({"rounding": "rtn", "tune": 1}, "options: tune: follows GPTQ"),
+        ({"tune_text": "more.jsonl"}, "options: tune_text: only tuning reads it"),
+        ({"tune": 0, "tune_samples": 9}, "options: tune_samples: only tuning reads it"),
     ],
 )
 def test_bad_values_name_their_option(given, message):

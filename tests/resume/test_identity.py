@@ -49,6 +49,7 @@ def test_place_and_time_do_not_matter(model: Path, tmp_path: Path) -> None:
     [
         ({"ids": IDS + 1}, "calibration differs"),
         ({"ids": IDS.view(4, 15)}, "calibration differs"),
+        ({"tuning": IDS}, "tuning differs"),
         ({"config": CONFIG.model_copy(update={"bits": 4.8})}, "bits was 4.4, not 4.8"),
         ({"config": CONFIG.model_copy(update={"clip": False})}, "clip was True, not False"),
         ({"config": PAPER}, "weight_scale was group_int, not group"),

@@ -34,6 +34,12 @@ def test_untuned_it_is_the_reference(format: Format) -> None:
     torch.testing.assert_close(tuned(x), reference(x, bias), rtol=2e-2, atol=2e-2 * float(x.abs().max()) / 30)
 
 
+def test_all_of_it_moves_to_another_device() -> None:
+    tuned, _, _ = layer(FORMATS[0])
+    assert {tensor.device.type for tensor in tuned.to("meta").state_dict().values()} == {"meta"}
+    assert {"values", "scales", "gain"} <= tuned.state_dict().keys()
+
+
 @pytest.mark.parametrize("rotation", ["none", "hadamard"])
 def test_gradients_are_those_of_the_layer_without_activation_rounding(rotation: str) -> None:
     format = Format.model_validate({"rotation": rotation})

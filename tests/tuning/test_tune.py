@@ -64,6 +64,21 @@ def test_divergence_falls_on_every_architecture(architecture: str, tmp_path: Pat
         assert 0.8 < float(factors.min()) <= float(factors.max()) < 1.25
 
 
+def test_codes_are_learned_too_where_that_is_wanted(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    format, ids = PROFILES["fast"], windows(7)
+    decoder, layers = rounded_model(tmp_path, format)
+    found = {
+        codes: tune_scales(decoder, ids, layers, format, epochs=100, codes=codes, seed=0, progress=Silent())
+        for codes in (False, True)
+    }
+    scales, both = (divergence(tmp_path, found[codes], format, ids) for codes in (False, True))
+    assert both < 0.95 * scales
+    changed = [(found[True][name].codes != layer.codes).float().mean() for name, layer in layers.items()]
+    assert 0 < float(torch.stack(changed).mean()) < 0.2
+    assert all(torch.equal(found[False][name].codes, layer.codes) for name, layer in layers.items())
+
+
 def test_experts_are_tuned_too_and_one_that_no_token_reaches_is_left(tmp_path: Path) -> None:
     write_with_idle_expert(tmp_path, MIXTURES[0])
     decoder, layers = rounded_model(tmp_path, PROFILES["fast"])

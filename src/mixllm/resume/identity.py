@@ -23,7 +23,10 @@ from mixllm.placement import versions
 Identity = dict[str, Any]
 
 # What only the choice and the rounding depend on: a salience measured before a change of these still holds.
-AFTER_SALIENCE = {"bits", "channels", "scope", "seed", "rounding", "sweeps", "tune", "shard_size"}
+AFTER_SALIENCE = {
+    "bits", "channels", "scope", "seed", "rounding", "sweeps", "tune", "tune_codes", "tune_samples", "tuning",
+    "shard_size",
+}  # fmt: skip
 # Read of every tensor, in two places; what changes a weight in training changes every part of it.
 SAMPLE = 4096
 
@@ -35,15 +38,17 @@ def identify(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    tuning: Tensor | None = None,
     shard_size: int,
     files: Mapping[str, str | Path | None],
 ) -> Identity:
     """The identity of a run.
 
     model: directory with config.json and safetensors; ids: int64 [samples, window], the calibration
-    tokens; files: by "plan" and "salience", those to be used instead of choosing and measuring.
+    tokens; tuning: the tokens that tuning sees, where they are others; files: by "plan" and "salience", those
+    to be used instead of choosing and measuring.
     """
-    settings = config.model_dump(mode="json", exclude={"format", "calibration"})
+    settings = config.model_dump(mode="json", exclude={"format", "calibration", "tune_text"})
     return {
         **versions(),
         "device": device.type,
@@ -53,6 +58,7 @@ def identify(
         "shard_size": shard_size,
         "model": model_digest(model),
         "calibration": tensor_digest(ids),
+        "tuning": None if tuning is None else tensor_digest(tuning),
         **{name: None if file is None else _sha256(Path(file).read_bytes()) for name, file in files.items()},
     }
 
@@ -66,7 +72,7 @@ def differences(old: Identity, new: Identity) -> dict[str, str]:
     }
 
 
-_DIGESTS = {"model", "calibration", "plan", "salience"}
+_DIGESTS = {"model", "calibration", "tuning", "plan", "salience"}
 
 
 def model_digest(path: Path) -> str:

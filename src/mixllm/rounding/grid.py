@@ -102,10 +102,7 @@ class Grids:
     def _grid(self, scale: Tensor, zero: Tensor, multiplier: Tensor) -> Grid:
         limits = self.limits
         zero = torch.where(limits.free, zero.clamp(min=0).minimum(limits.top), 0.0)
-        # multiplier * (code - zero) must stay an int8, as the kernels have it.
-        first = (zero + (limits.least / multiplier).ceil()).clamp(min=0)
-        last = (zero + (INT8_MAX / multiplier).floor()).minimum(limits.top)
-        return Grid(scale, zero, torch.where(limits.free, first, -limits.top), last, multiplier)
+        return Grid(scale, zero, *limits.codes(zero, multiplier), multiplier)
 
     def _stored(self, scale: Tensor) -> Tensor:
         halves = scale.clamp(max=MOST_HALF).half().float()
@@ -148,6 +145,15 @@ class Limits:
         multiplier = torch.exp2(8 - width).clamp(max=MULTIPLIER_MAX)
         steps = torch.where(free, (multiplier * top / 2).floor() - 1, INT8_MAX)
         return cls(free, wide, top, torch.where(wide, -INT8_MAX, INT8_MIN), multiplier, steps)
+
+    def codes(self, zero: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest code of groups, float32 [N, G] as zero and multiplier are.
+
+        multiplier * (code - zero) must stay an int8, as the kernels have it.
+        """
+        first = (zero + (self.least / multiplier).ceil()).clamp(min=0)
+        last = (zero + (INT8_MAX / multiplier).floor()).minimum(self.top)
+        return torch.where(self.free, first, -self.top), last
 
     def scale(self, low: Tensor, high: Tensor) -> Tensor:
         """The step that spans low <= 0 to high >= 0, float32 [N, 1] each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ def _nearest(x: Tensor, width: int) -> Tensor:
     return seen
 
 
+@cache
+def _hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What rotate multiplies blocks of this size by; made once, in many steps."""
+    return rotate(torch.eye(size, device=device)).to(dtype)
+
+
 def _rotate(x: Tensor) -> Tensor:
     """mixllm.rotation.rotate by matrix products: one launch for twenty, sums in another order."""
     whole = x.shape[-1] // BLOCK * BLOCK
@@ -62,6 +69,6 @@ def _rotate(x: Tensor) -> Tensor:
     for part, size in ((x[..., :whole], BLOCK), (x[..., whole:], x.shape[-1] - whole)):
         if size and part.shape[-1]:
             block = size & -size
-            matrix = rotate(torch.eye(block, device=x.device)).to(x.dtype)
+            matrix = _hadamard(block, x.device, x.dtype)
             parts.append((part.unflatten(-1, (-1, block)) @ matrix).flatten(-2))
     return torch.cat(parts, dim=-1)

@@ -1,9 +1,10 @@
-"""Row scales learned end to end: what the float model says, the quantized one shall say.
+"""Row scales, and codes if wanted, learned end to end, with the float model as the teacher.
 
 Rounding sees one layer at a time; what its errors add up to over the whole model can still be made smaller
 by the one thing that is not an integer, the scale of each row. They are tuned by Adam on the mean
-KL(float || quantized) over the calibration windows, as the last phase of EfficientQAT (arXiv 2407.11062)
-tunes step sizes on a loss. Codes, zeros and multipliers stay, so nothing changes at run time.
+KL(float || quantized) over windows of text, as the last phase of EfficientQAT (arXiv 2407.11062)
+tunes step sizes on a loss. Zeros and multipliers stay, codes too unless they are learned with the scales (see
+mixllm.tuning.cells), so nothing changes at run time.
 
 The gradient goes through the model block by block: a forward pass keeps the states between blocks, and the
 backward pass runs each block again.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,10 @@ from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
 LEARNING_RATE = 1e-3
+# Of places, in codes.
+PLACE_RATE = 3e-3
+# Adam's, below the gradients of single codes, which are some 1e-9 nats.
+TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
 
@@ -36,13 +42,14 @@ def tune_scales(
     format: Format,
     *,
     epochs: int,
+    codes: bool = False,
     seed: int,
     progress: Progress,
 ) -> dict[str, Rounded]:
-    """The same layers, by full module name, with tuned row scales.
+    """The same layers, by full module name, with tuned row scales; codes: and codes.
 
-    ids: int64 [samples, L], the calibration windows, seen `epochs` times each. The quantized blocks are
-    on the decoder's device all the time: a byte a weight.
+    ids: int64 [samples, L], windows of text, seen `epochs` times each. The quantized blocks are on the
+    decoder's device all the time: a byte a weight.
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
@@ -52,10 +59,14 @@ def tune_scales(
             wanted.append(_float_states(decoder, part))
             bar.advance()
         target = torch.cat(wanted)
-        blocks = [_open(stack, decoder, i, layers, format) for i in range(len(decoder))]
+        blocks = [_open(stack, decoder, i, layers, format, codes) for i in range(len(decoder))]
         tuned = [linears for _, linears, _ in blocks]
-        gains = [layer.gain for linears in tuned for layer in linears.values()]
-        adam = torch.optim.Adam(gains, lr=LEARNING_RATE, betas=(0.9, 0.99))
+        every = [layer for linears in tuned for layer in linears.values()]
+        groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in every]}]
+        places = [layer.cells.place for layer in every if layer.cells is not None]
+        if places:
+            groups.append({"params": places, "lr": PLACE_RATE, "eps": TINY})
+        adam = torch.optim.Adam(groups, lr=LEARNING_RATE, betas=(0.9, 0.99))
         fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
         for _ in range(epochs):
             for chosen in torch.randperm(len(ids), generator=order).split(WINDOWS):
@@ -63,11 +74,7 @@ def tune_scales(
                 adam.step()
                 fading.step()
                 bar.advance()
-    return {
-        name: layers[name].scaled(layer.gain.detach().exp())
-        for linears in tuned
-        for name, layer in linears.items()
-    }
+    return {name: layer.result(layers[name]) for linears in tuned for name, layer in linears.items()}
 
 
 @contextmanager
@@ -94,12 +101,21 @@ def _float_states(decoder: Decoder, ids: Tensor) -> Tensor:
     return hidden.cpu()
 
 
-def _open(stack: ExitStack, decoder: Decoder, i: int, layers: Mapping[str, Rounded], format: Format) -> Tuned:
+def _open(
+    stack: ExitStack,
+    decoder: Decoder,
+    i: int,
+    layers: Mapping[str, Rounded],
+    format: Format,
+    codes: bool,
+) -> Tuned:
     """Block i with tuned layers in the place of its linears, until the stack ends."""
     block = stack.enter_context(decoder.block(i))
     linears, seen = {}, Seen(format)
     for name, linear in block.linears.items():
-        linears[name] = TunedLinear(layers[name], format, linear.bias, seen).to(decoder.device)
+        weight = linear.weight.detach() if codes else None
+        made = TunedLinear(layers[name], format, linear.bias, seen, weight)
+        linears[name] = made.to(decoder.device)
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
@@ -107,7 +123,7 @@ def _open(stack: ExitStack, decoder: Decoder, i: int, layers: Mapping[str, Round
 
 
 def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
-    """Put the gradient of the windows' mean KL divergence into every gain."""
+    """Put the gradient of the windows' mean KL divergence into all that is tuned."""
     states = [decoder.embed(ids)]
     with torch.no_grad():
         for block, _, seen in blocks:
@@ -121,11 +137,11 @@ def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: T
         hidden = states.pop().requires_grad_()
         with torch.enable_grad():
             out = block(hidden)
-        gains = [layer.gain for layer in linears.values()]
+        learned = [parameter for layer in linears.values() for parameter in layer.learned]
         # An expert that no token chose has no gradient.
         gradient, *own = torch.autograd.grad(
-            out, [hidden, *gains], gradient, allow_unused=True, materialize_grads=True
+            out, [hidden, *learned], gradient, allow_unused=True, materialize_grads=True
         )
         seen.forget()
-        for gain, part in zip(gains, own, strict=True):
-            gain.grad = part
+        for parameter, part in zip(learned, own, strict=True):
+            parameter.grad = part
