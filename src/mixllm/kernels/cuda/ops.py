@@ -92,7 +92,7 @@ def quantize_into(
     )  # fmt: skip
     kind = 0 if fused is None else fused.kind
     tiled = codes.dim() == 3
-    if tiled and kind == 0 and takes_many(x.dtype, tokens, padded):
+    if tiled and kind == 0 and arguments.aligned and takes_many(x.dtype, tokens, padded):
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
         many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
         return many.launch(blocks, threads, arguments)
@@ -102,7 +102,7 @@ def quantize_into(
 
 
 def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
-    """Whether csrc/quantize_many.cu quantizes so many tokens, where they are wanted tiled."""
+    """Whether csrc/quantize_many.cu quantizes so many tokens, in whole vectors, where they are wanted tiled."""
     return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
 
 

@@ -125,9 +125,8 @@ __device__ __noinline__ u32 divided(float v, float s) {
 }
 
 // Four codes in the low bytes of four words.
-__device__ __forceinline__ u32 low_bytes(const u32 (&bits)[8], int first) {
-  const u32 low = __byte_perm(bits[first], bits[first + 1], 0x0040);
-  const u32 high = __byte_perm(bits[first + 2], bits[first + 3], 0x0040);
+__device__ __forceinline__ u32 low_four(const u32* bits) {
+  const u32 low = __byte_perm(bits[0], bits[1], 0x0040), high = __byte_perm(bits[2], bits[3], 0x0040);
   return __byte_perm(low, high, 0x5410);
 }
 
@@ -142,11 +141,11 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
     low[e] = __float_as_uint(__fmaf_rn(v[e], s.below, ROUNDER));
     high[e] = __float_as_uint(__fmaf_rn(v[e], s.above, ROUNDER));
   }
-  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
-  if (packed[0] == low_bytes(high, 0) && packed[1] == low_bytes(high, 4)) return;
+  packed[0] = low_four(low), packed[1] = low_four(low + 4);
+  if (packed[0] == low_four(high) && packed[1] == low_four(high + 4)) return;
 #pragma unroll
   for (int e = 0; e < 8; ++e) low[e] = divided(v[e], s.value);
-  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
+  packed[0] = low_four(low), packed[1] = low_four(low + 4);
 }
 
 // Writes the codes of inputs at .. at + 7 as hopper.cu wants them: [groups][tokens][128] in lines that its copies take as
