@@ -64,6 +64,7 @@ def test_as_the_reference(
 FRESH = [
     ({}, StripTile(8, 4, 4, 60000), 50, 20, 1000, 1, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 20, 9, 700, 3, HALF),
+    ({}, StripTile(8, 4, 4, 60000), 33, 20, 1000, 4, BFLOAT),
     ({"rotation": "none"}, StripTile(8, 2, 4, 60000), 30, 0, 450, 2, FLOAT),
     ({"weight_scale": "group"}, StripTile(8, 8, 8, 60000), 0, 30, 129, 7, HALF),
 ]

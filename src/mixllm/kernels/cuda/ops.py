@@ -102,7 +102,7 @@ def quantize_into(
 
 
 def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
-    """Whether csrc/quantize_many.cu quantizes so many tokens, in whole vectors, where they are wanted tiled."""
+    """Whether csrc/quantize_many.cu quantizes so many tokens of whole vectors, wanted tiled."""
     return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
 
 

@@ -53,20 +53,25 @@ __device__ __forceinline__ void load_one_by_one(const void* row, int at, int inp
   for (int e = 0; e < 8; ++e) v[e] = at + e < inputs ? element(row, at + e) : 0.0f;
 }
 
-// The values of COUNT vectors: vector k of `threads` there is inputs start + 8 (k * threads + thread) .. of a row. All of a
-// thread's loads are on their way before the first is looked at.
-template <int COUNT, typename Source>
-__device__ __forceinline__ void load(const Source& p, const void* row, int start, int thread, int threads, float (&v)[COUNT][8]) {
+// The values of COUNT vectors, vector k inputs place(k) .. of a row. All of a thread's loads are on their way before the first
+// is looked at.
+template <int COUNT, typename Source, typename Place>
+__device__ __forceinline__ void load(const Source& p, const void* row, Place place, float (&v)[COUNT][8]) {
   if (p.aligned) {
     Raw raw[COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) raw[k] = load_raw(row, start + (k * threads + thread) * 8, p.inputs);
+    for (int k = 0; k < COUNT; ++k) raw[k] = load_raw(row, place(k), p.inputs);
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) to_floats(raw[k], v[k]);
   } else {
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) load_one_by_one(row, start + (k * threads + thread) * 8, p.inputs, v[k]);
+    for (int k = 0; k < COUNT; ++k) load_one_by_one(row, place(k), p.inputs, v[k]);
   }
+}
+
+__device__ __forceinline__ void butterfly(float& a, float& b) {
+  const float sum = __fadd_rn(a, b), difference = __fsub_rn(a, b);
+  a = sum, b = difference;
 }
 
 // Butterflies over strides 1, 2, 4 in registers and 8 .. 64 between the sixteen lanes of a block: a + b, a - b in
@@ -78,8 +83,7 @@ __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       if (e & stride) continue;
-      const float a = v[e], b = v[e + stride];
-      v[e] = __fadd_rn(a, b), v[e + stride] = __fsub_rn(a, b);
+      butterfly(v[e], v[e + stride]);
     }
   }
 #pragma unroll
@@ -94,6 +98,45 @@ __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
   }
 #pragma unroll
   for (int e = 0; e < 8; ++e) v[e] = __fmul_rn(v[e], norm);
+}
+
+// The same where four lanes share a block: lane c has its vectors c, c + 4, c + 8 and c + 12 (COUNT is 4), so that two of the seven strides
+// are other lanes' instead of four.
+template <int COUNT>
+__device__ __forceinline__ void rotate_quarter(float (&v)[COUNT][8], int block, float norm) {
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k)
+#pragma unroll
+    for (int stride = 1; stride < 8; stride *= 2)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (e & stride || (TAIL && stride >= block)) continue;
+        butterfly(v[k][e], v[k][e + stride]);
+      }
+#pragma unroll
+  for (int stride = 8; stride < 32; stride *= 2) {
+    const float sign = threadIdx.x & (stride / 8) ? -1.0f : 1.0f;
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        const float turned = __fmaf_rn(v[k][e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[k][e], stride / 8));
+        v[k][e] = TAIL && stride >= block ? v[k][e] : turned;
+      }
+  }
+#pragma unroll
+  for (int apart = 1; apart < COUNT; apart *= 2)
+#pragma unroll
+    for (int k = 0; k < COUNT; ++k)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        if (k & apart || (TAIL && apart * 32 >= block)) continue;
+        butterfly(v[k][e], v[k + apart][e]);
+      }
+#pragma unroll
+  for (int k = 0; k < COUNT; ++k)
+#pragma unroll
+    for (int e = 0; e < 8; ++e) v[k][e] = __fmul_rn(v[k][e], norm);
 }
 
 // The bits of the largest |v|. A NaN wins, and as integers the bits of positive floats are ordered as they are,

@@ -102,10 +102,6 @@ struct Quarter {
 
  private:
   __device__ __forceinline__ bool tail() const { return TAIL && block >= p.inputs / 128 * 128; }
-  __device__ __forceinline__ static void butterfly(float& a, float& b) {
-    const float sum = __fadd_rn(a, b), difference = __fsub_rn(a, b);
-    a = sum, b = difference;
-  }
 };
 
 // round(fl(v * norm) / s), as round_to_codes() does it: both factors are one here, and the bounds wide enough for the

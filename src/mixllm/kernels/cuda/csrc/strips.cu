@@ -134,6 +134,8 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN && TOKEN_SCALES, "whole warps for a token's one scale");
   const Shape& shape = given.product.shape;
   const int token = warp / SHARERS, thread = threadIdx.x % EACH;
+  // Where a vector's inputs begin: four vectors are a quarter of a block.
+  const auto place = [&](int k) { return (VECTORS == 4 ? thread / 4 * 16 + k * 4 + thread % 4 : k * EACH + thread) * 8; };
   const bool there = token < shape.tokens;
   // The second set of sums is not in use yet.
   u32* tops = reinterpret_cast<u32*>(shared + SUMS_AT + SUM_BYTES);
@@ -146,15 +148,18 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   float v[VECTORS][8];
   u32 top = 0;
   if (there) {
-    load(given, static_cast<const u8*>(given.x) + token * given.x_pitch * INPUT_BYTES, 0, thread, EACH, v);
+    load(given, static_cast<const u8*>(given.x) + token * given.x_pitch * INPUT_BYTES, place, v);
+    if constexpr (ROTATE) {
+      const auto tail = [&](int k) { return TAIL && place(k) >= given.inputs / 128 * 128; };
+      if constexpr (VECTORS == 4) {
+        rotate_quarter(v, tail(0) ? given.tail_block : 128, tail(0) ? given.tail_norm : NORM_128);
+      } else {
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
-      if constexpr (ROTATE) {
-        const bool tail = TAIL && (k * EACH + thread) * 8 >= given.inputs / 128 * 128;
-        rotate(v[k], tail ? given.tail_block : 128, tail ? given.tail_norm : NORM_128);
+        for (int k = 0; k < VECTORS; ++k) rotate(v[k], tail(k) ? given.tail_block : 128, tail(k) ? given.tail_norm : NORM_128);
       }
-      top = max(top, top_bits(v[k]));
     }
+#pragma unroll
+    for (int k = 0; k < VECTORS; ++k) top = max(top, top_bits(v[k]));
   }
   top = __reduce_max_sync(0xFFFFFFFFu, top);
   if (lane == 0) tops[warp] = top;
@@ -164,7 +169,7 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   if (there) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
-      const int at = (k * EACH + thread) * 8;
+      const int at = place(k);
       if (at >= shape.groups * 128) continue;
       u32 packed[2];
       round_to_codes(v[k], scale, packed);
