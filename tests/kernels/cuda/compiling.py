@@ -60,7 +60,7 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**many.macros(), **scales.macros()}
                 name = " ".join(["hopper.cu", *map(str, macros.values())])
                 found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
-            for _, _, few in skinny.table(scales.key):
+            for few in (row.tile for row in skinny.table(scales.key)):
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
