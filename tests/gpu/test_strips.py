@@ -34,7 +34,7 @@ FAST = PROFILES["fast"]
     t=st.integers(1, 8),
     dtype=st.sampled_from(DTYPES),
     half=st.booleans(),
-    chosen=st.sampled_from([*strips.BESIDE, strips.ALONE]),
+    chosen=st.sampled_from(sorted(strips.tiles("whole") | strips.tiles("grouped"), key=str)),
     seed=st.integers(0, 999),
 )
 def test_product(
@@ -60,7 +60,7 @@ def test_product(
     if chosen.stages(linear.scales, t, groups, x_scales) >= strips.LEAST_STAGES:
         rest = (linear.tensors, bias, linear.scales, linear.group, chosen)
         check(run_guarded(x, n4 + n8, lambda y: skinny.gemm_into(y, *quantized, *rest)))
-    found = strips.quantizes(linear.scales, t, groups)
+    found = strips.quantizes(linear.scales, t, n4 + n8, groups)
     if found:
         fresh = (x, linear.tensors, bias, linear.scales, rotate, *found)
         check(run_guarded(x, n4 + n8, lambda y: strips.linear_into(y, *fresh)))
@@ -71,7 +71,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     """Each product's inputs are the outputs of the one before, which still runs when it starts."""
     weight = random_weight(3700, 396, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    found = strips.quantizes(linear.scales, t, 32)
+    found = strips.quantizes(linear.scales, t, 4096, 32)
     assert found
     states = [torch.randn(t, 4096, device="cuda", dtype=torch.bfloat16)]
     for _ in range(12):

@@ -64,7 +64,9 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
-            for strip, fresh in product([*strips.BESIDE, strips.ALONE], FRESH if scales.token else FRESH[:1]):
+            for strip, fresh in product(
+                sorted(strips.tiles(scales.key), key=str), FRESH if scales.token else FRESH[:1]
+            ):
                 macros = {**strip.macros(), **scales.macros(), **fresh}
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)

@@ -35,21 +35,33 @@ def test_what_is_chosen_has_room(scales: Scales, tokens: int, groups: int) -> No
 
 def test_where_it_quantizes_the_next_product_has_room_beside() -> None:
     for groups, tokens in ((5, 8), (32, 1), (32, 2), (64, 1)):
-        found = quantizes(FAST, tokens, groups)
+        found = quantizes(FAST, tokens, 4096, groups)
         assert found is not None
         tile, (places, vectors) = found
         assert tile.shared == HALF
         assert places >= tokens
         assert 32 * tile.warps // places * vectors * 8 >= groups * 128
-        assert choose(FAST, 0, tokens, 4096, groups) in strips.BESIDE
-    for groups, tokens in ((32, 4), (64, 2), (112, 1)):
-        assert quantizes(FAST, tokens, groups) is None
-        assert choose(FAST, 0, tokens, 4096, groups) == strips.ALONE
+        given = choose(FAST, 0, tokens, 4096, groups)
+        assert given is not None and given.shared == HALF
+    for groups, tokens in ((64, 4), (112, 2), (224, 1)):
+        assert quantizes(FAST, tokens, 4096, groups) is None
+        after = choose(FAST, 0, tokens, 4096, groups)
+        assert after is not None and after.shared > HALF
 
 
 def test_scales_of_groups_are_made_before() -> None:
-    assert quantizes(PAPER, 1, 32) is None
-    assert choose(PAPER, 128, 1, 4096, 32) == strips.ALONE
+    assert quantizes(PAPER, 1, 4096, 32) is None
+    after = choose(PAPER, 128, 1, 4096, 32)
+    assert after is not None and after.shared > HALF
+
+
+@pytest.mark.parametrize("key", ["whole", "grouped"])
+@pytest.mark.parametrize("use", ["fresh", "given", "after"])
+def test_table_is_in_order_and_a_tile_has_all_tokens(key: str, use: str) -> None:
+    rows = strips.table(key, use)
+    assert [row.tokens for row in rows] == sorted(row.tokens for row in rows)
+    assert all(row.tile.bn >= row.tokens for row in rows)
+    assert all(row.tile.slots % row.tile.warps == 0 for row in rows)
 
 
 def test_wide_layers_have_longer_stages() -> None:
@@ -59,7 +71,7 @@ def test_wide_layers_have_longer_stages() -> None:
 
 
 def test_more_tokens_go_elsewhere() -> None:
-    assert choose(FAST, 0, 9, 4096, 32) is None
+    assert choose(FAST, 0, 17, 4096, 32) is None
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class CudaLinear:
         rotate = self.format.rotation == "hadamard"
         index, groups = x.device.index, weight.codes4.shape[1]
         few = skinny.takes(index, self.scales, len(flat), channels, groups)
-        if few and strips.quantizes(self.scales, len(flat), groups):
+        if few and strips.quantizes(self.scales, len(flat), channels, groups):
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
         sizes = (self.scales, self.group, len(flat), channels, groups)
@@ -100,7 +100,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for tile in tiles:
             if tile:
                 skinny.product(index, scales, tile)
-        for found in {strips.quantizes(scales, t, groups) for t in few}:
+        for found in {strips.quantizes(scales, t, channels, groups) for t in few}:
             if found:
                 for dtype in dtypes:
                     strips.product(index, scales, *found, dtype, rotate, tail)

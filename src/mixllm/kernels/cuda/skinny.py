@@ -7,7 +7,6 @@ of them come in rows, for strips.py.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from mixllm.kernels.cuda import strips
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
+from mixllm.kernels.cuda.rows import Row, fitting, read
 from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -67,24 +67,10 @@ class SkinnyTile:
         return (self.stages * stage + self.bn * 8 + 15) // 16 * 16 + sums + 16
 
 
-@dataclass(frozen=True)
-class Row:
-    """A tile and the most tokens, channels and groups of 128 inputs that it is for."""
-
-    tokens: int
-    channels: int
-    groups: int
-    tile: SkinnyTile
-
-
 @cache
-def table(key: str) -> tuple[Row, ...]:
+def table(key: str) -> tuple[Row[SkinnyTile], ...]:
     """In order of tokens; the first row that has a product's sizes is taken."""
-
-    def row(tokens: int, channels: int = sys.maxsize, groups: int = sys.maxsize, **tile: int) -> Row:
-        return Row(tokens, channels, groups, SkinnyTile(**tile))
-
-    return tuple(row(**fields) for fields in json.loads(TABLE.read_text())[key])
+    return read(json.loads(TABLE.read_text())[key], SkinnyTile)
 
 
 def most_tokens(scales: Scales) -> int:
@@ -95,12 +81,7 @@ def most_tokens(scales: Scales) -> int:
 @lru_cache(4096)
 def choose(scales: Scales, tokens: int, channels: int, groups: int) -> SkinnyTile | None:
     """The tile for a product; None where hopper.cu is faster. groups: of 128 inputs."""
-    fits = (
-        row.tile
-        for row in table(scales.key)
-        if tokens <= row.tokens and channels <= row.channels and groups <= row.groups
-    )
-    return next(fits, None)
+    return next(fitting(table(scales.key), tokens, channels, groups), None)
 
 
 def takes(index: int, scales: Scales, tokens: int, channels: int, groups: int) -> bool:
