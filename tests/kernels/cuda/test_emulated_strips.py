@@ -32,6 +32,18 @@ CASES = [
     ({"weight_scale": "group"}, StripTile(16, 2, 2, 60000), 90, 40, 1100, 9, 7, BFLOAT),
     ({"activation_group": 256}, StripTile(16, 4, 4, 70000), 70, 20, 1100, 11, 3, FLOAT),
     ({"weight_scale": "row"}, StripTile(8, 4, 4, 60000), 60, 33, 700, 7, 3, BFLOAT),
+    ({}, StripTile(16, 2, 4, 50000, 4), 170, 40, 2050, 13, 2, BFLOAT),
+    ({}, StripTile(8, 4, 8, 60000, 6), 400, 40, 1100, 5, 3, HALF),
+    (
+        {"weight_scale": "group", "activation_group": 128},
+        StripTile(16, 2, 2, 60000, 3),
+        70,
+        50,
+        1500,
+        9,
+        2,
+        HALF,
+    ),
 ]
 
 
@@ -43,7 +55,7 @@ def test_as_the_reference(
     format = PROFILES["fast"].model_copy(update=change)
     weight = random_weight(n4, n8, k, format, k)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": tile.threads - 32}
+    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": 32 * tile.warps}
     kernel = build("strips.cu", "mixed_gemm", macros, tmp_path, 900)
     monkeypatch.setattr(skinny, "product", lambda *_: kernel)
     monkeypatch.setattr(skinny, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
@@ -80,7 +92,7 @@ def test_quantizing_by_itself(
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
 
     def kernel(_source: str, entry: str, macros: tuple[tuple[str, int], ...], *_: int) -> object:
-        given = {**dict(macros), "NAMED_BARRIER": tile.threads - 32}
+        given = {**dict(macros), "NAMED_BARRIER": 32 * tile.warps}
         return build("strips.cu", entry, given, tmp_path, 900)
 
     monkeypatch.setattr(strips, "kernel", kernel)

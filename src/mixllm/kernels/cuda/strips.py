@@ -39,12 +39,14 @@ class _Given(ctypes.Structure):
 
 @dataclass(frozen=True)
 class StripTile:
-    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block."""
+    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks of
+    so many groups of activations; chunk 0: all."""
 
     bn: int
     warps: int
     slots: int
     shared: int
+    chunk: int = 0
 
     bm = 16
     blocks = 1
@@ -55,10 +57,10 @@ class StripTile:
 
     @property
     def threads(self) -> int:
-        return 32 * (self.warps + 1)
+        return 32 * (self.warps + 1 + (self.chunk > 0))
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "QUANTIZE": 0}
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
         return {**sizes, "SHARED": self.shared, "BLOCKS": 2 if self.shared <= HALF else 1}
 
     def shared_bytes(self, scales: Scales) -> int:
@@ -66,14 +68,15 @@ class StripTile:
 
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
-        notes = 272 + self.bn * 8 + 2 * self.warps * 64 * self.bn
-        ring = _up(_up(notes) + tokens * (groups * 128 + 64) + x_scale_bytes)
+        notes = 288 + self.bn * 8 + 2 * self.warps * 64 * self.bn
+        x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
+        ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
     def prologue(self, tokens: int, groups: int) -> Prologue | None:
         """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
         places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
-        if not places:
+        if not places or self.chunk:
             return None
         each = 32 * self.warps // places
         vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
