@@ -20,6 +20,7 @@ from tests.kernels.cuda.weights import random_weight
 pytestmark = pytest.mark.nvcc
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+PAPER = {"weight_scale": "group", "activation_group": 128}
 # What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
 # round and that don't, blocks with and without strips of each kind, missing rows, tokens and slots.
 CASES = [
@@ -28,7 +29,7 @@ CASES = [
     ({}, StripTile(16, 2, 2, 50000), 170, 0, 1100, 13, 2, FLOAT),
     ({}, StripTile(16, 2, 4, 60000), 0, 90, 700, 16, 4, BFLOAT),
     ({}, StripTile(8, 8, 16, 90000), 100, 100, 2050, 8, 1, BFLOAT),
-    ({"weight_scale": "group", "activation_group": 128}, StripTile(8, 2, 4, 60000), 70, 50, 2050, 3, 2, HALF),
+    (PAPER, StripTile(8, 2, 4, 60000), 70, 50, 2050, 3, 2, HALF),
     ({"weight_scale": "group"}, StripTile(16, 2, 2, 60000), 90, 40, 1100, 9, 7, BFLOAT),
     ({"activation_group": 256}, StripTile(16, 4, 4, 70000), 70, 20, 1100, 11, 3, FLOAT),
     ({"weight_scale": "row"}, StripTile(8, 4, 4, 60000), 60, 33, 700, 7, 3, BFLOAT),

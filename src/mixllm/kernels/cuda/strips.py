@@ -39,8 +39,8 @@ class _Given(ctypes.Structure):
 
 @dataclass(frozen=True)
 class StripTile:
-    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks of
-    so many groups of activations; chunk 0: all."""
+    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
+    of so many groups of activations; chunk 0: all of them."""
 
     bn: int
     warps: int

@@ -138,15 +138,22 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, in
       }
 #pragma unroll
       for (int i = 0; i < MI; ++i) {
-        int sum[4] = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
+        // Where a warp has little to do beside, each panel has a sum: the chain of products is half as long.
+        constexpr int SUMS = MI == 1 && NJ <= 2 ? PANELS : 1;
+        int sums[SUMS][4] = {};
 #pragma unroll
-        for (int panel = 0; panel < PANELS; ++panel) {
-          mma<false>(sum, a[i][panel][0], b[panel].x, b[panel].y);
-          mma<false>(sum, a[i][panel][1], b[panel].z, b[panel].w);
-        }
+        for (int e = 0; e < 4; ++e) sums[0][e] = MAGIC_BITS;
+#pragma unroll
+        for (int step = 0; step < 2; ++step)
+#pragma unroll
+          for (int panel = 0; panel < PANELS; ++panel) {
+            const Words4& v = b[panel];
+            mma<false>(sums[panel % SUMS], a[i][panel][step], step == 0 ? v.x : v.z, step == 0 ? v.y : v.w);
+          }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float value = rescale(sum[e], scales[i].s[e / 2], scales[i].minus_magic_s[e / 2]);
+          const int sum = SUMS == 2 ? sums[0][e] + sums[SUMS - 1][e] : sums[0][e];
+          const float value = rescale(sum, scales[i].s[e / 2], scales[i].minus_magic_s[e / 2]);
           const float before = __int_as_float(tile.v[i][j][e]);
           tile.v[i][j][e] = __float_as_int(TOKEN_SCALES ? before + value : __fmaf_rn(value, s_a[e % 2], before));
         }

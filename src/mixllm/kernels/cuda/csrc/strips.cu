@@ -347,7 +347,7 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
       return;
     }
   }
-  for (int u = warp; u < count; u += WARPS) {
+  const auto add = [&](int u) {
     if constexpr (WHOLE_SUM) {
       Slot<EIGHT> slot;
       slot.load(x, w + u * 1024, scales_of(u), first + u, lane);
@@ -358,7 +358,15 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
           tile, w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
           [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
     }
+  };
+  // In a row, so that a slot's loads are asked for before the sums of the one before are there.
+  if (!WHOLE_SUM && count == SLOTS) {
+#pragma unroll
+    for (int own = 0; own < OWN; ++own) add(own * WARPS + warp);
+    return;
   }
+#pragma unroll 1
+  for (int u = warp; u < count; u += WARPS) add(u);
 }
 
 __device__ __forceinline__ void consume(const Given& given, const Strips& strips, const Space& space, u8* shared, int warp,
