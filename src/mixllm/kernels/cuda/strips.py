@@ -57,7 +57,7 @@ class StripTile:
 
     @property
     def threads(self) -> int:
-        return 32 * (self.warps + 1 + (self.chunk > 0))
+        return 32 * (self.warps + 2 + (self.chunk > 0))
 
     def macros(self) -> dict[str, int]:
         sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
@@ -68,7 +68,8 @@ class StripTile:
 
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
-        notes = 288 + self.bn * 8 + 2 * self.warps * 64 * self.bn
+        sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
+        notes = 320 + self.bn * 8 + self.warps * 8 + sums
         x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
         ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))

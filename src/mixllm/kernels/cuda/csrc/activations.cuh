@@ -100,45 +100,6 @@ __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
   for (int e = 0; e < 8; ++e) v[e] = __fmul_rn(v[e], norm);
 }
 
-// The same where four lanes share a block: lane c has its vectors c, c + 4, c + 8 and c + 12 (COUNT is 4), so that two of the seven strides
-// are other lanes' instead of four.
-template <int COUNT>
-__device__ __forceinline__ void rotate_quarter(float (&v)[COUNT][8], int block, float norm) {
-#pragma unroll
-  for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-    for (int stride = 1; stride < 8; stride *= 2)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (e & stride || (TAIL && stride >= block)) continue;
-        butterfly(v[k][e], v[k][e + stride]);
-      }
-#pragma unroll
-  for (int stride = 8; stride < 32; stride *= 2) {
-    const float sign = threadIdx.x & (stride / 8) ? -1.0f : 1.0f;
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const float turned = __fmaf_rn(v[k][e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[k][e], stride / 8));
-        v[k][e] = TAIL && stride >= block ? v[k][e] : turned;
-      }
-  }
-#pragma unroll
-  for (int apart = 1; apart < COUNT; apart *= 2)
-#pragma unroll
-    for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        if (k & apart || (TAIL && apart * 32 >= block)) continue;
-        butterfly(v[k][e], v[k + apart][e]);
-      }
-#pragma unroll
-  for (int k = 0; k < COUNT; ++k)
-#pragma unroll
-    for (int e = 0; e < 8; ++e) v[k][e] = __fmul_rn(v[k][e], norm);
-}
-
 // The bits of the largest |v|. A NaN wins, and as integers the bits of positive floats are ordered as they are,
 // with infinity and NaN on top: further maxima may be integer ones.
 __device__ __forceinline__ u32 top_bits(const float (&v)[8]) {

@@ -7,15 +7,15 @@
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
-// more share the memory's whole bandwidth at the end. The warps of a block have every WARPS-th slot of a strip and add up
-// in shared memory.
+// more share the memory's whole bandwidth at the end. The warps of a block have every WARPS-th slot of a strip; one more
+// warp adds up what they leave in shared memory and writes it, so that they need not wait for each other.
 //
 // One lane has the copy engine fill a ring with slots, which lie one after the other in memory, and their scales; and once
 // earlier kernels are done, all of X, in rows. With room for two blocks on an SM the next product's blocks are there while
 // this one runs, their rings full.
 //
-// Where all of X has no room, up to WARPS strips are multiplied by one chunk of it after the other, which another warp asks
-// for; the warp that will write a strip keeps its sums meanwhile.
+// Where all of X has no room, up to BATCH strips are multiplied by one chunk of it after the other, which another warp asks
+// for; their sums are kept meanwhile.
 constexpr int BM = 16, WM = 1;
 #if QUANTIZE > 0
 #include "activations.cuh"
@@ -23,12 +23,15 @@ constexpr int BM = 16, WM = 1;
 #include "direct.cuh"
 
 constexpr bool CHUNKED = CHUNK > 0;
-constexpr int THREADS = 32 * (WARPS + 1 + CHUNKED), NJ = BN / 8;  // and the warps that fetch
+// Beside those that multiply: the warp that writes, that which fetches weights, that which fetches chunks.
+constexpr int WRITER = WARPS, FETCHER = WARPS + 1, THREADS = 32 * (WARPS + 2 + CHUNKED), NJ = BN / 8;
 constexpr int META = META4 > META8 ? META4 : META8;
 constexpr int SCALES_AT = SLOTS * 1024, STAGE_BYTES = SLOTS * (1024 + META);
-constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4;
+constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4, BATCH = 8, KEPT_BYTES = CHUNKED ? BATCH * 16 * BN * 4 : 0;
 constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8, X_EMPTY_AT = X_FULL_AT + 16;
-constexpr int TABLE_AT = X_EMPTY_AT + 16, SUMS_AT = TABLE_AT + BN * 8, X_AT = (SUMS_AT + 2 * SUM_BYTES + 127) / 128 * 128;
+constexpr int SUMS_FULL_AT = X_EMPTY_AT + 16, SUMS_EMPTY_AT = SUMS_FULL_AT + 16, TABLE_AT = SUMS_EMPTY_AT + 16;
+constexpr int TOPS_AT = TABLE_AT + BN * 8, SUMS_AT = TOPS_AT + WARPS * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
+constexpr int X_AT = (KEPT_AT + KEPT_BYTES + 127) / 128 * 128;
 static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
 static_assert(!CHUNKED || QUANTIZE == 0, "a token's scale wants all of it");
 
@@ -120,9 +123,9 @@ struct Walk {
     slot += SLOTS;
     if (slot < end) return;
     ++index;
-    if (CHUNKED && (index % WARPS == 0 || !strips.at(index, strip))) {
+    if (CHUNKED && (index % BATCH == 0 || !strips.at(index, strip))) {
       if (++chunk < chunks_of(strips.shape))
-        index = (index - 1) / WARPS * WARPS;
+        index = (index - 1) / BATCH * BATCH;
       else
         chunk = 0;
     }
@@ -164,11 +167,9 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN && TOKEN_SCALES, "whole warps for a token's one scale");
   const Shape& shape = given.product.shape;
   const int token = warp / SHARERS, thread = threadIdx.x % EACH;
-  // Where a vector's inputs begin: four vectors are a quarter of a block.
-  const auto place = [&](int k) { return (VECTORS == 4 ? thread / 4 * 16 + k * 4 + thread % 4 : k * EACH + thread) * 8; };
+  const auto place = [&](int k) { return (k * EACH + thread) * 8; };
   const bool there = token < shape.tokens;
-  // The second set of sums is not in use yet.
-  u32* tops = reinterpret_cast<u32*>(shared + SUMS_AT + SUM_BYTES);
+  u32* tops = reinterpret_cast<u32*>(shared + TOPS_AT);
   int* totals = reinterpret_cast<int*>(tops + WARPS);
   const auto top_of = [&](int token) {
     u32 top = 0;
@@ -179,17 +180,14 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   u32 top = 0;
   if (there) {
     load(given, static_cast<const u8*>(given.x) + token * given.x_pitch * INPUT_BYTES, place, v);
-    if constexpr (ROTATE) {
-      const auto tail = [&](int k) { return TAIL && place(k) >= given.inputs / 128 * 128; };
-      if constexpr (VECTORS == 4) {
-        rotate_quarter(v, tail(0) ? given.tail_block : 128, tail(0) ? given.tail_norm : NORM_128);
-      } else {
 #pragma unroll
-        for (int k = 0; k < VECTORS; ++k) rotate(v[k], tail(k) ? given.tail_block : 128, tail(k) ? given.tail_norm : NORM_128);
+    for (int k = 0; k < VECTORS; ++k) {
+      if constexpr (ROTATE) {
+        const bool tail = TAIL && place(k) >= given.inputs / 128 * 128;
+        rotate(v[k], tail ? given.tail_block : 128, tail ? given.tail_norm : NORM_128);
       }
+      top = max(top, top_bits(v[k]));
     }
-#pragma unroll
-    for (int k = 0; k < VECTORS; ++k) top = max(top, top_bits(v[k]));
   }
   top = __reduce_max_sync(0xFFFFFFFFu, top);
   if (lane == 0) tops[warp] = top;
@@ -245,7 +243,7 @@ __device__ __forceinline__ void fetch_chunks(const Given& p, const Strips& strip
   wait_for_earlier_kernels();
   Strip strip;
   int turn = 0;
-  for (int begin = 0; strips.at(begin, strip); begin += WARPS)
+  for (int begin = 0; strips.at(begin, strip); begin += BATCH)
     for (int first = 0; first < row; first += CHUNK * 128, ++turn) {
       if (turn > 1) barrier_wait(space.base + X_EMPTY_AT + turn % 2 * 8, (turn / 2 - 1) % 2);
       ask_for_x(p, space, turn, first, min(CHUNK * 128, row - first));
@@ -369,29 +367,38 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
   for (int u = warp; u < count; u += WARPS) add(u);
 }
 
+// Goes through a block's strips in the order in which they are multiplied: visit(strip, index, chunk) for each chunk of X.
+// begin_chunk(turn, chunk), end_chunk(turn): before the first and behind the last strip of each.
+template <typename Begin, typename Visit, typename End>
+__device__ __forceinline__ void go_through(const Strips& strips, Begin begin_chunk, Visit visit, End end_chunk) {
+  const int chunks = chunks_of(strips.shape);
+  Strip here;
+  int turn = 0;
+  for (int begin = 0; strips.at(begin, here); begin += BATCH) {
+    for (int chunk = 0; chunk < chunks; ++chunk, ++turn) {
+      begin_chunk(turn, chunk);
+      for (int index = begin; (!CHUNKED || index < begin + BATCH) && strips.at(index, here); ++index) visit(here, index, chunk);
+      end_chunk(turn);
+    }
+    if (!CHUNKED) break;
+  }
+}
+
 __device__ __forceinline__ void consume(const Given& given, const Strips& strips, const Space& space, u8* shared, int warp,
                                         int lane) {
-  const Arguments& p = product_of(given);
-  const u32 table = space.base + TABLE_AT;
-  // The warps write a strip each in turn, and ask for what they must know of the next one long before.
-  Strip here, own;
-  Pair rows;
-  const auto ask = [&](int index) {
-    if (strips.at(index, own)) rows = Pair(p, own.row16, own.eight, lane / 4);
-  };
-  ask(warp);
   wait_for_earlier_kernels();
   await_x(given, space, shared, warp, lane);
-  const int chunks = chunks_of(p.shape);
+  Tokens x(product_of(given), space, 0, 0, lane);
   Turn turn;
-  int pieces = 0, x_turn = 0;
-  for (int begin = 0; strips.at(begin, here); begin += WARPS) {
-    Tile kept;
-    kept.clear();
-    for (int chunk = 0; chunk < chunks; ++chunk, ++x_turn) {
-      if (CHUNKED) barrier_wait(space.base + X_FULL_AT + x_turn % 2 * 8, x_turn / 2 % 2);
-      const Tokens x(p, space, x_turn, chunk, lane);
-      for (int index = begin; (!CHUNKED || index < begin + WARPS) && strips.at(index, here); ++index, ++pieces) {
+  int pieces = 0;
+  go_through(
+      strips,
+      [&](int x_turn, int chunk) {
+        if (!CHUNKED) return;
+        barrier_wait(space.base + X_FULL_AT + x_turn % 2 * 8, x_turn / 2 % 2);
+        x = Tokens(product_of(given), space, x_turn, chunk, lane);
+      },
+      [&](const Strip& here, int, int chunk) {
         Tile tile;
         tile.clear();
         const Part part(here, chunk);
@@ -407,26 +414,62 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
           if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
           turn.next(space.stages);
         }
-        // Two sets of sums, so that a warp which is ahead by a strip overwrites nothing.
-        Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + pieces % 2 * SUM_BYTES) + lane;
+        const int set = pieces % 2;
+        if (pieces > 1) barrier_wait(space.base + SUMS_EMPTY_AT + set * 8, (pieces / 2 - 1) % 2);
+        Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + set * SUM_BYTES) + lane;
 #pragma unroll
         for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
-        named_barrier<32 * WARPS>(1);
-        if (warp != index % WARPS) continue;
-        if (!CHUNKED) kept.clear();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
+        ++pieces;
+      },
+      [&](int x_turn) {
+        __syncwarp();
+        if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
+      });
+}
+
+// All that the writing warp does.
+__device__ __forceinline__ void write_all(const Arguments& p, const Strips& strips, const Space& space, u8* shared, int lane) {
+  const int chunks = chunks_of(p.shape);
+  // What must be known of a strip's rows is asked for while the one before is multiplied.
+  Pair rows;
+  const auto ask = [&](int index) {
+    Strip next;
+    if (strips.at(index, next)) rows = Pair(p, next.row16, next.eight, lane / 4);
+  };
+  ask(0);
+  wait_for_earlier_kernels();
+  int pieces = 0;
+  go_through(
+      strips, [](int, int) {},
+      [&](const Strip& here, int index, int chunk) {
+        const int set = pieces % 2;
+        Tile tile;
+        tile.clear();
+        Words4* kept = reinterpret_cast<Words4*>(shared + KEPT_AT + index % BATCH * (16 * BN * 4)) + lane;
+        if (CHUNKED && chunk > 0) {
 #pragma unroll
-        for (int other = 0; other < WARPS; ++other)
+          for (int j = 0; j < NJ; ++j) tile.add(0, j, kept[j * 32]);
+        }
+        barrier_wait(space.base + SUMS_FULL_AT + set * 8, pieces / 2 % 2);
+        const Words4* sums = reinterpret_cast<const Words4*>(shared + SUMS_AT + set * SUM_BYTES) + lane;
 #pragma unroll
-          for (int j = 0; j < NJ; ++j) kept.add(0, j, sums[(other * NJ + j) * 32]);
-        if (chunk + 1 < chunks) continue;
-        write(kept, p, rows, table, !here.eight, lane % 4);
-        ask(index + WARPS);
-      }
-      __syncwarp();
-      if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
-    }
-    if (!CHUNKED) break;
-  }
+        for (int warp = 0; warp < WARPS; ++warp)
+#pragma unroll
+          for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(warp * NJ + j) * 32]);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
+        ++pieces;
+        if (CHUNKED && chunk + 1 < chunks) {
+#pragma unroll
+          for (int j = 0; j < NJ; ++j) kept[j * 32] = tile.words(0, j);
+          return;
+        }
+        write(tile, p, rows, space.base + TABLE_AT, !here.eight, lane % 4);
+        ask(index + 1);
+      },
+      [](int) {});
 }
 
 // Two blocks leave registers for the kernels between two products: as many as a third would have.
@@ -446,6 +489,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) mixed_gem
     for (int turn = 0; turn < 2; ++turn) {
       barrier_init(space.base + X_FULL_AT + turn * 8, 1);
       barrier_init(space.base + X_EMPTY_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
     }
     barriers_made();
   }
@@ -453,7 +498,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) mixed_gem
   const Strips strips(p.shape);
   if (warp < WARPS)
     consume(given, strips, space, shared, warp, lane);
-  else if (lane == 0 && warp == WARPS)
+  else if (warp == WRITER)
+    write_all(p, strips, space, shared, lane);
+  else if (lane == 0 && warp == FETCHER)
     fetch_all(given, strips, space);
 #if CHUNK > 0
   else if (lane == 0)
