@@ -42,8 +42,9 @@ Candidates = Mapping[int, Sequence[Any]]  # by tokens, tiles of one kernel
 SHAPES = [(6144, 4096), (4096, 14336), (28672, 4096), (8192, 8192)]
 # A layer of at most so many channels is narrow: the first two.
 NARROW = 6144
-# Layers of more channels or groups may leave skinny.cu before its last tile is full.
-LARGE = {"channels": 10240, "groups": 64}
+# Layers of more channels or groups than one of these may leave skinny.cu for hopper.cu with so many tokens.
+LIMITS = ({}, {"channels": 10240, "groups": 128}, {"channels": 8192, "groups": 64})
+LEFT = (32, 64)
 
 
 def compile_one(job: tuple[Any, Scales, str]) -> None:
@@ -100,32 +101,37 @@ def tune(profile: str, candidates: Candidates, scales: Scales, tiled: bool) -> l
 
 
 def leave_to_hopper(profile: str, rows: list[dict[str, int]]) -> None:
-    """Limits the rows of the most tokens to smaller layers where hopper.cu is faster on the large ones."""
+    """Limits rows of skinny.json to the layers on which hopper.cu is not faster."""
     format, scales = PROFILES[profile], Scales.of(PROFILES[profile], False)
     group = 0 if format.activation_group == "token" else format.activation_group
-    table, most, ratios = read(rows, skinny.SkinnyTile), rows[-1]["tokens"], []
-    for n, k in SHAPES:
-        groups = -(-k // GROUP_SIZE)
-        if n <= LARGE["channels"] and groups <= LARGE["groups"]:
-            continue
-        weights = copies(random_tensors(format, n, k, 0.1))
-        rows16 = len(weights[0][0]) + len(weights[0][1])
-        tile = next(fitting(table, most, n, groups))
-        for t in (most * 3 // 4, most):
-            x = torch.randn(t, k, dtype=torch.bfloat16, device="cuda")
+    for most in LEFT:
+        table, times = read([row for row in rows if row["tokens"] == most], skinny.SkinnyTile), []
+        for n, k in SHAPES:
+            weights, groups = copies(random_tensors(format, n, k, 0.1)), -(-k // GROUP_SIZE)
+            x = torch.randn(most, k, dtype=torch.bfloat16, device="cuda")
             quantized = ops.quantize(x, format.rotation == "hadamard", group, True)
-            y = torch.empty(t, n, dtype=torch.bfloat16, device="cuda")
-            theirs = hopper.choose(scales, t, rows16, groups, device(0).multiprocessors)
-            times = []
-            for run, chosen in ((skinny.gemm_into, tile), (hopper.gemm_into, theirs)):
+            y = torch.empty(most, n, dtype=torch.bfloat16, device="cuda")
+            rows16 = len(weights[0][0]) + len(weights[0][1])
+            ours = next(fitting(table, most, n, groups))
+            theirs = hopper.choose(scales, most, rows16, groups, device(0).multiprocessors)
+            both = []
+            for run, chosen in ((skinny.gemm_into, ours), (hopper.gemm_into, theirs)):
                 given: Any = partial(run, y, *quantized)
-                times.append(timed([partial(given, w, None, scales, group, chosen) for w in weights]))
-            ratios.append(times[1] / times[0])
-            print(profile, f"{n}x{k} T={t} skinny, hopper", [round(us, 1) for us in times], flush=True)
-    if statistics.geometric_mean(ratios) < 1:
+                both.append(timed([partial(given, w, None, scales, group, chosen) for w in weights]))
+            times.append((n, groups, *both))
+            print(profile, f"{n}x{k} T={most} skinny, hopper", [round(us, 1) for us in both], flush=True)
+
+        def mean(limits: dict[str, int], times: list[tuple[int, int, float, float]] = times) -> float:
+            most = (limits.get("channels", sys.maxsize), limits.get("groups", sys.maxsize))
+            return statistics.geometric_mean(
+                skinny if n <= most[0] and groups <= most[1] else hopper
+                for n, groups, skinny, hopper in times
+            )
+
+        limits = min(LIMITS, key=mean)
         for row in rows:
-            if row["tokens"] == most:
-                row.update(LARGE, channels=min(row.get("channels", LARGE["channels"]), LARGE["channels"]))
+            if row["tokens"] == most and limits:
+                row.update(limits, channels=min(row.get("channels", limits["channels"]), limits["channels"]))
 
 
 def best(by_tile: Mapping[Any, list[float]], counts: Callable[[int], bool]) -> Any:

@@ -25,8 +25,11 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 FLAGS = 4096
 MOST_THREADS = 896
 PART_THREADS = 256
+# Tokens that clusters of blocks share, and how many blocks they may be where there are more than 16 tokens.
+MOST_SHARED = 64
+MOST_PARTS = 264
 LEAST_MANY = 65
-MANY_THREADS = 768
+MANY_THREADS = 1024
 BAND = 16
 
 
@@ -107,7 +110,7 @@ def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
 
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
-    """Threads a block, and as many blocks as SMs have registers for, or fewer with equally many tokens."""
+    """Threads a block, and as many blocks as SMs have threads for, or fewer with equally many tokens."""
     threads = -(-padded // 1024) * 32
     each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
     return threads, -(-tokens // each)
@@ -127,12 +130,17 @@ def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dic
 
 def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:
     """Vectors of 8 a thread, threads a block, rounds, blocks a token: many threads for few tokens, else many
-    vectors. Where blocks can be clusters very few tokens are shared among small ones, a round each."""
+    vectors. Where blocks can be clusters few tokens are shared among small ones, a round each."""
     total = padded // 8
-    if clusters and tokens <= 16 and total <= 8 * 4 * PART_THREADS:
-        parts = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
-        vectors = next(n for n in (1, 2, 4) if total <= parts * n * PART_THREADS)
-        return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
+    if clusters and tokens <= MOST_SHARED and total <= 8 * 4 * PART_THREADS:
+        # Small blocks find room beside a product; where there are many of them, half as many threads must do.
+        enough = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
+        few = tokens <= 16
+        parts = enough if few else next(n for n in (8, 4, 2, 1) if n * tokens <= MOST_PARTS or n == 1)
+        parts = min(parts, enough)
+        if few or (parts > 1 and total > 2 * PART_THREADS):
+            vectors = next(n for n in (1, 2, 4) if total <= parts * n * (1 if few else 2) * PART_THREADS)
+            return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
     for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
         threads = -(-total // vectors // 64) * 64
         if threads <= (MOST_THREADS if tokens <= 64 or vectors == 4 else 256):

@@ -27,7 +27,7 @@ TABLE = Path(__file__).with_name("strips.json")
 
 Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
-HALF, WHOLE = 112640, 232448
+HALF, WHOLE = 113664, 232448
 
 
 class _Given(ctypes.Structure):

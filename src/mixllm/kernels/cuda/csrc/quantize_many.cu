@@ -2,8 +2,8 @@
 //
 // Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; THREADS, the most in a block.
 //
-// A block goes through every gridDim-th token; the next one's inputs are on their way while it works. Four lanes share a
-// Hadamard block: lane c has inputs 16 b + 4 c .. 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies
+// A block goes through every gridDim-th token. A thread's 64 registers hold no second token's inputs, but an SM has as many
+// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c .. 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies
 // want another lane's values (a shuffle costs as much as a sum) and its codes are whole 16-byte pieces of a line as
 // hopper.cu wants it. The only barrier of a token is that for its largest value.
 #include "activations.cuh"
@@ -23,7 +23,7 @@ struct Arguments {
 };
 
 constexpr int MOST_WARPS = THREADS / 32, SIXTEENS = 8, WIDTH = GROUP == 0 ? 128 : GROUP;
-static_assert(INPUT != 2, "float32 leaves no registers for the next token");
+static_assert(INPUT != 2, "float32 takes more registers");
 
 struct Quarter {
   const Arguments& p;
@@ -32,16 +32,13 @@ struct Quarter {
   __device__ __forceinline__ explicit Quarter(const Arguments& p) : p(p) {
     c = threadIdx.x % 4, block = threadIdx.x / 4 * 128;
   }
-  __device__ __forceinline__ const u8* row(int token) const {
-    return static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 4) * INPUT_BYTES;
-  }
-  // What lies behind the row's end keeps its zeros.
-  __device__ __forceinline__ void ask(const u8* row, Words2 (&raw)[SIXTEENS]) const {
+  // Zeros behind the row's end.
+  __device__ __forceinline__ void read(int token, float (&v)[SIXTEENS][4]) const {
+    const u8* row = static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 4) * INPUT_BYTES;
+    Words2 raw[SIXTEENS] = {};
 #pragma unroll
     for (int b = 0; b < SIXTEENS; ++b)
       if ((TAIL ? block + b * 16 + c * 4 : block) < p.inputs) raw[b] = load_l2_8(row + b * 16 * INPUT_BYTES);
-  }
-  __device__ __forceinline__ static void read(const Words2 (&raw)[SIXTEENS], float (&v)[SIXTEENS][4]) {
 #pragma unroll
     for (int b = 0; b < SIXTEENS; ++b) {
       const u32 words[2] = {raw[b].x, raw[b].y};
@@ -151,16 +148,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][lane] : 0);
     if (lane == 0) p.sums[token] = sum;
   };
-  const u8* row = its.row(blockIdx.x);
-  const i64 step = gridDim.x * p.x_pitch * INPUT_BYTES;
-  Words2 raw[SIXTEENS] = {};
-  its.ask(row, raw);
   int turn = 0, before = -1;
   for (int token = blockIdx.x; token < p.tokens; token += gridDim.x, turn ^= 1) {
     float v[SIXTEENS][4];
-    its.read(raw, v);
-    row += step;
-    if (token + gridDim.x < p.tokens) its.ask(row, raw);
+    its.read(token, v);
     if constexpr (ROTATE) its.rotate_all(v);
     float largest = 0.0f;
 #pragma unroll
