@@ -112,7 +112,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
     padded = groups * 128
-    tokens = [*range(1, 18), 33, 65, least]
+    tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
         (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))

@@ -148,6 +148,12 @@ def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, in
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
+def launch_shapes(padded: int, clusters: bool) -> set[tuple[int, int]]:
+    """Vectors and blocks a token of every number of tokens."""
+    every = (launch_shape(tokens, padded, clusters) for tokens in range(1, MOST_SHARED + 2))
+    return {(vectors, parts) for vectors, _, _, parts in every}
+
+
 @cache
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
