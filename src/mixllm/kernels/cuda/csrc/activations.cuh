@@ -53,19 +53,19 @@ __device__ __forceinline__ void load_one_by_one(const void* row, int at, int inp
   for (int e = 0; e < 8; ++e) v[e] = at + e < inputs ? element(row, at + e) : 0.0f;
 }
 
-// The values of COUNT vectors, vector k inputs place(k) .. of a row. All of a thread's loads are on their way before the first
-// is looked at.
-template <int COUNT, typename Source, typename Place>
-__device__ __forceinline__ void load(const Source& p, const void* row, Place place, float (&v)[COUNT][8]) {
+// The values of COUNT vectors: vector k of `threads` there is inputs start + 8 (k * threads + thread) .. of a row. All of a
+// thread's loads are on their way before the first is looked at.
+template <int COUNT, typename Source>
+__device__ __forceinline__ void load(const Source& p, const void* row, int start, int thread, int threads, float (&v)[COUNT][8]) {
   if (p.aligned) {
     Raw raw[COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) raw[k] = load_raw(row, place(k), p.inputs);
+    for (int k = 0; k < COUNT; ++k) raw[k] = load_raw(row, start + (k * threads + thread) * 8, p.inputs);
 #pragma unroll
     for (int k = 0; k < COUNT; ++k) to_floats(raw[k], v[k]);
   } else {
 #pragma unroll
-    for (int k = 0; k < COUNT; ++k) load_one_by_one(row, place(k), p.inputs, v[k]);
+    for (int k = 0; k < COUNT; ++k) load_one_by_one(row, start + (k * threads + thread) * 8, p.inputs, v[k]);
   }
 }
 

@@ -56,7 +56,7 @@ __device__ __forceinline__ float inverse_norm(const Arguments& p, const void* ro
   float sum = 0.0f;
   for (int round = 0; round < p.rounds; ++round) {
     float v[VECTORS][8];
-    load(p, row, [&](int k) { return ((round * VECTORS + k) * blockDim.x + threadIdx.x) * 8; }, v);
+    load(p, row, round * VECTORS * 8 * blockDim.x, threadIdx.x, blockDim.x, v);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k)
 #pragma unroll
@@ -76,13 +76,13 @@ __device__ __forceinline__ float inverse_norm(const Arguments& p, const void* ro
 // The values of one round, after what is fused, rotated. other: the norm's weight or the other factor's row.
 __device__ __forceinline__ void fetch(const Arguments& p, const void* row, const void* other, float norm, int start,
                                       float (&v)[VECTORS][8]) {
-  load(p, row, [&](int k) { return start + (k * blockDim.x + threadIdx.x) * 8; }, v);
+  load(p, row, start, threadIdx.x, blockDim.x, v);
   if constexpr (FUSED != 0) {
     // One vector after the other: there are no registers for all.
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
       float w[1][8];
-      load(p, other, [&](int) { return start + (k * blockDim.x + threadIdx.x) * 8; }, w);
+      load(p, other, start + k * blockDim.x * 8, threadIdx.x, blockDim.x, w);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
         const float x = v[k][e];

@@ -167,7 +167,6 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   static_assert(WARPS % QUANTIZE == 0 && QUANTIZE <= BN && TOKEN_SCALES, "whole warps for a token's one scale");
   const Shape& shape = given.product.shape;
   const int token = warp / SHARERS, thread = threadIdx.x % EACH;
-  const auto place = [&](int k) { return (k * EACH + thread) * 8; };
   const bool there = token < shape.tokens;
   u32* tops = reinterpret_cast<u32*>(shared + TOPS_AT);
   int* totals = reinterpret_cast<int*>(tops + WARPS);
@@ -179,11 +178,11 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   float v[VECTORS][8];
   u32 top = 0;
   if (there) {
-    load(given, static_cast<const u8*>(given.x) + token * given.x_pitch * INPUT_BYTES, place, v);
+    load(given, static_cast<const u8*>(given.x) + token * given.x_pitch * INPUT_BYTES, 0, thread, EACH, v);
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
       if constexpr (ROTATE) {
-        const bool tail = TAIL && place(k) >= given.inputs / 128 * 128;
+        const bool tail = TAIL && (k * EACH + thread) * 8 >= given.inputs / 128 * 128;
         rotate(v[k], tail ? given.tail_block : 128, tail ? given.tail_norm : NORM_128);
       }
       top = max(top, top_bits(v[k]));
@@ -197,7 +196,7 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   if (there) {
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) {
-      const int at = place(k);
+      const int at = (k * EACH + thread) * 8;
       if (at >= shape.groups * 128) continue;
       u32 packed[2];
       round_to_codes(v[k], scale, packed);
@@ -352,7 +351,7 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
       slot.add_to(tile);
     } else {
       const int n = (first + u) * (EIGHT ? 1 : 2);
-      accumulate<EIGHT>(
+      accumulate<EIGHT, true>(
           tile, w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
           [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
     }
