@@ -20,15 +20,16 @@ def test_two_blocks_leave_room_for_the_quantizer() -> None:
 
 
 @pytest.mark.parametrize("scales", KINDS, ids=str)
-@pytest.mark.parametrize("tokens", [1, 5, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 8, 16])
 @pytest.mark.parametrize("groups", [5, 32, 64, 112, 224])
 def test_what_is_chosen_has_room(scales: Scales, tokens: int, groups: int) -> None:
     group = 0 if scales.token else 128
     tile = choose(scales, group, tokens, 4096, groups)
     if tile is None:
-        assert tokens * groups >= 8 * 112
+        assert tokens * groups >= 16 * 112
         return
-    x = tokens * groups * 128 + (0 if scales.token else groups * -(-tokens // 4) * 16)
+    x = tokens * min(groups, 2 * tile.chunk or groups) * 128
+    x += 0 if scales.token else groups * -(-tokens // 4) * 16
     assert tile.bn >= tokens
     assert x + strips.LEAST_STAGES * tile.slots * 1024 < tile.shared
 

@@ -117,7 +117,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     launches = {
         (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))
         for n in tokens
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters)]
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:

@@ -99,7 +99,8 @@ def quantize_into(
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
         many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
         return many.launch(blocks, threads, arguments)
-    vectors, threads, arguments.rounds, parts = launch_shape(tokens, padded, target.capability >= (9, 0))
+    shape = launch_shape(tokens, padded, target.capability >= (9, 0), group)
+    vectors, threads, arguments.rounds, parts = shape
     run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled, parts)
     run.launch(tokens * parts, threads, arguments)
 
@@ -128,17 +129,19 @@ def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dic
     return {**kind, "THREADS": MANY_THREADS}
 
 
-def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:
+def launch_shape(tokens: int, padded: int, clusters: bool, group: int) -> tuple[int, int, int, int]:
     """Vectors of 8 a thread, threads a block, rounds, blocks a token: many threads for few tokens, else many
-    vectors. Where blocks can be clusters few tokens are shared among small ones, a round each."""
+    vectors. Where blocks can be clusters few tokens are shared among small ones, a round each; but short
+    tokens with one scale (group 0) are a block's each, which takes less than to meet for it."""
     total = padded // 8
-    if clusters and tokens <= MOST_SHARED and total <= 8 * 4 * PART_THREADS:
+    wide = total > 2 * PART_THREADS
+    if clusters and tokens <= MOST_SHARED and total <= 8 * 4 * PART_THREADS and (wide or group > 0):
         # Small blocks find room beside a product; where there are many of them, half as many threads must do.
         enough = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
         few = tokens <= 16
         parts = enough if few else next(n for n in (8, 4, 2, 1) if n * tokens <= MOST_PARTS or n == 1)
         parts = min(parts, enough)
-        if few or (parts > 1 and total > 2 * PART_THREADS):
+        if few or (parts > 1 and wide):
             vectors = next(n for n in (1, 2, 4) if total <= parts * n * (1 if few else 2) * PART_THREADS)
             return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
     for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
@@ -148,9 +151,9 @@ def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, in
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
 
 
-def launch_shapes(padded: int, clusters: bool) -> set[tuple[int, int]]:
+def launch_shapes(padded: int, clusters: bool, group: int) -> set[tuple[int, int]]:
     """Vectors and blocks a token of every number of tokens."""
-    every = (launch_shape(tokens, padded, clusters) for tokens in range(1, MOST_SHARED + 2))
+    every = (launch_shape(tokens, padded, clusters, group) for tokens in range(1, MOST_SHARED + 2))
     return {(vectors, parts) for vectors, _, _, parts in every}
 
 
