@@ -64,9 +64,10 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
-            for strip, fresh in product(
-                sorted(strips.tiles(scales.key), key=str), FRESH if scales.token else FRESH[:1]
-            ):
+            alone = {row.tile for row in strips.table(scales.key, "fresh")} if scales.token else set()
+            every = strips.tiles(scales.key)
+            pairs = [(strip, fresh) for fresh in FRESH for strip in (alone if fresh else every)]
+            for strip, fresh in sorted(pairs, key=str):
                 macros = {**strip.macros(), **scales.macros(), **fresh}
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
