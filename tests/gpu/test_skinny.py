@@ -64,6 +64,20 @@ def test_product(
     assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=1e-5)
 
 
+@pytest.mark.parametrize(("n", "k"), [(10300, 300), (200, 16600)])
+def test_wide_and_long_layers_go_through_hopper(n: int, k: int) -> None:
+    """Twice, since the second call repeats the launches of the first."""
+    weight = random_weight(n - 40, 40, k, FAST, k, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    with torch.no_grad():
+        for t in (17, 31, 63):
+            assert not skinny.takes(0, linear.scales, t, n, -(-k // 128))
+            for seed in (t, t + 1):
+                x = shapes.inputs(t, k, seed).cuda().half()
+                expected = reference.ReferenceLinear(weight, FAST)(x)
+                assert torch.equal(linear(x), expected)
+
+
 @pytest.mark.parametrize("t", [1, 4, 16, 40, 64])
 def test_back_to_back_in_a_graph(t: int) -> None:
     """Each product starts while the one before runs, on the same buffers: what it reads must be its own."""
