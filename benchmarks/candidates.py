@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mixllm.kernels.cuda.skinny import SkinnyTile
+from mixllm.kernels.cuda.strips import HALF, WHOLE, StripTile
 from mixllm.kernels.cuda.tiles import Tile
 
 ANY = 1_000_000_000
@@ -58,3 +59,12 @@ SKINNY_GROUPED = {
     32: [SkinnyTile(64, 32, 2, 1, 5, 2, 2), SkinnyTile(128, 32, 2, 1, 8, 1, 1)],
     64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
 }
+
+# Of csrc/strips.cu, with and without room for the next product's blocks.
+STRIPS = [
+    StripTile(8, 8, 16, HALF),
+    StripTile(8, 8, 32, HALF),
+    StripTile(8, 8, 32, WHOLE),
+    StripTile(8, 16, 16, WHOLE),
+    StripTile(16, 16, 16, WHOLE),
+]

@@ -87,10 +87,10 @@ def time_mixllm(
     rotate = format.rotation == "hadamard"
     rows16, groups = len(weights[0][0]) + len(weights[0][1]), -(-k // GROUP_SIZE)
     size = (scales, group, tokens, n, groups)
-    few = skinny.takes(0, scales, tokens)
+    few = skinny.takes(0, scales, tokens, n, groups)
     many = hopper.takes(0, scales, tokens)
-    few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n) if few else None
-    fresh = strips.quantizes(scales, tokens, groups) if few else None
+    few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n, groups) if few else None
+    fresh = strips.quantizes(scales, tokens, n, groups) if few else None
     quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
     any_tile = choose(scales, tokens, device(0).shared_limit)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)

@@ -1,7 +1,8 @@
 """Choose the tile for each number of tokens and write the tables that dispatch reads.
 
-    python benchmarks/tune.py --out src/mixllm/kernels/cuda        (tiles.json; on Hopper skinny.json too)
+    python benchmarks/tune.py --out src/mixllm/kernels/cuda
 
+That is tiles.json, and on Hopper skinny.json and strips.json (tune_strips.py); hopper.py goes by a formula.
 For each bucket of tokens every candidate runs on a few layer shapes with 10 % 8-bit rows; the least geometric
 mean of the times wins, in skinny.json for narrow and for wide layers apart. A candidate whose result differs
 from the first one's is left out and reported.
@@ -10,7 +11,6 @@ from the first one's is left out and reported.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -25,13 +25,16 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from candidates import BUCKETS, CANDIDATES, GROUPED, SKINNY, SKINNY_GROUPED
+import tune_strips
+from candidates import BUCKETS, CANDIDATES, GROUPED, SKINNY, SKINNY_GROUPED, STRIPS
 from kernels import RAW, copies, random_tensors
 from timing import timed
 
-from mixllm.config import PROFILES
-from mixllm.kernels.cuda import ops, skinny
+from mixllm.config import GROUP_SIZE, PROFILES
+from mixllm.kernels.cuda import hopper, ops, skinny
 from mixllm.kernels.cuda.build import cubin
+from mixllm.kernels.cuda.launch import device
+from mixllm.kernels.cuda.rows import fitting, read, write
 from mixllm.kernels.cuda.tiles import Scales
 
 Candidates = Mapping[int, Sequence[Any]]  # by tokens, tiles of one kernel
@@ -39,6 +42,9 @@ Candidates = Mapping[int, Sequence[Any]]  # by tokens, tiles of one kernel
 SHAPES = [(6144, 4096), (4096, 14336), (28672, 4096), (8192, 8192)]
 # A layer of at most so many channels is narrow: the first two.
 NARROW = 6144
+# Layers of more channels or groups than one of these may leave skinny.cu for hopper.cu with so many tokens.
+LIMITS = ({}, {"channels": 10240, "groups": 128}, {"channels": 8192, "groups": 64})
+LEFT = (32, 64)
 
 
 def compile_one(job: tuple[Any, Scales, str]) -> None:
@@ -94,6 +100,40 @@ def tune(profile: str, candidates: Candidates, scales: Scales, tiled: bool) -> l
     return rows
 
 
+def leave_to_hopper(profile: str, rows: list[dict[str, int]]) -> None:
+    """Limits rows of skinny.json to the layers on which hopper.cu is not faster."""
+    format, scales = PROFILES[profile], Scales.of(PROFILES[profile], False)
+    group = 0 if format.activation_group == "token" else format.activation_group
+    for most in LEFT:
+        table, times = read([row for row in rows if row["tokens"] == most], skinny.SkinnyTile), []
+        for n, k in SHAPES:
+            weights, groups = copies(random_tensors(format, n, k, 0.1)), -(-k // GROUP_SIZE)
+            x = torch.randn(most, k, dtype=torch.bfloat16, device="cuda")
+            quantized = ops.quantize(x, format.rotation == "hadamard", group, True)
+            y = torch.empty(most, n, dtype=torch.bfloat16, device="cuda")
+            rows16 = len(weights[0][0]) + len(weights[0][1])
+            ours = next(fitting(table, most, n, groups))
+            theirs = hopper.choose(scales, most, rows16, groups, device(0).multiprocessors)
+            both = []
+            for run, chosen in ((skinny.gemm_into, ours), (hopper.gemm_into, theirs)):
+                given: Any = partial(run, y, *quantized)
+                both.append(timed([partial(given, w, None, scales, group, chosen) for w in weights]))
+            times.append((n, groups, *both))
+            print(profile, f"{n}x{k} T={most} skinny, hopper", [round(us, 1) for us in both], flush=True)
+
+        def mean(limits: dict[str, int], times: list[tuple[int, int, float, float]] = times) -> float:
+            most = (limits.get("channels", sys.maxsize), limits.get("groups", sys.maxsize))
+            return statistics.geometric_mean(
+                skinny if n <= most[0] and groups <= most[1] else hopper
+                for n, groups, skinny, hopper in times
+            )
+
+        limits = min(LIMITS, key=mean)
+        for row in rows:
+            if row["tokens"] == most and limits:
+                row.update(limits, channels=min(row.get("channels", limits["channels"]), limits["channels"]))
+
+
 def best(by_tile: Mapping[Any, list[float]], counts: Callable[[int], bool]) -> Any:
     """The tile with the least mean time over the shapes whose channels count; times are by shape, tokens."""
 
@@ -111,17 +151,31 @@ def main() -> None:
     parser.add_argument("--arch", default="sm_90a", help="of the GPU that this runs on")
     arguments = parser.parse_args()
     whole, grouped = Scales(0, True), Scales(1, False)
-    tables: dict[str, tuple[Candidates, Candidates]] = {"tiles": (CANDIDATES, GROUPED)}
-    if arguments.arch == "sm_90a":
-        tables["skinny"] = (SKINNY, SKINNY_GROUPED)
-    for name, (for_whole, for_grouped) in tables.items():
-        compile_all([(for_whole, whole), (for_grouped, grouped)], arguments.arch)
-        tiled = name == "skinny"
-        found = {
-            "whole": tune("fast", for_whole, whole, tiled),
-            "grouped": tune("paper", for_grouped, grouped, tiled),
-        }
-        (arguments.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    compile_all([(CANDIDATES, whole), (GROUPED, grouped)], arguments.arch)
+    tables = {
+        "whole": tune("fast", CANDIDATES, whole, False),
+        "grouped": tune("paper", GROUPED, grouped, False),
+    }
+    write(arguments.out / "tiles.json", tables)
+    if arguments.arch != "sm_90a":
+        return
+    strips = {0: STRIPS}
+    compile_all([(SKINNY, whole), (SKINNY_GROUPED, grouped), (strips, whole), (strips, grouped)], "sm_90a")
+    tables = {
+        "whole": tune("fast", SKINNY, whole, True),
+        "grouped": tune("paper", SKINNY_GROUPED, grouped, True),
+    }
+    for profile, found in (("fast", tables["whole"]), ("paper", tables["grouped"])):
+        leave_to_hopper(profile, found)
+    skinny.TABLE = arguments.out / "skinny.json"
+    write(skinny.TABLE, tables)
+    skinny.table.cache_clear()
+    skinny.choose.cache_clear()
+    of_strips = {
+        key: tune_strips.measure(PROFILES[profile], scales, SHAPES, NARROW)
+        for key, profile, scales in (("whole", "fast", whole), ("grouped", "paper", grouped))
+    }
+    write(arguments.out / "strips.json", of_strips)
 
 
 if __name__ == "__main__":

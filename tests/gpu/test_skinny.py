@@ -52,14 +52,30 @@ def test_product(
     n8 = max(n8, 1 - n4)
     weight = random_weight(n4, n8, k, format, seed, half=half, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    t = min(t, skinny.table(linear.scales.key)[-1][0])
+    rows = skinny.table(linear.scales.key)
+    t = min(t, rows[-1].tokens)
+    tile = next(row.tile for row in rows if t <= row.tokens and n4 + n8 <= row.channels)
     x = shapes.inputs(t, k, seed).cuda().to(dtype)
     if t > 2:
         x[t // 2, k // 2] = torch.nan
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
-    y = run(linear, x, bias, skinny.choose(linear.scales, t, n4 + n8))
+    y = run(linear, x, bias, tile)
     expected = reference.ReferenceLinear(weight, format)(x, bias)
     assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=1e-5)
+
+
+@pytest.mark.parametrize(("n", "k"), [(10300, 300), (200, 16600)])
+def test_wide_and_long_layers_go_through_hopper(n: int, k: int) -> None:
+    """Twice, since the second call repeats the launches of the first."""
+    weight = random_weight(n - 40, 40, k, FAST, k, device="cuda")
+    linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
+    with torch.no_grad():
+        for t in (17, 31, 63):
+            assert not skinny.takes(0, linear.scales, t, n, -(-k // 128))
+            for seed in (t, t + 1):
+                x = shapes.inputs(t, k, seed).cuda().half()
+                expected = reference.ReferenceLinear(weight, FAST)(x)
+                assert torch.equal(linear(x), expected)
 
 
 @pytest.mark.parametrize("t", [1, 4, 16, 40, 64])
@@ -68,7 +84,8 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     weight = random_weight(1500, 200, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
     inputs = [torch.randn(t, 4096, device="cuda", dtype=torch.half) for _ in range(12)]
-    tile = skinny.choose(linear.scales, t, 1700)
+    tile = skinny.choose(linear.scales, t, 1700, 32)
+    assert tile
     buffers = ops.quantize(inputs[0], True, 0, True)
     outputs = [torch.full((t, 1700), 7777.0, device="cuda", dtype=torch.half) for _ in inputs]
     alone = []

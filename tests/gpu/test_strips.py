@@ -13,6 +13,7 @@ from torch import Tensor
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import reference
 from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops, skinny, strips
+from mixllm.kernels.cuda.strips import WHOLE, StripTile
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.gpu.test_cuda import DTYPES, true_division
@@ -23,6 +24,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs an s
 __all__ = ["true_division"]  # a fixture that is used by being here
 
 FAST = PROFILES["fast"]
+# Those of the tables, and with few groups of activations at a time.
+TILES = [*sorted(strips.tiles("whole") | strips.tiles("grouped"), key=str), StripTile(16, 8, 16, WHOLE, 8)]
 
 
 @settings(deadline=None, max_examples=200)
@@ -31,10 +34,10 @@ FAST = PROFILES["fast"]
     n4=st.integers(0, 5000),
     n8=st.integers(0, 3000),
     k=shapes.in_features,
-    t=st.integers(1, 8),
+    t=st.integers(1, 16),
     dtype=st.sampled_from(DTYPES),
     half=st.booleans(),
-    chosen=st.sampled_from([*strips.BESIDE, strips.ALONE]),
+    chosen=st.sampled_from(TILES),
     seed=st.integers(0, 999),
 )
 def test_product(
@@ -42,7 +45,7 @@ def test_product(
     chosen: strips.StripTile, seed: int,
 ) -> None:  # fmt: skip
     """With both ways of quantizing, where the second has room."""
-    n8 = max(n8, 1 - n4)
+    n8, t = max(n8, 1 - n4), min(t, chosen.bn)
     weight = random_weight(n4, n8, k, format, seed, half=half, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
     x = shapes.inputs(t, k, seed).cuda().to(dtype)
@@ -60,7 +63,7 @@ def test_product(
     if chosen.stages(linear.scales, t, groups, x_scales) >= strips.LEAST_STAGES:
         rest = (linear.tensors, bias, linear.scales, linear.group, chosen)
         check(run_guarded(x, n4 + n8, lambda y: skinny.gemm_into(y, *quantized, *rest)))
-    found = strips.quantizes(linear.scales, t, groups)
+    found = strips.quantizes(linear.scales, t, n4 + n8, groups)
     if found:
         fresh = (x, linear.tensors, bias, linear.scales, rotate, *found)
         check(run_guarded(x, n4 + n8, lambda y: strips.linear_into(y, *fresh)))
@@ -71,7 +74,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     """Each product's inputs are the outputs of the one before, which still runs when it starts."""
     weight = random_weight(3700, 396, 4096, FAST, t, device="cuda")
     linear = CudaLinear(layout.to_kernel_order(weight, FAST), FAST)
-    found = strips.quantizes(linear.scales, t, 32)
+    found = strips.quantizes(linear.scales, t, 4096, 32)
     assert found
     states = [torch.randn(t, 4096, device="cuda", dtype=torch.bfloat16)]
     for _ in range(12):

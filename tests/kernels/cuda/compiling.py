@@ -60,11 +60,14 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**many.macros(), **scales.macros()}
                 name = " ".join(["hopper.cu", *map(str, macros.values())])
                 found[name] = ("hopper.cu", macros, many.shared_bytes(scales))
-            for _, _, few in skinny.table(scales.key):
+            for few in (row.tile for row in skinny.table(scales.key)):
                 macros = {**few.macros(), **scales.macros()}
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
-            for strip, fresh in product([*strips.BESIDE, strips.ALONE], FRESH if scales.token else FRESH[:1]):
+            alone = {row.tile for row in strips.table(scales.key, "fresh")} if scales.token else set()
+            every = strips.tiles(scales.key)
+            pairs = [(strip, fresh) for fresh in FRESH for strip in (alone if fresh else every)]
+            for strip, fresh in sorted(pairs, key=str):
                 macros = {**strip.macros(), **scales.macros(), **fresh}
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)

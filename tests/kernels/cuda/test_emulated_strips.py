@@ -20,6 +20,7 @@ from tests.kernels.cuda.weights import random_weight
 pytestmark = pytest.mark.nvcc
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+PAPER = {"weight_scale": "group", "activation_group": 128}
 # What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
 # round and that don't, blocks with and without strips of each kind, missing rows, tokens and slots.
 CASES = [
@@ -28,10 +29,22 @@ CASES = [
     ({}, StripTile(16, 2, 2, 50000), 170, 0, 1100, 13, 2, FLOAT),
     ({}, StripTile(16, 2, 4, 60000), 0, 90, 700, 16, 4, BFLOAT),
     ({}, StripTile(8, 8, 16, 90000), 100, 100, 2050, 8, 1, BFLOAT),
-    ({"weight_scale": "group", "activation_group": 128}, StripTile(8, 2, 4, 60000), 70, 50, 2050, 3, 2, HALF),
+    (PAPER, StripTile(8, 2, 4, 60000), 70, 50, 2050, 3, 2, HALF),
     ({"weight_scale": "group"}, StripTile(16, 2, 2, 60000), 90, 40, 1100, 9, 7, BFLOAT),
     ({"activation_group": 256}, StripTile(16, 4, 4, 70000), 70, 20, 1100, 11, 3, FLOAT),
     ({"weight_scale": "row"}, StripTile(8, 4, 4, 60000), 60, 33, 700, 7, 3, BFLOAT),
+    ({}, StripTile(16, 2, 4, 50000, 4), 170, 40, 2050, 13, 2, BFLOAT),
+    ({}, StripTile(8, 4, 8, 60000, 6), 400, 40, 1100, 5, 3, HALF),
+    (
+        {"weight_scale": "group", "activation_group": 128},
+        StripTile(16, 2, 2, 60000, 3),
+        70,
+        50,
+        1500,
+        9,
+        2,
+        HALF,
+    ),
 ]
 
 
@@ -43,7 +56,7 @@ def test_as_the_reference(
     format = PROFILES["fast"].model_copy(update=change)
     weight = random_weight(n4, n8, k, format, k)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
-    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": tile.threads - 32}
+    macros = {**tile.macros(), **linear.scales.macros(), "NAMED_BARRIER": 32 * tile.warps}
     kernel = build("strips.cu", "mixed_gemm", macros, tmp_path, 900)
     monkeypatch.setattr(skinny, "product", lambda *_: kernel)
     monkeypatch.setattr(skinny, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
@@ -64,6 +77,7 @@ def test_as_the_reference(
 FRESH = [
     ({}, StripTile(8, 4, 4, 60000), 50, 20, 1000, 1, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 20, 9, 700, 3, HALF),
+    ({}, StripTile(8, 4, 4, 60000), 33, 20, 1000, 4, BFLOAT),
     ({"rotation": "none"}, StripTile(8, 2, 4, 60000), 30, 0, 450, 2, FLOAT),
     ({"weight_scale": "group"}, StripTile(8, 8, 8, 60000), 0, 30, 129, 7, HALF),
 ]
@@ -79,7 +93,7 @@ def test_quantizing_by_itself(
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
 
     def kernel(_source: str, entry: str, macros: tuple[tuple[str, int], ...], *_: int) -> object:
-        given = {**dict(macros), "NAMED_BARRIER": tile.threads - 32}
+        given = {**dict(macros), "NAMED_BARRIER": 32 * tile.warps}
         return build("strips.cu", entry, given, tmp_path, 900)
 
     monkeypatch.setattr(strips, "kernel", kernel)

@@ -20,36 +20,49 @@ def test_two_blocks_leave_room_for_the_quantizer() -> None:
 
 
 @pytest.mark.parametrize("scales", KINDS, ids=str)
-@pytest.mark.parametrize("tokens", [1, 5, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 8, 16])
 @pytest.mark.parametrize("groups", [5, 32, 64, 112, 224])
 def test_what_is_chosen_has_room(scales: Scales, tokens: int, groups: int) -> None:
     group = 0 if scales.token else 128
     tile = choose(scales, group, tokens, 4096, groups)
     if tile is None:
-        assert tokens * groups >= 8 * 112
+        assert tokens * groups >= 16 * 112
         return
-    x = tokens * groups * 128 + (0 if scales.token else groups * -(-tokens // 4) * 16)
+    x = tokens * min(groups, 2 * tile.chunk or groups) * 128
+    x += 0 if scales.token else groups * -(-tokens // 4) * 16
     assert tile.bn >= tokens
     assert x + strips.LEAST_STAGES * tile.slots * 1024 < tile.shared
 
 
 def test_where_it_quantizes_the_next_product_has_room_beside() -> None:
     for groups, tokens in ((5, 8), (32, 1), (32, 2), (64, 1)):
-        found = quantizes(FAST, tokens, groups)
+        found = quantizes(FAST, tokens, 4096, groups)
         assert found is not None
         tile, (places, vectors) = found
         assert tile.shared == HALF
         assert places >= tokens
         assert 32 * tile.warps // places * vectors * 8 >= groups * 128
-        assert choose(FAST, 0, tokens, 4096, groups) in strips.BESIDE
-    for groups, tokens in ((32, 4), (64, 2), (112, 1)):
-        assert quantizes(FAST, tokens, groups) is None
-        assert choose(FAST, 0, tokens, 4096, groups) == strips.ALONE
+        given = choose(FAST, 0, tokens, 4096, groups)
+        assert given is not None and given.shared == HALF
+    for groups, tokens in ((64, 4), (112, 2), (224, 1)):
+        assert quantizes(FAST, tokens, 4096, groups) is None
+        after = choose(FAST, 0, tokens, 4096, groups)
+        assert after is not None and after.shared > HALF
 
 
 def test_scales_of_groups_are_made_before() -> None:
-    assert quantizes(PAPER, 1, 32) is None
-    assert choose(PAPER, 128, 1, 4096, 32) == strips.ALONE
+    assert quantizes(PAPER, 1, 4096, 32) is None
+    after = choose(PAPER, 128, 1, 4096, 32)
+    assert after is not None and after.shared > HALF
+
+
+@pytest.mark.parametrize("key", ["whole", "grouped"])
+@pytest.mark.parametrize("use", ["fresh", "given", "after"])
+def test_table_is_in_order_and_a_tile_has_all_tokens(key: str, use: str) -> None:
+    rows = strips.table(key, use)
+    assert [row.tokens for row in rows] == sorted(row.tokens for row in rows)
+    assert all(row.tile.bn >= row.tokens for row in rows)
+    assert all(row.tile.slots % row.tile.warps == 0 for row in rows)
 
 
 def test_wide_layers_have_longer_stages() -> None:
@@ -59,7 +72,7 @@ def test_wide_layers_have_longer_stages() -> None:
 
 
 def test_more_tokens_go_elsewhere() -> None:
-    assert choose(FAST, 0, 9, 4096, 32) is None
+    assert choose(FAST, 0, 17, 4096, 32) is None
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,16 @@ def test_scales_of_a_format() -> None:
     assert Scales.of(Format(weight_scale="row", activation_group=256), False).key == "grouped"
 
 
-@given(tokens=st.integers(1, 9000), groups=st.integers(1, 1024), clusters=st.booleans())
-def test_quantizing_blocks_cover_their_token(tokens: int, groups: int, clusters: bool) -> None:
-    vectors, threads, rounds, parts = ops.launch_shape(tokens, groups * 128, clusters)
+@given(
+    tokens=st.integers(1, 9000),
+    groups=st.integers(1, 1024),
+    clusters=st.booleans(),
+    group=st.sampled_from([0, 128]),
+)
+def test_quantizing_blocks_cover_their_token(tokens: int, groups: int, clusters: bool, group: int) -> None:
+    vectors, threads, rounds, parts = ops.launch_shape(tokens, groups * 128, clusters, group)
     assert threads % 64 == 0
-    assert threads <= (ops.MOST_THREADS if parts == 1 else ops.PART_THREADS)
+    assert threads <= (ops.MOST_THREADS if parts == 1 else (1 if tokens <= 16 else 2) * ops.PART_THREADS)
     assert parts == 1 or (clusters and parts == rounds <= 8)
     assert groups * 128 <= 8 * vectors * threads * rounds
     assert parts > 1 or 8 * vectors * threads * (rounds - 1) < groups * 128

@@ -40,17 +40,17 @@ class CudaLinear:
         if bias is not None:
             bias = bias.to(x.dtype)
         rotate = self.format.rotation == "hadamard"
-        where = (x.device.index, self.scales, len(flat))
-        few = skinny.takes(*where)
-        sizes = (self.scales, self.group, len(flat), channels, weight.codes4.shape[1])
-        if few and strips.quantizes(self.scales, len(flat), weight.codes4.shape[1]):
+        index, groups = x.device.index, weight.codes4.shape[1]
+        few = skinny.takes(index, self.scales, len(flat), channels, groups)
+        if few and strips.quantizes(self.scales, len(flat), channels, groups):
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
-        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(x.device.index, *sizes))
+        sizes = (self.scales, self.group, len(flat), channels, groups)
+        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(index, *sizes))
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
-        elif hopper.takes(*where):
+        elif hopper.takes(index, self.scales, len(flat)):
             y = hopper.gemm_many(*quantized, *rest)
         else:
             y = ops.gemm(*quantized, *rest)
@@ -61,8 +61,9 @@ def takes_tiled(index: int, scales: Scales, group: int, tokens: int, channels: i
     """Whether a product of so many tokens wants its activations in the order of hopper and skinny.
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
-    in_rows = strips.choose(scales, group, tokens, channels, groups)
-    return (skinny.takes(index, scales, tokens) and not in_rows) or hopper.takes(index, scales, tokens)
+    if skinny.takes(index, scales, tokens, channels, groups):
+        return strips.choose(scales, group, tokens, channels, groups) is None
+    return hopper.takes(index, scales, tokens)
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -89,13 +90,17 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     channels = linear.weight.out_features
     rotate, tail = linear.format.rotation == "hadamard", linear.weight.in_features % 128 > 0
     dtypes = (torch.float16, torch.bfloat16)
-    least = hopper.LEAST_TOKENS
+    least = skinny.most_tokens(scales) + 1
     if hopper.takes(index, scales, least):
-        sizes = [(scales, group, t, channels, groups) for t in range(1, least)]
-        few = {strips.choose(*size) or skinny.choose(scales, size[2], channels) for size in sizes}
-        for tile in few:
-            skinny.product(index, scales, tile)
-        for found in {strips.quantizes(scales, t, groups) for t in range(1, least)}:
+        few = range(1, least)
+        tiles = {
+            strips.choose(scales, group, t, channels, groups) or skinny.choose(scales, t, channels, groups)
+            for t in few
+        }
+        for tile in tiles:
+            if tile:
+                skinny.product(index, scales, tile)
+        for found in {strips.quantizes(scales, t, channels, groups) for t in few}:
             if found:
                 for dtype in dtypes:
                     strips.product(index, scales, *found, dtype, rotate, tail)
@@ -107,12 +112,12 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
     padded = groups * 128
-    tokens = [*range(1, 18), 33, 65, least]
+    tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
         (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))
         for n in tokens
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters)]
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:

@@ -134,8 +134,7 @@ def warm_up(linear: GroupedLinear) -> None:
             product(index, linear.scales, choose_whole(linear.scales, most, device(index).shared_limit))
     padded, tail = linear.tensors[1].shape[1] * GROUP_SIZE, linear.in_features % GROUP_SIZE > 0
     clusters = device(index).capability >= (9, 0)
-    shapes = {ops.launch_shape(tokens, padded, clusters) for tokens in (1, 17, 65)}
-    for vectors, parts in {(vectors, parts) for vectors, _, _, parts in shapes}:
+    for vectors, parts in ops.launch_shapes(padded, clusters, linear.group):
         for dtype in (torch.float16, torch.bfloat16):
             ops.quantizer(index, dtype, vectors, linear.rotate, tail, linear.group, parts=parts)
 

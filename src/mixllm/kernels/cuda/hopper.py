@@ -20,8 +20,8 @@ from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
-# From so many tokens on: what csrc/skinny.cu leaves.
-LEAST_TOKENS = 65
+# From so many tokens on what csrc/skinny.cu leaves (mixllm.kernels.cuda.skinny.choose).
+LEAST_TOKENS = 17
 # Tokens whose tiles run at one time, so that they stay in L2.
 BAND = 2048
 

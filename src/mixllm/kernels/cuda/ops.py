@@ -25,8 +25,11 @@ TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 FLAGS = 4096
 MOST_THREADS = 896
 PART_THREADS = 256
+# Tokens that clusters of blocks share, and how many blocks they may be where there are more than 16 tokens.
+MOST_SHARED = 64
+MOST_PARTS = 264
 LEAST_MANY = 65
-MANY_THREADS = 768
+MANY_THREADS = 1024
 BAND = 16
 
 
@@ -92,22 +95,23 @@ def quantize_into(
     )  # fmt: skip
     kind = 0 if fused is None else fused.kind
     tiled = codes.dim() == 3
-    if tiled and kind == 0 and takes_many(x.dtype, tokens, padded):
+    if tiled and kind == 0 and arguments.aligned and takes_many(x.dtype, tokens, padded):
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
         many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
         return many.launch(blocks, threads, arguments)
-    vectors, threads, arguments.rounds, parts = launch_shape(tokens, padded, target.capability >= (9, 0))
+    shape = launch_shape(tokens, padded, target.capability >= (9, 0), group)
+    vectors, threads, arguments.rounds, parts = shape
     run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled, parts)
     run.launch(tokens * parts, threads, arguments)
 
 
 def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
-    """Whether csrc/quantize_many.cu quantizes so many tokens, where they are wanted tiled."""
+    """Whether csrc/quantize_many.cu quantizes so many tokens of whole vectors, wanted tiled."""
     return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
 
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
-    """Threads a block, and as many blocks as SMs have registers for, or fewer with equally many tokens."""
+    """Threads a block, and as many blocks as SMs have threads for, or fewer with equally many tokens."""
     threads = -(-padded // 1024) * 32
     each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
     return threads, -(-tokens // each)
@@ -125,19 +129,32 @@ def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dic
     return {**kind, "THREADS": MANY_THREADS}
 
 
-def launch_shape(tokens: int, padded: int, clusters: bool) -> tuple[int, int, int, int]:
+def launch_shape(tokens: int, padded: int, clusters: bool, group: int) -> tuple[int, int, int, int]:
     """Vectors of 8 a thread, threads a block, rounds, blocks a token: many threads for few tokens, else many
-    vectors. Where blocks can be clusters very few tokens are shared among small ones, a round each."""
+    vectors. Where blocks can be clusters few tokens are shared among small ones, a round each; but short
+    tokens with one scale (group 0) are a block's each, which takes less than to meet for it."""
     total = padded // 8
-    if clusters and tokens <= 16 and total <= 8 * 4 * PART_THREADS:
-        parts = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
-        vectors = next(n for n in (1, 2, 4) if total <= parts * n * PART_THREADS)
-        return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
+    wide = total > 2 * PART_THREADS
+    if clusters and tokens <= MOST_SHARED and total <= 8 * 4 * PART_THREADS and (wide or group > 0):
+        # Small blocks find room beside a product; where there are many of them, half as many threads must do.
+        enough = next(n for n in (1, 2, 4, 8) if n == 8 or total <= n * PART_THREADS)
+        few = tokens <= 16
+        parts = enough if few else next(n for n in (8, 4, 2, 1) if n * tokens <= MOST_PARTS or n == 1)
+        parts = min(parts, enough)
+        if few or (parts > 1 and wide):
+            vectors = next(n for n in (1, 2, 4) if total <= parts * n * (1 if few else 2) * PART_THREADS)
+            return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
     for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
         threads = -(-total // vectors // 64) * 64
         if threads <= (MOST_THREADS if tokens <= 64 or vectors == 4 else 256):
             return vectors, max(threads, 64), 1, 1
     return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
+
+
+def launch_shapes(padded: int, clusters: bool, group: int) -> set[tuple[int, int]]:
+    """Vectors and blocks a token of every number of tokens."""
+    every = (launch_shape(tokens, padded, clusters, group) for tokens in range(1, MOST_SHARED + 2))
+    return {(vectors, parts) for vectors, _, _, parts in every}
 
 
 @cache

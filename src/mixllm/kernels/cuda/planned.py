@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixllm.kernels.cuda import hopper, ops
+from mixllm.kernels.cuda import hopper, ops, skinny
 from mixllm.kernels.cuda.launch import Launch, recorded
 from mixllm.kernels.cuda.operator import untraced
 from mixllm.kernels.cuda.tiles import Scales
@@ -73,7 +73,10 @@ class Planned:
 
     def __call__(self, x: Tensor, bias: Tensor | None, channels: int) -> Tensor | None:
         """x [T, K] -> y [T, channels]; None where another kernel's turn it is, or torch traces the call."""
-        if not hopper.takes(x.device.index, self.scales, x.shape[0]) or not untraced(x):
+        where = (x.device.index, self.scales, x.shape[0])
+        if not hopper.takes(*where) or skinny.takes(*where, channels, self.weight[1].shape[1]):
+            return None
+        if not untraced(x):
             return None
         if x.stride(1) != 1 or x.data_ptr() % 16:
             return None

@@ -7,9 +7,8 @@ of them come in rows, for strips.py.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from mixllm.kernels.cuda import strips
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
+from mixllm.kernels.cuda.rows import Row, fitting, read
 from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -68,19 +68,27 @@ class SkinnyTile:
 
 
 @cache
-def table(key: str) -> tuple[tuple[int, int, SkinnyTile], ...]:
-    """(most tokens, most channels, tile) in order of tokens; the first that has both is taken."""
-    rows = json.loads(TABLE.read_text())[key]
-    return tuple((row.pop("tokens"), row.pop("channels", sys.maxsize), SkinnyTile(**row)) for row in rows)
+def table(key: str) -> tuple[Row[SkinnyTile], ...]:
+    """In order of tokens; the first row that has a product's sizes is taken."""
+    return read(json.loads(TABLE.read_text())[key], SkinnyTile)
 
 
-def takes(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether so many tokens go this way on a GPU."""
-    return 0 < tokens <= table(scales.key)[-1][0] and device(index).capability == (9, 0)
+def most_tokens(scales: Scales) -> int:
+    """That go this way at all; some sizes leave it before."""
+    return table(scales.key)[-1].tokens
 
 
-def choose(scales: Scales, tokens: int, channels: int) -> SkinnyTile:
-    return next(tile for t, n, tile in table(scales.key) if tokens <= t and channels <= n)
+@lru_cache(4096)
+def choose(scales: Scales, tokens: int, channels: int, groups: int) -> SkinnyTile | None:
+    """The tile for a product; None where hopper.cu is faster. groups: of 128 inputs."""
+    return next(fitting(table(scales.key), tokens, channels, groups), None)
+
+
+def takes(index: int, scales: Scales, tokens: int, channels: int, groups: int) -> bool:
+    """Whether a product of so many tokens goes this way on a GPU."""
+    if tokens == 0 or choose(scales, tokens, channels, groups) is None:
+        return False
+    return device(index).capability == (9, 0)
 
 
 def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
@@ -128,11 +136,12 @@ def gemm_few(
     y = codes.new_empty((tokens, channels), dtype=dtype)
     if y.numel():
         scales = Scales(weight_scales, group == 0)
-        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels)
+        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels, groups)
         if in_rows:
             tile = strips.choose(scales, group, tokens, channels, groups)
         if tile is None:
-            raise MixllmError(f"gemm_few: {tokens} tokens of {groups * GROUP_SIZE} inputs must be tiled")
+            elsewhere = "must be tiled" if in_rows else "are gemm_many's"
+            raise MixllmError(f"gemm_few: {tokens} tokens of {groups * GROUP_SIZE} inputs {elsewhere}")
         with torch.cuda.device(y.device):
             gemm_into(y, codes, x_scales, sums, flags, weight, bias, scales, group, tile)
     return y

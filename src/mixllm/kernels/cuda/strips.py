@@ -6,9 +6,11 @@ With one scale a token it can quantize activations by itself.
 from __future__ import annotations
 
 import ctypes
+import json
 from ctypes import c_float, c_int, c_longlong, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,11 +20,14 @@ from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
+from mixllm.kernels.cuda.rows import Row, fitting, read
 from mixllm.kernels.cuda.tiles import Scales
+
+TABLE = Path(__file__).with_name("strips.json")
 
 Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
-HALF, WHOLE = 112640, 232448
+HALF, WHOLE = 113664, 232448
 
 
 class _Given(ctypes.Structure):
@@ -34,12 +39,14 @@ class _Given(ctypes.Structure):
 
 @dataclass(frozen=True)
 class StripTile:
-    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block."""
+    """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
+    of so many groups of activations; chunk 0: all of them."""
 
     bn: int
     warps: int
     slots: int
     shared: int
+    chunk: int = 0
 
     bm = 16
     blocks = 1
@@ -50,10 +57,10 @@ class StripTile:
 
     @property
     def threads(self) -> int:
-        return 32 * (self.warps + 1)
+        return 32 * (self.warps + 2 + (self.chunk > 0))
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "QUANTIZE": 0}
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
         return {**sizes, "SHARED": self.shared, "BLOCKS": 2 if self.shared <= HALF else 1}
 
     def shared_bytes(self, scales: Scales) -> int:
@@ -61,14 +68,16 @@ class StripTile:
 
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
-        notes = 272 + self.bn * 8 + 2 * self.warps * 64 * self.bn
-        ring = _up(_up(notes) + tokens * (groups * 128 + 64) + x_scale_bytes)
+        sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
+        notes = 320 + self.bn * 8 + self.warps * 8 + sums
+        x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
+        ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
     def prologue(self, tokens: int, groups: int) -> Prologue | None:
         """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
         places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
-        if not places:
+        if not places or self.chunk:
             return None
         each = 32 * self.warps // places
         vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
@@ -79,21 +88,31 @@ def _up(size: int) -> int:
     return -(-size // 128) * 128
 
 
-# With two blocks on an SM the next product's weights are on their way; but with a quantizer between two
-# products one block is faster (docs/kernels.md). Stages of 32 slots are for wide layers.
-BESIDE = (StripTile(8, 8, 32, HALF), StripTile(8, 8, 16, HALF))
-ALONE = StripTile(8, 8, 32, WHOLE)
-MOST_TOKENS = 8
 LEAST_STAGES = 3
-NARROW = 6144
+
+
+@cache
+def table(key: str, use: str) -> tuple[Row[StripTile], ...]:
+    """use "fresh": where the kernel quantizes; "given": where it could, but gets activations quantized;
+    "after": where it can't, so that a quantizer comes between two products. The first row is taken that has a
+    product's sizes and room for its activations.
+
+    With two blocks on an SM the next product's weights are on their way; but with a quantizer between two
+    products one block is faster (docs/kernels.md)."""
+    return read(json.loads(TABLE.read_text())[key][use], StripTile)
+
+
+def tiles(key: str) -> set[StripTile]:
+    """All that the tables hold."""
+    return {row.tile for use in ("fresh", "given", "after") for row in table(key, use)}
 
 
 @lru_cache(4096)
-def quantizes(scales: Scales, tokens: int, groups: int) -> tuple[StripTile, Prologue] | None:
+def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> tuple[StripTile, Prologue] | None:
     """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't.
 
     groups: of 128 inputs."""
-    for tile in BESIDE if scales.token else ():
+    for tile in fitting(table(scales.key, "fresh"), tokens, channels, groups) if scales.token else ():
         prologue = tile.prologue(tokens, groups)
         if prologue and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
             return tile, prologue
@@ -106,12 +125,10 @@ def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) 
     ring, or skinny.cu is faster.
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
-    if tokens > MOST_TOKENS:
-        return None
     x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
-    beside = BESIDE if channels > NARROW else BESIDE[1:]
-    tiles = beside if quantizes(scales, tokens, groups) else (ALONE,)
-    return next((t for t in tiles if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
+    use = "given" if quantizes(scales, tokens, channels, groups) else "after"
+    fits = fitting(table(scales.key, use), tokens, channels, groups)
+    return next((t for t in fits if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
 
 
 @cache
@@ -154,7 +171,7 @@ def linear_few(
         x = x.contiguous()
     y = x.new_empty((len(x), channels))
     scales = Scales(weight_scales, True)
-    found = quantizes(scales, len(x), weight[1].shape[1])
+    found = quantizes(scales, len(x), channels, weight[1].shape[1])
     if found is None:
         raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
     with torch.cuda.device(y.device):

@@ -34,6 +34,9 @@ constexpr u32 ONES = 0x01010101u;
 struct alignas(16) Words4 {
   u32 x, y, z, w;
 };
+struct alignas(8) Words2 {
+  u32 x, y;
+};
 
 struct Dim {
   int x, y;
@@ -89,6 +92,7 @@ inline void copy_commit() {}
 template <int YOUNGER>
 inline void copy_wait() {}
 inline Words4 load_l2(const void* pointer) { return *static_cast<const Words4*>(pointer); }
+inline Words2 load_l2_8(const void* pointer) { return *static_cast<const Words2*>(pointer); }
 inline Words4 load_cached(const void* pointer) { return *static_cast<const Words4*>(pointer); }
 inline void store_l2(void* pointer, Words4 v) { *static_cast<Words4*>(pointer) = v; }
 inline void raise_flag(int* flag) { std::atomic_ref(*flag).store(1); }

@@ -81,8 +81,9 @@ __device__ __forceinline__ void multiply(Accumulators<MI, NJ>& tile, int i, cons
 // w and w_scales: shared addresses of the lane's codes and of the tile's scales, w_pitch and scale_pitch bytes from one
 // 16-row tile to the next. x(panel, j): the lane's sixteen activations of 64 inputs and 8 tokens. x_scale(j, e): the
 // scale of token 8 j + 2 (lane % 4) + e.
-// between(): what else the warp has to do, in the shade of the tensor cores' work.
-template <bool EIGHT, int MI, int NJ, typename X, typename XScale, typename Between>
+// between(): what else the warp has to do, in the shade of the tensor cores' work. APART: where a warp has little to do beside,
+// each panel has a sum of its own, so that the chain of products is half as long.
+template <bool EIGHT, bool APART = false, int MI, int NJ, typename X, typename XScale, typename Between>
 __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, int w_pitch, u32 w_scales,
                                            int scale_pitch, X x, XScale x_scale, Between between, int lane) {
   constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
@@ -138,15 +139,20 @@ __device__ __forceinline__ void accumulate(Accumulators<MI, NJ>& tile, u32 w, in
       }
 #pragma unroll
       for (int i = 0; i < MI; ++i) {
-        int sum[4] = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
+        constexpr int SUMS = APART ? PANELS : 1;
+        int sums[SUMS][4] = {};
 #pragma unroll
-        for (int panel = 0; panel < PANELS; ++panel) {
-          mma<false>(sum, a[i][panel][0], b[panel].x, b[panel].y);
-          mma<false>(sum, a[i][panel][1], b[panel].z, b[panel].w);
+        for (int e = 0; e < 4; ++e) sums[0][e] = MAGIC_BITS;
+#pragma unroll
+        for (int n = 0; n < 2 * PANELS; ++n) {
+          const int panel = SUMS == 1 ? n / 2 : n % PANELS, step = SUMS == 1 ? n % 2 : n / PANELS;
+          const Words4& v = b[panel];
+          mma<false>(sums[panel % SUMS], a[i][panel][step], step == 0 ? v.x : v.z, step == 0 ? v.y : v.w);
         }
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const float value = rescale(sum[e], scales[i].s[e / 2], scales[i].minus_magic_s[e / 2]);
+          const int sum = SUMS == 2 ? sums[0][e] + sums[SUMS - 1][e] : sums[0][e];
+          const float value = rescale(sum, scales[i].s[e / 2], scales[i].minus_magic_s[e / 2]);
           const float before = __int_as_float(tile.v[i][j][e]);
           tile.v[i][j][e] = __float_as_int(TOKEN_SCALES ? before + value : __fmaf_rn(value, s_a[e % 2], before));
         }

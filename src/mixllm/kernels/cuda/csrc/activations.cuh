@@ -69,6 +69,11 @@ __device__ __forceinline__ void load(const Source& p, const void* row, int start
   }
 }
 
+__device__ __forceinline__ void butterfly(float& a, float& b) {
+  const float sum = __fadd_rn(a, b), difference = __fsub_rn(a, b);
+  a = sum, b = difference;
+}
+
 // Butterflies over strides 1, 2, 4 in registers and 8 .. 64 between the sixteen lanes of a block: a + b, a - b in
 // float32, then one multiplication. Where the last block is narrower its lanes take part but keep their values.
 __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
@@ -78,8 +83,7 @@ __device__ __forceinline__ void rotate(float (&v)[8], int block, float norm) {
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       if (e & stride) continue;
-      const float a = v[e], b = v[e + stride];
-      v[e] = __fadd_rn(a, b), v[e + stride] = __fsub_rn(a, b);
+      butterfly(v[e], v[e + stride]);
     }
   }
 #pragma unroll
@@ -125,9 +129,8 @@ __device__ __noinline__ u32 divided(float v, float s) {
 }
 
 // Four codes in the low bytes of four words.
-__device__ __forceinline__ u32 low_bytes(const u32 (&bits)[8], int first) {
-  const u32 low = __byte_perm(bits[first], bits[first + 1], 0x0040);
-  const u32 high = __byte_perm(bits[first + 2], bits[first + 3], 0x0040);
+__device__ __forceinline__ u32 low_four(const u32* bits) {
+  const u32 low = __byte_perm(bits[0], bits[1], 0x0040), high = __byte_perm(bits[2], bits[3], 0x0040);
   return __byte_perm(low, high, 0x5410);
 }
 
@@ -142,11 +145,11 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
     low[e] = __float_as_uint(__fmaf_rn(v[e], s.below, ROUNDER));
     high[e] = __float_as_uint(__fmaf_rn(v[e], s.above, ROUNDER));
   }
-  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
-  if (packed[0] == low_bytes(high, 0) && packed[1] == low_bytes(high, 4)) return;
+  packed[0] = low_four(low), packed[1] = low_four(low + 4);
+  if (packed[0] == low_four(high) && packed[1] == low_four(high + 4)) return;
 #pragma unroll
   for (int e = 0; e < 8; ++e) low[e] = divided(v[e], s.value);
-  packed[0] = low_bytes(low, 0), packed[1] = low_bytes(low, 4);
+  packed[0] = low_four(low), packed[1] = low_four(low + 4);
 }
 
 // Writes the codes of inputs at .. at + 7 as hopper.cu wants them: [groups][tokens][128] in lines that its copies take as

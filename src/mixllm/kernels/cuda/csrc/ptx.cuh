@@ -14,6 +14,9 @@ constexpr u32 ONES = 0x01010101u;  // the same byte four times over
 struct alignas(16) Words4 {
   u32 x, y, z, w;
 };
+struct alignas(8) Words2 {
+  u32 x, y;
+};
 
 // A generic pointer's offset in shared memory: cp.async and the volatile loads below want 32 bits.
 __device__ __forceinline__ u32 shared_address(const void* pointer) {
@@ -78,6 +81,12 @@ __device__ __forceinline__ Words4 load_l2(const void* pointer) {
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(pointer)
                : "memory");
+  return v;
+}
+
+__device__ __forceinline__ Words2 load_l2_8(const void* pointer) {
+  Words2 v;
+  asm volatile("ld.global.cg.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(pointer) : "memory");
   return v;
 }
 

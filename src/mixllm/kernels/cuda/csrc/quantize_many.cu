@@ -2,9 +2,10 @@
 //
 // Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; THREADS, the most in a block.
 //
-// A block goes through every gridDim-th token; the next one's inputs are on their way while it works. A thread has a quarter
-// of a Hadamard block, vectors c, c + 4, c + 8 and c + 12 of its sixteen, so that only two of the seven butterflies want
-// another lane's values: a shuffle costs as much as a sum. The only barrier of a token is that for its largest value.
+// A block goes through every gridDim-th token. A thread's 64 registers hold no second token's inputs, but an SM has as many
+// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c .. 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies
+// want another lane's values (a shuffle costs as much as a sum) and its codes are whole 16-byte pieces of a line as
+// hopper.cu wants it. The only barrier of a token is that for its largest value.
 #include "activations.cuh"
 #include "sm90.cuh"
 
@@ -18,102 +19,118 @@ struct Arguments {
   int inputs, padded, tokens, scale_pitch, flag_count;
   int tail_block;  // the Hadamard's width in the last inputs % 128
   float tail_norm;
-  int aligned;
+  int aligned;     // always: rows begin on 16 bytes and are whole vectors of 8
 };
 
-constexpr int MOST_WARPS = THREADS / 32, VECTORS = 4, WIDTH = GROUP == 0 ? 128 : GROUP;
-static_assert(INPUT != 2, "float32 leaves no registers for the next token");
+constexpr int MOST_WARPS = THREADS / 32, SIXTEENS = 8, WIDTH = GROUP == 0 ? 128 : GROUP;
+static_assert(INPUT != 2, "float32 takes more registers");
 
 struct Quarter {
   const Arguments& p;
-  int first, c;  // the first input, and which quarter of its block
+  int block, c;  // the Hadamard block's first input, and which quarter of its sixteens
 
   __device__ __forceinline__ explicit Quarter(const Arguments& p) : p(p) {
-    c = threadIdx.x % 4, first = threadIdx.x / 4 * 128 + c * 8;
+    c = threadIdx.x % 4, block = threadIdx.x / 4 * 128;
   }
-  __device__ __forceinline__ const void* row(int token) const {
-    return static_cast<const u8*>(p.x) + token * p.x_pitch * INPUT_BYTES;
-  }
-  __device__ __forceinline__ void ask(int token, Raw (&raw)[VECTORS]) const {
+  // Zeros behind the row's end.
+  __device__ __forceinline__ void read(int token, float (&v)[SIXTEENS][4]) const {
+    const u8* row = static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 4) * INPUT_BYTES;
+    Words2 raw[SIXTEENS] = {};
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) raw[k] = load_raw(row(token), first + k * 32, p.inputs);
-  }
-  __device__ __forceinline__ void read(int token, const Raw (&raw)[VECTORS], float (&v)[VECTORS][8]) const {
+    for (int b = 0; b < SIXTEENS; ++b)
+      if ((TAIL ? block + b * 16 + c * 4 : block) < p.inputs) raw[b] = load_l2_8(row + b * 16 * INPUT_BYTES);
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) {
-      if (p.aligned)
-        to_floats(raw[k], v[k]);
-      else
-        load_one_by_one(row(token), first + k * 32, p.inputs, v[k]);
+    for (int b = 0; b < SIXTEENS; ++b) {
+      const u32 words[2] = {raw[b].x, raw[b].y};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
+        v[b][e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
+      }
     }
   }
 
-  // As rotate(): strides 1, 2, 4 and then 32, 64 in registers, 8 and 16 between four lanes.
-  __device__ __forceinline__ void rotate_all(float (&v)[VECTORS][8]) const {
-    const bool tail = TAIL && first - c * 8 >= p.inputs / 128 * 128;
-    const int block = tail ? p.tail_block : 128;
+  // As rotate() without its last multiplication: strides 1 and 2 in registers, 4 and 8 between four lanes, 16 to 64 in registers.
+  __device__ __forceinline__ void rotate_all(float (&v)[SIXTEENS][4]) const {
+    const int width = tail() ? p.tail_block : 128;
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
+    for (int b = 0; b < SIXTEENS; ++b)
 #pragma unroll
-      for (int stride = 1; stride < 8; stride *= 2)
+      for (int stride = 1; stride < 4; stride *= 2)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          if (e & stride || (TAIL && stride >= block)) continue;
-          butterfly(v[k][e], v[k][e + stride]);
+        for (int e = 0; e < 4; ++e) {
+          if (e & stride || (TAIL && stride >= width)) continue;
+          butterfly(v[b][e], v[b][e + stride]);
         }
 #pragma unroll
-    for (int stride = 8; stride < 32; stride *= 2) {
-      const float sign = c & (stride / 8) ? -1.0f : 1.0f;
+    for (int stride = 4; stride < 16; stride *= 2) {
+      const float sign = c & (stride / 4) ? -1.0f : 1.0f;
 #pragma unroll
-      for (int k = 0; k < VECTORS; ++k)
+      for (int b = 0; b < SIXTEENS; ++b)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          const float turned = __fmaf_rn(v[k][e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[k][e], stride / 8));
-          v[k][e] = TAIL && stride >= block ? v[k][e] : turned;
+        for (int e = 0; e < 4; ++e) {
+          const float turned = __fmaf_rn(v[b][e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[b][e], stride / 4));
+          v[b][e] = TAIL && stride >= width ? v[b][e] : turned;
         }
     }
 #pragma unroll
-    for (int apart = 1; apart < VECTORS; apart *= 2)
+    for (int apart = 1; apart < SIXTEENS; apart *= 2)
 #pragma unroll
-      for (int k = 0; k < VECTORS; ++k)
+      for (int b = 0; b < SIXTEENS; ++b)
 #pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          if (k & apart || (TAIL && apart * 32 >= block)) continue;
-          butterfly(v[k][e], v[k + apart][e]);
+        for (int e = 0; e < 4; ++e) {
+          if (b & apart || (TAIL && apart * 16 >= width)) continue;
+          butterfly(v[b][e], v[b + apart][e]);
         }
-    const float norm = tail ? p.tail_norm : NORM_128;
-#pragma unroll
-    for (int k = 0; k < VECTORS; ++k)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) v[k][e] = __fmul_rn(v[k][e], norm);
   }
+  // What is left to multiply by: it rises with |v|, so the largest may be multiplied alone.
+  __device__ __forceinline__ float norm() const { return !ROTATE ? 1.0f : tail() ? p.tail_norm : NORM_128; }
 
-  // As place_tiled(): of vector c + 4 k the words 2 (c % 2) and 2 (c % 2) + 1 of piece 2 (k % 2) + c / 2 of half k / 2. Lanes c
-  // and c ^ 2 trade, so that each has a whole 16-byte piece of either half.
-  __device__ __forceinline__ void place(int token, const u32 (&packed)[VECTORS][2]) const {
-    const bool upper = c >= 2;
-    const int word = c % 2 * 2 + upper;
-    i8* line = p.codes + (static_cast<i64>(first / 128) * p.tokens + token) * 128;
+  // Of each half of a line, 64 inputs, lane c has piece c: words w of inputs 16 w + 4 c ... ; see place_tiled().
+  __device__ __forceinline__ void place(int token, const u32 (&packed)[SIXTEENS]) const {
+    if (block >= p.padded) return;
+    i8* line = p.codes + (static_cast<i64>(block / 128) * p.tokens + token) * 128;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      u32 own[2], other[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const u32(&both)[2] = packed[half * 2 + i];
-        own[i] = both[upper], other[i] = __shfl_xor_sync(0xFFFFFFFFu, both[!upper], 2);
-      }
-      if (first - c * 8 >= p.padded) continue;
-      const Words4 piece = upper ? Words4{other[0], own[0], other[1], own[1]} : Words4{own[0], other[0], own[1], other[1]};
-      *reinterpret_cast<Words4*>(line + ((half * 4 + word) ^ token % 8) * 16) = piece;
+      const u32* words = packed + half * 4;
+      *reinterpret_cast<Words4*>(line + ((half * 4 + c) ^ token % 8) * 16) = {words[0], words[1], words[2], words[3]};
     }
   }
 
  private:
-  __device__ __forceinline__ static void butterfly(float& a, float& b) {
-    const float sum = __fadd_rn(a, b), difference = __fsub_rn(a, b);
-    a = sum, b = difference;
-  }
+  __device__ __forceinline__ bool tail() const { return TAIL && block >= p.inputs / 128 * 128; }
 };
+
+// round(fl(v * norm) / s), as round_to_codes() does it: both factors are one here, and the bounds wide enough for the
+// rounding of their products too (five roundings of 2^-24, and half a step of s where v * norm is subnormal).
+__device__ __forceinline__ void round_all(const float (&v)[SIXTEENS][4], const Scale& s, float norm, u32 (&packed)[SIXTEENS]) {
+#pragma unroll
+  for (int b = 0; b < SIXTEENS; ++b) packed[b] = 0;
+  if (s.empty) return;
+  const float both = __fmul_rn(__frcp_rn(s.value), norm), below = both * (1.0f - 0x1p-21f), above = both * (1.0f + 0x1p-21f);
+  u32 differ = 0;
+  const auto bounds = [&](int b, u32& code) {
+    u32 low[4], high[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      low[e] = __float_as_uint(__fmaf_rn(v[b][e], below, ROUNDER));
+      high[e] = __float_as_uint(__fmaf_rn(v[b][e], above, ROUNDER));
+    }
+    code = low_four(low);
+    return code ^ low_four(high);
+  };
+#pragma unroll
+  for (int b = 0; b < SIXTEENS; ++b) differ |= bounds(b, packed[b]);
+  if (differ == 0) return;
+#pragma unroll
+  for (int b = 0; b < SIXTEENS; ++b) {
+    if (bounds(b, packed[b]) == 0) continue;
+    u32 low[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) low[e] = divided(__fmul_rn(v[b][e], norm), s.value);
+    packed[b] = low_four(low);
+  }
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_constant__ Arguments p) {
   // Two sets each, used by turns.
@@ -131,18 +148,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][lane] : 0);
     if (lane == 0) p.sums[token] = sum;
   };
-  Raw raw[VECTORS];
-  if (p.aligned) its.ask(blockIdx.x, raw);
   int turn = 0, before = -1;
   for (int token = blockIdx.x; token < p.tokens; token += gridDim.x, turn ^= 1) {
-    float v[VECTORS][8];
-    its.read(token, raw, v);
-    const int next = token + gridDim.x;
-    if (p.aligned && next < p.tokens) its.ask(next, raw);
+    float v[SIXTEENS][4];
+    its.read(token, v);
     if constexpr (ROTATE) its.rotate_all(v);
-    u32 top = 0;
+    float largest = 0.0f;
 #pragma unroll
-    for (int k = 0; k < VECTORS; ++k) top = max(top, top_bits(v[k]));
+    for (int b = 0; b < SIXTEENS; ++b)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) largest = max_or_nan(largest, fabsf(v[b][e]));
+    u32 top = __float_as_uint(__fmul_rn(largest, its.norm()));
     if constexpr (GROUP == 0) {
       top = __reduce_max_sync(0xFFFFFFFFu, top);
       if (lane == 0) tops[turn][warp] = top;
@@ -155,20 +171,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
       for (int other = 1; other < WIDTH / 32; other *= 2) top = max(top, __shfl_xor_sync(0xFFFFFFFFu, top, other));
     }
     const Scale scale = scale_of(top);
-    u32 packed[VECTORS][2];
-#pragma unroll
-    for (int k = 0; k < VECTORS; ++k) round_to_codes(v[k], scale, packed[k]);
+    u32 packed[SIXTEENS];
+    round_all(v, scale, its.norm(), packed);
     its.place(token, packed);
     if constexpr (GROUP == 0) {
       int sum = 0;
 #pragma unroll
-      for (int i = 0; i < VECTORS * 2; ++i) sum = __dp4a(static_cast<int>(packed[i / 2][i % 2]), static_cast<int>(ONES), sum);
+      for (int b = 0; b < SIXTEENS; ++b) sum = __dp4a(static_cast<int>(packed[b]), static_cast<int>(ONES), sum);
       sum = __reduce_add_sync(0xFFFFFFFFu, sum);
       if (lane == 0) totals[turn][warp] = sum;
       if (threadIdx.x == 0) p.scales[token] = scale.value;
       before = token;
-    } else if (its.first % WIDTH == 0 && its.first < p.inputs) {
-      p.scales[static_cast<i64>(its.first / WIDTH) * p.scale_pitch + token] = scale.value;
+    } else if (its.c == 0 && its.block % WIDTH == 0 && its.block < p.inputs) {
+      p.scales[static_cast<i64>(its.block / WIDTH) * p.scale_pitch + token] = scale.value;
     }
   }
   if constexpr (GROUP == 0) {

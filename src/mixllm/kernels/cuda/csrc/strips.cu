@@ -1,46 +1,55 @@
 // The product of skinny.cu for so few tokens that a block has all of X in shared memory: strips of 16 rows, none cut.
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
-// block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. QUANTIZE 0: X comes quantized.
-// Else each block quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread;
-// INPUT, ROTATE and TAIL as in quantize.cu.
+// block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. CHUNK 0: all of X is there at one
+// time; else so many groups of it and the next ones. QUANTIZE 0: X comes quantized. Else each block quantizes all of it for
+// itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
-// more share the memory's whole bandwidth at the end. The warps of a block have every WARPS-th slot of a strip and add up
-// in shared memory.
+// more share the memory's whole bandwidth at the end. The warps of a block have every WARPS-th slot of a strip; one more
+// warp adds up what they leave in shared memory and writes it, so that they need not wait for each other.
 //
 // One lane has the copy engine fill a ring with slots, which lie one after the other in memory, and their scales; and once
 // earlier kernels are done, all of X, in rows. With room for two blocks on an SM the next product's blocks are there while
 // this one runs, their rings full.
+//
+// Where all of X has no room, up to BATCH strips are multiplied by one chunk of it after the other, which another warp asks
+// for; their sums are kept meanwhile.
 constexpr int BM = 16, WM = 1;
 #if QUANTIZE > 0
 #include "activations.cuh"
 #endif
 #include "direct.cuh"
 
-constexpr int THREADS = 32 * (WARPS + 1), NJ = BN / 8;  // and the warp that fetches
+constexpr bool CHUNKED = CHUNK > 0;
+// Beside those that multiply: the warp that writes, that which fetches weights, that which fetches chunks.
+constexpr int WRITER = WARPS, FETCHER = WARPS + 1, THREADS = 32 * (WARPS + 2 + CHUNKED), NJ = BN / 8;
 constexpr int META = META4 > META8 ? META4 : META8;
 constexpr int SCALES_AT = SLOTS * 1024, STAGE_BYTES = SLOTS * (1024 + META);
-constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4;
-constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8;
-constexpr int TABLE_AT = X_FULL_AT + 16, SUMS_AT = TABLE_AT + BN * 8, X_AT = (SUMS_AT + 2 * SUM_BYTES + 127) / 128 * 128;
+constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4, BATCH = 8, KEPT_BYTES = CHUNKED ? BATCH * 16 * BN * 4 : 0;
+constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8, X_EMPTY_AT = X_FULL_AT + 16;
+constexpr int SUMS_FULL_AT = X_EMPTY_AT + 16, SUMS_EMPTY_AT = SUMS_FULL_AT + 16, TABLE_AT = SUMS_EMPTY_AT + 16;
+constexpr int TOPS_AT = TABLE_AT + BN * 8, SUMS_AT = TOPS_AT + WARPS * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
+constexpr int X_AT = (KEPT_AT + KEPT_BYTES + 127) / 128 * 128;
 static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
+static_assert(!CHUNKED || QUANTIZE == 0, "a token's scale wants all of it");
 
-// X, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have one a group |
-// the ring.
+// X, or two chunks, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have
+// one a group | the ring.
 struct Space {
   u32 base;
   int x_pitch, x_bytes, x_scale_bytes, ring_at, stages;
 
   __device__ __forceinline__ Space(const Arguments& p, u32 base) : base(base) {
-    x_pitch = p.shape.groups * 128 + 64;
-    x_bytes = p.shape.tokens * x_pitch;
+    x_pitch = (CHUNKED ? CHUNK : p.shape.groups) * 128 + 64;
+    x_bytes = p.shape.tokens * x_pitch * (1 + CHUNKED);
     x_scale_bytes = TOKEN_SCALES ? 0 : ((p.shape.groups - 1 >> p.x_group_shift) + 1) * p.x_stride * 4;
     ring_at = (X_AT + x_bytes + x_scale_bytes + 127) / 128 * 128;
     stages = min(MOST_STAGES, (SHARED - ring_at) / STAGE_BYTES);
   }
   __device__ __forceinline__ u32 stage(int number) const { return base + ring_at + number * STAGE_BYTES; }
+  __device__ __forceinline__ u32 x(int turn) const { return base + X_AT + turn % 2 * (x_bytes / 2); }
 };
 
 // 16 rows of one width, which are one block's.
@@ -85,24 +94,48 @@ struct Turn {
   }
 };
 
+__device__ __forceinline__ int chunks_of(const Shape& shape) { return CHUNKED ? (shape.groups + CHUNK - 1) / CHUNK : 1; }
+
+// The slots of a strip that a chunk of X is for.
+struct Part {
+  int begin, end;
+
+  __device__ __forceinline__ Part(const Strip& strip, int chunk) : begin(0), end(strip.slots) {
+    if (!CHUNKED) return;
+    const int each = strip.eight ? 2 * CHUNK : CHUNK;
+    begin = chunk * each, end = min(begin + each, strip.slots);
+  }
+};
+
 // The way through the stages of all strips.
 struct Walk {
   Strip strip;
-  int index = 0, slot = 0;
+  int index = 0, slot, end, chunk = 0;
   bool more;
 
-  __device__ __forceinline__ explicit Walk(const Strips& strips) { more = strips.at(0, strip); }
+  __device__ __forceinline__ explicit Walk(const Strips& strips) { enter(strips); }
+  __device__ __forceinline__ void enter(const Strips& strips) {
+    more = strips.at(index, strip);
+    const Part part(strip, chunk);
+    slot = part.begin, end = part.end;
+  }
   __device__ __forceinline__ void step(const Strips& strips) {
     slot += SLOTS;
-    if (slot < strip.slots) return;
-    slot = 0;
-    more = strips.at(++index, strip);
+    if (slot < end) return;
+    ++index;
+    if (CHUNKED && (index % BATCH == 0 || !strips.at(index, strip))) {
+      if (++chunk < chunks_of(strips.shape))
+        index = (index - 1) / BATCH * BATCH;
+      else
+        chunk = 0;
+    }
+    enter(strips);
   }
 };
 
 __device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const Space& space, int stage) {
   const bool eight = at.strip.eight;
-  const int count = min(SLOTS, at.strip.slots - at.slot), meta = eight ? META8 : META4;
+  const int count = min(SLOTS, at.end - at.slot), meta = eight ? META8 : META4;
   const int first_group = eight ? at.slot / 2 : at.slot, groups = eight ? (count + 1) / 2 : count;
   const u32 full = space.base + FULL_AT + stage * 8, to = space.stage(stage);
   barrier_expect(full, count * 1024 + groups * meta);
@@ -135,8 +168,7 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   const Shape& shape = given.product.shape;
   const int token = warp / SHARERS, thread = threadIdx.x % EACH;
   const bool there = token < shape.tokens;
-  // The second set of sums is not in use yet.
-  u32* tops = reinterpret_cast<u32*>(shared + SUMS_AT + SUM_BYTES);
+  u32* tops = reinterpret_cast<u32*>(shared + TOPS_AT);
   int* totals = reinterpret_cast<int*>(tops + WARPS);
   const auto top_of = [&](int token) {
     u32 top = 0;
@@ -188,20 +220,38 @@ using Given = Arguments;
 
 __device__ __forceinline__ const Arguments& product_of(const Given& given) { return given; }
 
-// All of X and its scales.
-__device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
-  wait_for_earlier_kernels();
-  const u32 full = space.base + X_FULL_AT, x = space.base + X_AT;
-  const int row = p.shape.groups * 128;
-  barrier_expect(full, p.shape.tokens * row + space.x_scale_bytes);
+// Inputs first .. first + bytes - 1 of all tokens, the turn-th that are asked for, and with the first ones X's scales.
+__device__ __forceinline__ void ask_for_x(const Given& p, const Space& space, int turn, int first, int bytes) {
+  const u32 full = space.base + X_FULL_AT + turn % 2 * 8, x = space.x(turn);
+  const int row = p.shape.groups * 128, scales = turn == 0 ? space.x_scale_bytes : 0;
+  barrier_expect(full, p.shape.tokens * bytes + scales);
   for (int token = 0; token < p.shape.tokens; ++token)
-    copy_bulk(x + token * space.x_pitch, p.x + static_cast<i64>(token) * row, row, full);
-  if (!TOKEN_SCALES) copy_bulk(x + space.x_bytes, p.x_scales, space.x_scale_bytes, full);
+    copy_bulk(x + token * space.x_pitch, p.x + static_cast<i64>(token) * row + first, bytes, full);
+  if (!TOKEN_SCALES && scales > 0) copy_bulk(space.base + X_AT + space.x_bytes, p.x_scales, scales, full);
+}
+
+__device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
+  if (CHUNKED) return;
+  wait_for_earlier_kernels();
+  ask_for_x(p, space, 0, 0, p.shape.groups * 128);
+}
+
+// All that the lane that fetches chunks does.
+__device__ __forceinline__ void fetch_chunks(const Given& p, const Strips& strips, const Space& space) {
+  const int row = p.shape.groups * 128;
+  wait_for_earlier_kernels();
+  Strip strip;
+  int turn = 0;
+  for (int begin = 0; strips.at(begin, strip); begin += BATCH)
+    for (int first = 0; first < row; first += CHUNK * 128, ++turn) {
+      if (turn > 1) barrier_wait(space.base + X_EMPTY_AT + turn % 2 * 8, (turn / 2 - 1) % 2);
+      ask_for_x(p, space, turn, first, min(CHUNK * 128, row - first));
+    }
 }
 
 __device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {
   note_tokens<32 * WARPS>(p, space.base + TABLE_AT, threadIdx.x);
-  barrier_wait(space.base + X_FULL_AT, 0);
+  if (!CHUNKED) barrier_wait(space.base + X_FULL_AT, 0);
 }
 #endif
 
@@ -227,10 +277,11 @@ struct Tokens {
   u32 line[NJ], scales;
   int shift, stride;
 
-  __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int lane) {
+  // chunk: which one X's turn is.
+  __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int turn, int chunk, int lane) {
+    const u32 x = (CHUNKED ? space.x(turn) - chunk * CHUNK * 128 : space.x(0)) + lane % 4 * 16;
 #pragma unroll
-    for (int j = 0; j < NJ; ++j)
-      line[j] = space.base + X_AT + min(j * 8 + lane / 4, p.shape.tokens - 1) * space.x_pitch + lane % 4 * 16;
+    for (int j = 0; j < NJ; ++j) line[j] = x + min(j * 8 + lane / 4, p.shape.tokens - 1) * space.x_pitch;
     scales = space.base + X_AT + space.x_bytes + lane % 4 * 8;
     shift = p.x_group_shift, stride = p.x_stride * 4;
   }
@@ -293,64 +344,131 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
       return;
     }
   }
-  for (int u = warp; u < count; u += WARPS) {
+  const auto add = [&](int u) {
     if constexpr (WHOLE_SUM) {
       Slot<EIGHT> slot;
       slot.load(x, w + u * 1024, scales_of(u), first + u, lane);
       slot.add_to(tile);
     } else {
       const int n = (first + u) * (EIGHT ? 1 : 2);
-      accumulate<EIGHT>(
+      accumulate<EIGHT, true>(
           tile, w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
           [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
     }
+  };
+  // In a row, so that a slot's loads are asked for before the sums of the one before are there.
+  if (!WHOLE_SUM && count == SLOTS) {
+#pragma unroll
+    for (int own = 0; own < OWN; ++own) add(own * WARPS + warp);
+    return;
+  }
+#pragma unroll 1
+  for (int u = warp; u < count; u += WARPS) add(u);
+}
+
+// Goes through a block's strips in the order in which they are multiplied: visit(strip, index, chunk) for each chunk of X.
+// begin_chunk(turn, chunk), end_chunk(turn): before the first and behind the last strip of each.
+template <typename Begin, typename Visit, typename End>
+__device__ __forceinline__ void go_through(const Strips& strips, Begin begin_chunk, Visit visit, End end_chunk) {
+  const int chunks = chunks_of(strips.shape);
+  Strip here;
+  int turn = 0;
+  for (int begin = 0; strips.at(begin, here); begin += BATCH) {
+    for (int chunk = 0; chunk < chunks; ++chunk, ++turn) {
+      begin_chunk(turn, chunk);
+      for (int index = begin; (!CHUNKED || index < begin + BATCH) && strips.at(index, here); ++index) visit(here, index, chunk);
+      end_chunk(turn);
+    }
+    if (!CHUNKED) break;
   }
 }
 
 __device__ __forceinline__ void consume(const Given& given, const Strips& strips, const Space& space, u8* shared, int warp,
                                         int lane) {
-  const Arguments& p = product_of(given);
-  const u32 table = space.base + TABLE_AT;
-  // The warps write a strip each in turn, and ask for what they must know of the next one long before.
-  Strip here, own;
-  Pair rows;
-  const auto ask = [&](int index) {
-    if (strips.at(index, own)) rows = Pair(p, own.row16, own.eight, lane / 4);
-  };
-  ask(warp);
   wait_for_earlier_kernels();
   await_x(given, space, shared, warp, lane);
-  const Tokens x(p, space, lane);
+  Tokens x(product_of(given), space, 0, 0, lane);
   Turn turn;
-  for (int index = 0; strips.at(index, here); ++index) {
-    Tile tile;
-    tile.clear();
-    for (int first = 0; first < here.slots; first += SLOTS) {
-      const u32 stage = space.stage(turn.stage);
-      const int count = min(SLOTS, here.slots - first);
-      barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
-      if (here.eight)
-        add_stage<true>(tile, x, stage, first, count, warp, lane);
-      else
-        add_stage<false>(tile, x, stage, first, count, warp, lane);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
-      turn.next(space.stages);
-    }
-    // Two sets of sums, so that a warp which is ahead by a strip overwrites nothing.
-    Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + index % 2 * SUM_BYTES) + lane;
+  int pieces = 0;
+  go_through(
+      strips,
+      [&](int x_turn, int chunk) {
+        if (!CHUNKED) return;
+        barrier_wait(space.base + X_FULL_AT + x_turn % 2 * 8, x_turn / 2 % 2);
+        x = Tokens(product_of(given), space, x_turn, chunk, lane);
+      },
+      [&](const Strip& here, int, int chunk) {
+        Tile tile;
+        tile.clear();
+        const Part part(here, chunk);
+        for (int first = part.begin; first < part.end; first += SLOTS) {
+          const u32 stage = space.stage(turn.stage);
+          const int count = min(SLOTS, part.end - first);
+          barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
+          if (here.eight)
+            add_stage<true>(tile, x, stage, first, count, warp, lane);
+          else
+            add_stage<false>(tile, x, stage, first, count, warp, lane);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
+          turn.next(space.stages);
+        }
+        const int set = pieces % 2;
+        if (pieces > 1) barrier_wait(space.base + SUMS_EMPTY_AT + set * 8, (pieces / 2 - 1) % 2);
+        Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + set * SUM_BYTES) + lane;
 #pragma unroll
-    for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
-    named_barrier<32 * WARPS>(1);
-    if (warp != index % WARPS) continue;
-    tile.clear();
+        for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
+        ++pieces;
+      },
+      [&](int x_turn) {
+        __syncwarp();
+        if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
+      });
+}
+
+// All that the writing warp does.
+__device__ __forceinline__ void write_all(const Arguments& p, const Strips& strips, const Space& space, u8* shared, int lane) {
+  const int chunks = chunks_of(p.shape);
+  // What must be known of a strip's rows is asked for while the one before is multiplied.
+  Pair rows;
+  const auto ask = [&](int index) {
+    Strip next;
+    if (strips.at(index, next)) rows = Pair(p, next.row16, next.eight, lane / 4);
+  };
+  ask(0);
+  wait_for_earlier_kernels();
+  int pieces = 0;
+  go_through(
+      strips, [](int, int) {},
+      [&](const Strip& here, int index, int chunk) {
+        const int set = pieces % 2;
+        Tile tile;
+        tile.clear();
+        Words4* kept = reinterpret_cast<Words4*>(shared + KEPT_AT + index % BATCH * (16 * BN * 4)) + lane;
+        if (CHUNKED && chunk > 0) {
 #pragma unroll
-    for (int other = 0; other < WARPS; ++other)
+          for (int j = 0; j < NJ; ++j) tile.add(0, j, kept[j * 32]);
+        }
+        barrier_wait(space.base + SUMS_FULL_AT + set * 8, pieces / 2 % 2);
+        const Words4* sums = reinterpret_cast<const Words4*>(shared + SUMS_AT + set * SUM_BYTES) + lane;
 #pragma unroll
-      for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(other * NJ + j) * 32]);
-    write(tile, p, rows, table, !here.eight, lane % 4);
-    ask(index + WARPS);
-  }
+        for (int warp = 0; warp < WARPS; ++warp)
+#pragma unroll
+          for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(warp * NJ + j) * 32]);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
+        ++pieces;
+        if (CHUNKED && chunk + 1 < chunks) {
+#pragma unroll
+          for (int j = 0; j < NJ; ++j) kept[j * 32] = tile.words(0, j);
+          return;
+        }
+        write(tile, p, rows, space.base + TABLE_AT, !here.eight, lane % 4);
+        ask(index + 1);
+      },
+      [](int) {});
 }
 
 // Two blocks leave registers for the kernels between two products: as many as a third would have.
@@ -367,13 +485,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) mixed_gem
       barrier_init(space.base + FULL_AT + stage * 8, 1);
       barrier_init(space.base + EMPTY_AT + stage * 8, WARPS);
     }
-    barrier_init(space.base + X_FULL_AT, 1);
+    for (int turn = 0; turn < 2; ++turn) {
+      barrier_init(space.base + X_FULL_AT + turn * 8, 1);
+      barrier_init(space.base + X_EMPTY_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
+    }
     barriers_made();
   }
   __syncthreads();
   const Strips strips(p.shape);
   if (warp < WARPS)
     consume(given, strips, space, shared, warp, lane);
-  else if (lane == 0)
+  else if (warp == WRITER)
+    write_all(p, strips, space, shared, lane);
+  else if (lane == 0 && warp == FETCHER)
     fetch_all(given, strips, space);
+#if CHUNK > 0
+  else if (lane == 0)
+    fetch_chunks(given, strips, space);
+#endif
 }
