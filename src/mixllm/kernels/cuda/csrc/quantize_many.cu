@@ -1,6 +1,7 @@
 // Many tokens' activations to int8 for the products on Hopper: what quantize.cu does, at the rate of issuing instructions.
 //
-// Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; THREADS, the most in a block.
+// Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; SUMMED 1 for its TILED 2; THREADS,
+// the most in a block.
 //
 // A block goes through every gridDim-th token; the next one's inputs are on their way while it works. A thread has a quarter
 // of a Hadamard block, vectors c, c + 4, c + 8 and c + 12 of its sixteen, so that only two of the seven butterflies want
@@ -21,8 +22,14 @@ struct Arguments {
   int aligned;
 };
 
+constexpr u32 ABOVE = SUMMED ? SIGNS : 0u;  // unsigned codes, 128 too much
 constexpr int MOST_WARPS = THREADS / 32, VECTORS = 4, WIDTH = GROUP == 0 ? 128 : GROUP;
 static_assert(INPUT != 2, "float32 leaves no registers for the next token");
+
+// Out of line, or what it computes is kept in registers from token to token.
+__device__ __noinline__ void place_sum_apart(const Arguments& p, int token, int group, int sum) {
+  place_sum(p.codes, p.padded / 128, p.tokens, token, group, sum);
+}
 
 struct Quarter {
   const Arguments& p;
@@ -100,7 +107,7 @@ struct Quarter {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const u32(&both)[2] = packed[half * 2 + i];
-        own[i] = both[upper], other[i] = __shfl_xor_sync(0xFFFFFFFFu, both[!upper], 2);
+        own[i] = both[upper] ^ ABOVE, other[i] = __shfl_xor_sync(0xFFFFFFFFu, both[!upper], 2) ^ ABOVE;
       }
       if (first - c * 8 >= p.padded) continue;
       const Words4 piece = upper ? Words4{other[0], own[0], other[1], own[1]} : Words4{own[0], other[0], own[1], other[1]};
@@ -159,10 +166,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
 #pragma unroll
     for (int k = 0; k < VECTORS; ++k) round_to_codes(v[k], scale, packed[k]);
     its.place(token, packed);
-    if constexpr (GROUP == 0) {
-      int sum = 0;
+    int sum = 0;
 #pragma unroll
-      for (int i = 0; i < VECTORS * 2; ++i) sum = __dp4a(static_cast<int>(packed[i / 2][i % 2]), static_cast<int>(ONES), sum);
+    for (int i = 0; i < VECTORS * 2; ++i) sum = __dp4a(static_cast<int>(packed[i / 2][i % 2]), static_cast<int>(ONES), sum);
+    if constexpr (SUMMED) {
+      int group = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+      group += __shfl_xor_sync(0xFFFFFFFFu, group, 2);
+      if (its.c == 0 && its.first < p.padded)
+        place_sum_apart(p, token, its.first / 128, group);
+    }
+    if constexpr (GROUP == 0) {
       sum = __reduce_add_sync(0xFFFFFFFFu, sum);
       if (lane == 0) totals[turn][warp] = sum;
       if (threadIdx.x == 0) p.scales[token] = scale.value;
