@@ -44,7 +44,8 @@ Peer = Callable[[int, int, list[int]], Iterator[tuple[str, int, float]]]
 
 
 def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor]:
-    """A weight of random bits in the kernels' order: codes8, codes4, scales8, scales4, rows, row_scales."""
+    """A weight of random bits in the kernels' order: codes8, codes4, scales8, scales4, rows, row_scales,
+    excess."""
     n8 = round(n * share8)
     tiles8, tiles4, groups = -(-n8 // 16), -(-(n - n8) // 16), format.groups(k)
 
@@ -67,7 +68,15 @@ def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor
 
     rows = torch.cat((padded(eight.nonzero()), padded((~eight).nonzero())))
     row_scales = torch.rand(0 if by_group else len(rows), device="cuda") * 0.01
-    return [bits(tiles8, 2 * groups, 1024), bits(tiles4, groups, 1024), scales8, scales4, rows, row_scales]
+    return [
+        bits(tiles8, 2 * groups, 1024),
+        bits(tiles4, groups, 1024),
+        scales8,
+        scales4,
+        rows,
+        row_scales,
+        torch.rand(len(rows), device="cuda"),
+    ]
 
 
 def copies(tensors: list[Tensor]) -> list[list[Tensor]]:
@@ -91,7 +100,7 @@ def time_mixllm(
     many = hopper.takes(0, scales, tokens)
     few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n, groups) if few else None
     fresh = strips.quantizes(scales, tokens, n, groups) if few else None
-    quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size))
+    quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size), hopper.sums(0, scales, tokens))
     any_tile = choose(scales, tokens, device(0).shared_limit)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mixllm.errors import MixllmError
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import hopper, ops
 from mixllm.kernels.cuda.fused import rmsnorm_quantize, silu_mul_quantize
+from tests.kernels.cuda.test_hopper import summed
 
 pytestmark = pytest.mark.gpu
 
@@ -49,6 +50,19 @@ def test_silu_mul(tokens: int, k: int, rotate: bool, group: int, dtype: torch.dt
     gate, up = x.chunk(2, dim=1)
     expected = ops.quantize(torch.nn.functional.silu(gate) * up, rotate, group)
     assert_alike(silu_mul_quantize(x, rotate, group), expected, tokens)
+
+
+def test_sums_behind_the_codes() -> None:
+    x = torch.randn(70, 800, device="cuda").half()
+    weight = torch.ones(400, device="cuda").half()
+    for codes, *_ in (
+        silu_mul_quantize(x, True, 0, True, True),
+        rmsnorm_quantize(x[:, :400], weight, 1e-5, True, 0, True, True),
+        ops.quantize(x[:, :400], True, 0, True, True),
+        ops.quantize(x[:, :400].float(), True, 0, True, True),
+    ):
+        plain = hopper.untiled((codes[:4].view(torch.uint8) ^ 128).view(torch.int8)).cpu()
+        assert torch.equal(codes.cpu(), summed(plain))
 
 
 def test_operators() -> None:

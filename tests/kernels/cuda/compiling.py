@@ -29,6 +29,8 @@ QUANTIZERS = [
     (1, 1, 0, 0, 0, 1), (2, 0, 0, 128, 0, 1), (4, 1, 1, 0, 0, 1), (4, 1, 0, 512, 0, 1), (4, 1, 1, 256, 0, 1),
     (4, 1, 0, 0, 1, 1), (4, 1, 0, 0, 2, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
 ]  # fmt: skip
+# ROTATE, TAIL, GROUP, SUMMED
+MANY = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 128, 0), (1, 0, 512, 0)]
 # How strips.cu quantizes: not at all, one token, several.
 FRESH: list[dict[str, int]] = [
     {},
@@ -71,9 +73,9 @@ def jobs(arch: str) -> dict[str, Job]:
                 macros = {**strip.macros(), **scales.macros(), **fresh}
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
-        for kind, (rotate, tail, group) in product((0, 1), ((1, 0, 0), (1, 1, 0), (0, 1, 128), (1, 0, 512))):
-            values = (kind, rotate, tail, group, ops.MANY_THREADS)
-            macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "THREADS"), values, strict=True))
+        for kind, many_of in product((0, 1), MANY):
+            values = (kind, *many_of, ops.MANY_THREADS)
+            macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))
             found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
     found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)
     for kind in range(3):
@@ -81,7 +83,8 @@ def jobs(arch: str) -> dict[str, Job]:
             names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED", "PARTS")
             if quantizer[-1] > 1 and arch not in CLUSTERS:
                 continue
-            for tiled in range(2 if arch == "sm_90a" else 1):
+            summed = quantizer[3] == 0 and quantizer[-1] == 1
+            for tiled in range(2 + summed if arch == "sm_90a" else 1):
                 macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True)), "TILED": tiled}
                 found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
     return found

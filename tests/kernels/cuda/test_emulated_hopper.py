@@ -14,7 +14,7 @@ from mixllm.kernels.cuda.hopper import HopperTile
 from mixllm.kernels.cuda.launch import Device
 from tests import shapes
 from tests.kernels.cuda.test_emulated import build, quantized
-from tests.kernels.cuda.test_hopper import tiled
+from tests.kernels.cuda.test_hopper import summed, tiled
 from tests.kernels.cuda.weights import random_weight
 
 # They need a C++20 compiler, as nvcc does.
@@ -42,10 +42,20 @@ CASES = [
         HALF,
     ),
     ({"activation_group": 256}, HopperTile(128, 3, True), 70, 20, 600, 150, 1, BFLOAT),
-    ({"weight_scale": "group", "activation_group": 128}, HopperTile(256, 4, True), 70, 60, 400, 270, 2, HALF),
+    (
+        {"weight_scale": "group", "activation_group": 128},
+        HopperTile(64, 4, True),
+        70,
+        60,
+        2200,
+        150,
+        2,
+        FLOAT,
+    ),
     ({}, HopperTile(64, 4, True), 300, 40, 700, 130, 5, BFLOAT),
     ({"weight_scale": "group"}, HopperTile(64, 3, False), 70, 20, 300, 131, 2, HALF),
     ({"weight_scale": "group"}, HopperTile(128, 3, False), 70, 20, 128, 131, 2, HALF),
+    ({"weight_scale": "group"}, HopperTile(128, 3, True), 70, 20, 2200, 150, 3, FLOAT),
     ({"weight_scale": "group"}, HopperTile(256, 3, True), 70, 20, 400, 270, 2, FLOAT),
 ]
 
@@ -54,9 +64,11 @@ CASES = [
 def test_as_the_reference(
     change: dict[str, str | int], tile: HopperTile, n4: int, n8: int, k: int, tokens: int,
     multiprocessors: int, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    half: bool = True,
 ) -> None:  # fmt: skip
+    """half: group scales are float16, else float32."""
     format = PROFILES["fast"].model_copy(update=change)
-    weight = random_weight(n4, n8, k, format, k)
+    weight = random_weight(n4, n8, k, format, k, half=half)
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
     macros = {**tile.macros(), **linear.scales.macros()}
     kernel = build("hopper.cu", "mixed_gemm", macros, tmp_path, 900)
@@ -64,12 +76,22 @@ def test_as_the_reference(
     monkeypatch.setattr(hopper, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, *rest = quantized(x, format)
+    whole = linear.scales.key == "whole"
+    lines = summed(codes) if linear.scales.unsigned else tiled(codes)
     y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
     kinds = (linear.scales, linear.group, tile)
-    hopper.gemm_into(y, tiled(codes), *rest, linear.tensors, bias, *kinds)
+    hopper.gemm_into(y, lines, *rest, linear.tensors, bias, *kinds)
     assert not rest[-1].any(), "flags are left as they were"
     expected = reference.ReferenceLinear(weight, format)(x, bias)
-    if linear.scales.key == "whole":
+    if whole:
         assert torch.equal(y, expected)
     else:
-        assert (y.float() - expected.float()).norm() / expected.float().norm() < 1e-4
+        error = (y.float() - expected.float()).norm() / expected.float().norm()
+        assert error < (5e-5 if dtype == FLOAT else 1e-3)
+
+
+@pytest.mark.parametrize("group", [128, "token"])
+def test_float32_scales(group: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change: dict[str, str | int] = {"weight_scale": "group", "activation_group": group}
+    case = (change, HopperTile(64, 3, True), 70, 40, 300, 90, 3, FLOAT)
+    test_as_the_reference(*case, tmp_path, monkeypatch, half=False)

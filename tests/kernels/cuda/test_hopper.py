@@ -28,6 +28,24 @@ def tiled(codes: Tensor) -> Tensor:
     return out
 
 
+def summed(codes: Tensor) -> Tensor:
+    """[T, 128 G] -> [G + ceil(G / 16), T, 128], as csrc/activations.cuh has it."""
+    tokens, padded = codes.shape
+    groups = padded // 128
+    sums = codes.view(tokens, groups, 128).sum(2).float() * 2.0**-14
+    high = sums.bfloat16()
+    parts = torch.stack((high, high, (sums - high.float()).bfloat16(), torch.zeros_like(high)), 2)
+    parts[..., 3] = parts[..., 2]
+    lines = torch.zeros(-(-groups // 16), tokens, 128, dtype=torch.uint8)
+    for g in range(groups):
+        for token in range(tokens):
+            bytes_ = parts[token, g].view(torch.uint8)
+            for i in range(2):
+                start = ((g % 16 // 4 * 2 + i) ^ token % 8) * 16 + g % 4 * 4
+                lines[g // 16, token, start : start + 4] = bytes_[4 * i : 4 * i + 4]
+    return torch.cat((tiled(codes).view(torch.uint8) ^ 128, lines)).view(torch.int8)
+
+
 @given(st.integers(1, 19), st.integers(1, 3), st.integers(0, 99))
 def test_untiled_is_the_inverse(tokens: int, groups: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -69,6 +69,6 @@ def test_an_eight_bit_code_is_where_the_picture_says() -> None:
 def test_what_fills_up_k_weighs_nothing() -> None:
     format = Format(weight_scale="row")
     weight = random_weight(3, 1, 129, format, 3)
-    filled = layout._uncodes4(to_kernel_order(weight, format).codes4)[:3, 129:]
+    filled = layout.in_rows4(to_kernel_order(weight, format).codes4)[:3, 129:]
     zeros = unpack_nibbles(weight.zeros4, 1)
     assert torch.equal(filled, zeros.expand_as(filled))

@@ -11,6 +11,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda.excess import excess
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
 from mixllm.kernels.cuda.planned import Planned
@@ -27,6 +28,8 @@ class CudaLinear:
         self.tensors = [
             weight.codes8, weight.codes4, weight.scales8, weight.scales4, weight.rows, weight.row_scales
         ]  # fmt: skip
+        if self.scales.unsigned:
+            self.tensors.append(excess(weight))
         self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -46,7 +49,8 @@ class CudaLinear:
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
         sizes = (self.scales, self.group, len(flat), channels, groups)
-        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(index, *sizes))
+        sums = hopper.sums(index, self.scales, len(flat))
+        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(index, *sizes), sums)
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
@@ -107,7 +111,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:
-            ops.quantizer_of_many(index, dtype, rotate, tail, group)
+            ops.quantizer_of_many(index, dtype, rotate, tail, group, hopper.sums(index, scales, least))
     else:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
@@ -115,7 +119,11 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
-        (vectors, parts, takes_tiled(index, scales, group, n, channels, groups))
+        (
+            vectors,
+            parts,
+            takes_tiled(index, scales, group, n, channels, groups) + hopper.sums(index, scales, n),
+        )
         for n in tokens
         for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
     }

@@ -1,7 +1,7 @@
 """Activation quantization joined with what comes before it in a decoder block, for engines that call it.
 
 Both give what mixllm::quantize gives of the unfused layers' output, rounded to x's dtype where those round;
-tiled as there.
+tiled and summed as there.
 """
 
 from __future__ import annotations
@@ -19,42 +19,48 @@ Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @operator("mixllm::rmsnorm_quantize")
 def rmsnorm_quantize(
-    x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False
-) -> Quantized:
+    x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False,
+    summed: bool = False,
+) -> Quantized:  # fmt: skip
     """x [T, K], weight [K] of x's dtype: quantize(weight * (x / sqrt(mean(x^2) + epsilon)))."""
     if weight.shape != x.shape[1:] or weight.dtype != x.dtype or weight.device != x.device:
         raise MixllmError(f"rmsnorm_quantize: weight must be [{x.shape[1]}] {x.dtype} on {x.device}")
     rows = x if x.stride(1) == 1 else x.contiguous()
-    return _run(rows, Fused(1, weight.contiguous(), epsilon), rotate, group, tiled)
+    return _run(rows, Fused(1, weight.contiguous(), epsilon), rotate, group, tiled, summed)
 
 
 @fake("mixllm::rmsnorm_quantize")
 def _rmsnorm_quantized_like(
-    x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False
-) -> Quantized:
-    return ops.outputs(x, group, tiled)
+    x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False,
+    summed: bool = False,
+) -> Quantized:  # fmt: skip
+    return ops.outputs(x, group, tiled, summed)
 
 
 @operator("mixllm::silu_mul_quantize")
-def silu_mul_quantize(x: Tensor, rotate: bool, group: int, tiled: bool = False) -> Quantized:
+def silu_mul_quantize(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False, summed: bool = False
+) -> Quantized:
     """x [T, 2 K], gate and up side by side as one joined linear gives them: quantize(silu(gate) * up)."""
     if x.shape[1] % 2:
         raise MixllmError(f"silu_mul_quantize: x has {x.shape[1]} columns; gate and up must be equally wide")
     if x.stride(1) != 1:
         x = x.contiguous()
     gate, up = x.chunk(2, dim=1)
-    return _run(gate, Fused(2, up), rotate, group, tiled)
+    return _run(gate, Fused(2, up), rotate, group, tiled, summed)
 
 
 @fake("mixllm::silu_mul_quantize")
-def _silu_mul_quantized_like(x: Tensor, rotate: bool, group: int, tiled: bool = False) -> Quantized:
-    return ops.outputs(x[:, : x.shape[1] // 2], group, tiled)
+def _silu_mul_quantized_like(
+    x: Tensor, rotate: bool, group: int, tiled: bool = False, summed: bool = False
+) -> Quantized:
+    return ops.outputs(x[:, : x.shape[1] // 2], group, tiled, summed)
 
 
-def _run(x: Tensor, fused: Fused, rotate: bool, group: int, tiled: bool) -> Quantized:
+def _run(x: Tensor, fused: Fused, rotate: bool, group: int, tiled: bool, summed: bool) -> Quantized:
     if x.dtype not in ops.TYPES:
         raise MixllmError(f"quantize: input is {x.dtype}; give float16, bfloat16 or float32")
-    out = ops.outputs(x, group, tiled)
+    out = ops.outputs(x, group, tiled, summed)
     if len(x):
         with torch.cuda.device(x.device):
             ops.quantize_into(x, rotate, group, *out, fused)

@@ -3,7 +3,8 @@
 Activations come from ops.quantize(..., tiled=True) as [G, T, 128]: for each 128 inputs a line a token: so
 a tile's lines are one piece of memory, ready for wgmma. Inside a line the 4-byte words of each half are
 transposed as a 4 x 4 matrix (wgmma's order of inputs against that of csrc/unpack.cuh), and its 16-byte pieces
-are swizzled: piece ^ token % 8.
+are swizzled: piece ^ token % 8. Of float group scales with one scale a token (`sums`) they are unsigned, 128
+too much, and behind them are lines with the sums of groups: [G + ceil(G / 16), T, 128].
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ TILES = {
     for key in ("whole", "grouped")
 }
 # Microseconds on an H200, fitted to the benchmark's shapes at 256 to 4,096 tokens: a stage, what a tile takes
-# beside its stages, and handing partial sums over. By (scales.key, scales.token).
+# beside its stages, and handing partial sums over. By (scales.key, scales.token). ("grouped", True), 128:
+# a loop without zero points, and a sixteenth of a stage of those more (docs/hopper.md, version 7).
 TIMES = {
     ("whole", True): {256: (0.660, 7.0, 9.0), 128: (0.397, 3.9, 4.9), 64: (0.362, 1.8, 1.9)},
-    ("grouped", True): {256: (1.101, 6.8, 9.6), 128: (0.594, 3.2, 5.5), 64: (0.447, 2.1, 3.0)},
+    ("grouped", True): {256: (1.007, 6.1, 11.0), 128: (0.493, 4.2, 5.8), 64: (0.442, 1.6, 7.5)},
     ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
 }
 
@@ -73,6 +75,11 @@ TIMES = {
 def takes(index: int, scales: Scales, tokens: int) -> bool:
     """Whether so many tokens go this way on a GPU."""
     return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
+
+
+def sums(index: int, scales: Scales, tokens: int) -> bool:
+    """Whether the activations for so many tokens are summed (ops.quantize)."""
+    return scales.unsigned and takes(index, scales, tokens)
 
 
 @lru_cache(4096)
@@ -101,10 +108,10 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
 ) -> Tensor:  # fmt: skip
     """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
-    scales4, rows, row_scales."""
+    scales4, rows, row_scales, excess (excess.py)."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
-    groups, tokens, _ = codes.shape
+    groups, tokens = codes4.shape[1], codes.shape[1]
     blocks = target.multiprocessors
     cut = tile.split(tile.tiles(tokens, len(codes8) + len(codes4)), blocks)
     partials = torch.empty(blocks * ROWS * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
@@ -118,10 +125,9 @@ def gemm_into(
 
 
 def best(codes: Tensor, weight: list[Tensor], scales: Scales) -> HopperTile:
-    """The tile for codes [G, T, 128]."""
-    groups, tokens, _ = codes.shape
+    """The tile for codes [.., T, 128]."""
     blocks = device(codes.device.index).multiprocessors
-    return choose(scales, tokens, len(weight[0]) + len(weight[1]), groups, blocks)
+    return choose(scales, codes.shape[1], len(weight[0]) + len(weight[1]), weight[1].shape[1], blocks)
 
 
 @operator("mixllm::gemm_many", ("flags",))
@@ -129,7 +135,8 @@ def gemm_many(
     codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor], bias: Tensor | None,
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
-    """Quantized activations, tiled, times a mixed weight -> y [T, channels]; flags are 0 before and after."""
+    """Quantized activations, tiled, and summed as `sums` says, times a mixed weight -> y [T, channels]; flags
+    are 0 before and after."""
     y = codes.new_empty((codes.shape[1], channels), dtype=dtype)
     scales = Scales(weight_scales, group == 0)
     with torch.cuda.device(y.device):
@@ -147,7 +154,7 @@ def _gemm_many_like(
 
 
 def untiled(codes: Tensor) -> Tensor:
-    """[G, T, 128] as the quantizer writes it for this path -> [T, 128 G] in the order of inputs."""
+    """[G, T, 128] as the quantizer writes it for this path, of codes -> [T, 128 G] in the order of inputs."""
     groups, tokens, _ = codes.shape
     pieces = codes.reshape(groups, tokens, 8, 16)
     token = torch.arange(tokens, device=codes.device)[:, None] % 8

@@ -80,16 +80,16 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
     def scales4(rows: slice) -> Tensor:
         zeros = _zeros(weight, format, rows)
         if by_group:
-            return torch.cat((_pairs(weight.scales4[rows].to(scale_type)), _pairs(zeros)), dim=2)
+            return torch.cat((by_tile(weight.scales4[rows].to(scale_type)), by_tile(zeros)), dim=2)
         if weight.multipliers4 is not None:
             zeros = zeros << 4 | unpack_nibbles(weight.multipliers4[rows], groups)
         else:
             zeros = zeros << 4
-        return _pairs(zeros)
+        return by_tile(zeros)
 
     def scales8(rows: slice) -> Tensor:
         if by_group:
-            return _pairs(weight.scales8[rows].to(scale_type))
+            return by_tile(weight.scales8[rows].to(scale_type))
         return weight.codes8.new_empty((-(-len(weight.codes8[rows]) // TILE), groups, 0), dtype=torch.uint8)
 
     if by_group:
@@ -108,27 +108,26 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
 def from_kernel_order(weight: KernelWeight, format: Format) -> MixedWeight:
     """The stored layer again; group scales come back in the wider type of the two widths."""
     k, n4, n8 = weight.in_features, weight.n4, weight.n8
-    groups = format.groups(k)
     border = len(weight.codes8) * TILE
-    zeros = _unpairs(weight.scales4[..., -TILE:], torch.uint8)[:n4]
+    zeros = by_row(weight.scales4[..., -TILE:], torch.uint8)[:n4]
     multipliers = None
     if format.weight_scale == "group":
         scale_type = torch.float16 if weight.scales4.shape[2] == 3 * TILE else torch.float32
-        scales4 = _unpairs(weight.scales4[..., :-TILE], scale_type)[:n4]
-        scales8 = _unpairs(weight.scales8, scale_type)[:n8]
+        scales4 = by_row(weight.scales4[..., :-TILE], scale_type)[:n4]
+        scales8 = by_row(weight.scales8, scale_type)[:n8]
     else:
         scales8, scales4 = weight.row_scales[:n8], weight.row_scales[border : border + n4]
         if format.weight_scale == "group_int":
             multipliers = pack_nibbles(zeros & 15)
         zeros = zeros >> 4
-    codes8 = _split(weight.codes8, 2, (TILE, 64)).transpose(1, 2).reshape(border, groups * GROUP_SIZE)
+    codes8 = in_rows8(weight.codes8)
     return MixedWeight(
         in_features=k,
         rows=torch.cat((weight.rows[border : border + n4], weight.rows[:n8])),
-        codes4=pack_nibbles(_uncodes4(weight.codes4)[:n4, :k]),
+        codes4=pack_nibbles(in_rows4(weight.codes4)[:n4, :k]),
         zeros4=pack_nibbles(zeros[:, :1] if format.weight_scale == "row" else zeros),
         scales4=scales4,
-        codes8=codes8[:n8, :k].view(torch.int8),
+        codes8=codes8[:n8, :k],
         scales8=scales8,
         multipliers4=multipliers,
     )
@@ -166,13 +165,14 @@ def _tiles(values: Tensor) -> Tensor:
     return _split(padded, 0, (len(padded) // TILE, TILE))
 
 
-def _pairs(values: Tensor) -> Tensor:
+def by_tile(values: Tensor) -> Tensor:
     """[n, G] -> bytes [R, G, 16 * size]: for each group rows 0, 8, 1, 9, ..., 7, 15."""
     ordered = _split(_tiles(values), 1, (2, 8)).permute(0, 3, 2, 1).flatten(2).contiguous()
     return ordered.view(torch.uint8)
 
 
-def _unpairs(stored: Tensor, dtype: torch.dtype) -> Tensor:
+def by_row(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """And back: [R, G, 16 * size] -> [16 R, G]."""
     ordered = _split(stored.contiguous().view(dtype), 2, (8, 2))
     return ordered.permute(0, 3, 2, 1).reshape(len(stored) * TILE, stored.shape[1])
 
@@ -186,7 +186,14 @@ def _codes4(codes: Tensor) -> Tensor:
     return packed.permute(0, 3, 2, 4, 5, 1, 6).reshape(len(packed), codes.shape[1] // GROUP_SIZE, 1024)
 
 
-def _uncodes4(stored: Tensor) -> Tensor:
+def in_rows8(stored: Tensor) -> Tensor:
+    """[R, 2 G, 1024] -> int8 [16 R, 128 G]."""
+    rows = _split(stored, 2, (TILE, 64)).transpose(1, 2)
+    return rows.reshape(len(stored) * TILE, stored.shape[1] * 64).view(torch.int8)
+
+
+def in_rows4(stored: Tensor) -> Tensor:
+    """[R, G, 1024] -> uint8 [16 R, 128 G] of 0..15."""
     packed = stored.reshape(len(stored), stored.shape[1] * 2, 8, 4, 2, 2, 4)
     packed = packed.permute(0, 5, 2, 1, 3, 4, 6)  # R h g panel c j i
     split = torch.stack((packed & 15, packed >> 4), dim=-2)

@@ -31,6 +31,8 @@ MOST_PARTS = 264
 LEAST_MANY = 65
 MANY_THREADS = 1024
 BAND = 16
+# Groups whose sums a line of csrc/hopper_floats.cuh has.
+SUMS_A_LINE = 16
 
 
 class _Quantize(ctypes.Structure):
@@ -62,6 +64,7 @@ class Gemm(ctypes.Structure):
         ("codes8", c_void_p), ("codes4", c_void_p), ("scales8", c_void_p), ("scales4", c_void_p),
         ("x", c_void_p), ("x_scales", c_void_p), ("partials", c_void_p), ("flags", c_void_p),
         ("out", Outputs), ("shape", Shape), ("x_stride", c_int), ("x_group_shift", c_int),
+        ("excess", c_void_p),
     ]  # fmt: skip
 
 
@@ -80,7 +83,7 @@ def quantize_into(
 ) -> None:  # fmt: skip
     """The kernel behind `quantize`; group 0 is the whole token. The shape of codes gives their order."""
     tokens, inputs = x.shape
-    padded = codes.numel() // tokens
+    padded = padded_inputs(inputs)
     target = device(x.device.index)
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
@@ -95,13 +98,14 @@ def quantize_into(
     )  # fmt: skip
     kind = 0 if fused is None else fused.kind
     tiled = codes.dim() == 3
+    summed = tiled and len(codes) > padded // GROUP_SIZE
     if tiled and kind == 0 and arguments.aligned and takes_many(x.dtype, tokens, padded):
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
-        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group)
+        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed)
         return many.launch(blocks, threads, arguments)
     shape = launch_shape(tokens, padded, target.capability >= (9, 0), group)
     vectors, threads, arguments.rounds, parts = shape
-    run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled, parts)
+    run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled + summed, parts)
     run.launch(tokens * parts, threads, arguments)
 
 
@@ -118,15 +122,17 @@ def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int
 
 
 @cache
-def quantizer_of_many(index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> Kernel:
-    macros = many_macros(dtype, rotate, tail, group)
+def quantizer_of_many(
+    index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool
+) -> Kernel:
+    macros = many_macros(dtype, rotate, tail, group, summed)
     # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
     return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
 
 
-def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int) -> dict[str, int]:
+def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool) -> dict[str, int]:
     kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
-    return {**kind, "THREADS": MANY_THREADS}
+    return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS}
 
 
 def launch_shape(tokens: int, padded: int, clusters: bool, group: int) -> tuple[int, int, int, int]:
@@ -160,19 +166,19 @@ def launch_shapes(padded: int, clusters: bool, group: int) -> set[tuple[int, int
 @cache
 def quantizer(
     index: int, dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int = 0,
-    tiled: bool = False, parts: int = 1,
+    tiled: int = 0, parts: int = 1,
 ) -> Kernel:  # fmt: skip
     macros = quantizer_macros(dtype, vectors, rotate, tail, group, fused, tiled, parts)
     return kernel("quantize.cu", "quantize", tuple(macros.items()), index)
 
 
 def quantizer_macros(
-    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: bool = False,
+    dtype: torch.dtype, vectors: int, rotate: bool, tail: bool, group: int, fused: int, tiled: int = 0,
     parts: int = 1,
 ) -> dict[str, int]:  # fmt: skip
     return {
         "INPUT": TYPES[dtype], "VECTORS": vectors, "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group,
-        "FUSED": fused, "TILED": int(tiled), "PARTS": parts,
+        "FUSED": fused, "TILED": tiled, "PARTS": parts,
     }  # fmt: skip
 
 
@@ -211,7 +217,7 @@ def gemm_arguments(
 ) -> Gemm:  # fmt: skip
     """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K, and
     no codes, scales and sums where the kernel makes them."""
-    codes8, codes4, scales8, scales4, rows, row_scales = weight
+    codes8, codes4, scales8, scales4, rows, row_scales, *excess = weight
 
     def address(tensor: Tensor | None) -> int | None:
         return None if tensor is None else tensor.data_ptr()
@@ -223,6 +229,7 @@ def gemm_arguments(
                 y.shape[1], TYPES[y.dtype]),
         shape, -(-shape.tokens // 4) * 4 if x_scales is None else x_scales.shape[1],
         (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
+        address(excess[0] if excess else None),
     )  # fmt: skip
 
 
@@ -234,14 +241,15 @@ def product(index: int, scales: Scales, tile: Tile) -> Kernel:
 
 @operator("mixllm::quantize")
 def quantize(
-    x: Tensor, rotate: bool, group: int, tiled: bool = False
+    x: Tensor, rotate: bool, group: int, tiled: bool = False, summed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x [T, K] -> codes int8 [T, 128 G], scales float32 [A, T'] (T' = T rounded up to 4), sums of a token's
     codes int32 [T], and cleared flags for the product. group 0: one scale a token. tiled: codes are
-    [G, T, 128] in the order that mixllm.kernels.cuda.hopper wants."""
+    [G, T, 128] in the order that mixllm.kernels.cuda.hopper wants; summed: and unsigned, 128 too much, and
+    behind them are ceil(G / 16) more lines with the sums of groups (csrc/activations.cuh)."""
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
-    out = outputs(x, group, tiled)
+    out = outputs(x, group, tiled, summed)
     if len(x):
         with torch.cuda.device(x.device):
             quantize_into(x, rotate, group, *out)
@@ -250,18 +258,28 @@ def quantize(
 
 @fake("mixllm::quantize")
 def _quantized_like(
-    x: Tensor, rotate: bool, group: int, tiled: bool = False
+    x: Tensor, rotate: bool, group: int, tiled: bool = False, summed: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return outputs(x, group, tiled)
+    return outputs(x, group, tiled, summed)
 
 
-def outputs(x: Tensor, group: int, tiled: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def padded_inputs(inputs: int) -> int:
+    """As many as are multiplied: whole groups of weights."""
+    return -(-inputs // GROUP_SIZE) * GROUP_SIZE
+
+
+def outputs(
+    x: Tensor, group: int, tiled: bool = False, summed: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `quantize` returns for x [T, K], not filled."""
     tokens, inputs = x.shape
-    padded = (inputs + GROUP_SIZE - 1) // GROUP_SIZE * GROUP_SIZE
+    padded = padded_inputs(inputs)
+    lines = padded // GROUP_SIZE
+    if summed:
+        lines += -(-lines // SUMS_A_LINE)
     activation_groups = 1 if group == 0 else (inputs + group - 1) // group
     return (
-        x.new_empty((padded // 128, tokens, 128) if tiled else (tokens, padded), dtype=torch.int8),
+        x.new_empty((lines, tokens, 128) if tiled else (tokens, padded), dtype=torch.int8),
         x.new_empty((activation_groups, (tokens + 3) // 4 * 4), dtype=torch.float32),
         x.new_empty((tokens,), dtype=torch.int32),
         x.new_empty((FLAGS,), dtype=torch.int32),

@@ -87,7 +87,10 @@ class Planned:
             return self._first(x, bias, channels)
 
     def _first(self, x: Tensor, bias: Tensor | None, channels: int) -> Tensor:
-        y, buffers = x.new_empty((x.shape[0], channels)), ops.outputs(x, self.group, tiled=True)
+        y, buffers = (
+            x.new_empty((x.shape[0], channels)),
+            ops.outputs(x, self.group, True, self.scales.unsigned),
+        )
         tile = hopper.best(buffers[0], self.weight, self.scales)
         with recorded() as launches:
             ops.quantize_into(x, self.rotate, self.group, *buffers)

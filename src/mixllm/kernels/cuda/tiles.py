@@ -57,6 +57,11 @@ class Scales:
     def key(self) -> str:
         return "whole" if self.weight == 0 and self.token else "grouped"
 
+    @property
+    def unsigned(self) -> bool:
+        """Whether csrc/hopper.cu multiplies unsigned operands (csrc/hopper_scales.cuh)."""
+        return self.weight > 0 and self.token
+
     def macros(self) -> dict[str, int]:
         return {"WEIGHT_SCALES": self.weight, "TOKEN_SCALES": int(self.token)}
 

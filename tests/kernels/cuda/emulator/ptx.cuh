@@ -30,7 +30,7 @@ using std::min;
 inline u32 min(u32 a, int b) { return std::min(a, static_cast<u32>(b)); }
 inline u32 min(int a, u32 b) { return std::min(static_cast<u32>(a), b); }
 
-constexpr u32 ONES = 0x01010101u;
+constexpr u32 ONES = 0x01010101u, SIGNS = 0x80808080u;
 struct alignas(16) Words4 {
   u32 x, y, z, w;
 };
@@ -155,6 +155,10 @@ inline int __reduce_add_sync(u32, int v) {
 inline int atomicAdd(int* to, int v) { return std::atomic_ref(*to).fetch_add(v); }
 inline int __dp4a(int a, int b, int sum) {
   for (int shift = 0; shift < 32; shift += 8) sum += static_cast<i8>(a >> shift) * static_cast<i8>(b >> shift);
+  return sum;
+}
+inline u32 __dp4a(u32 a, u32 b, u32 sum) {
+  for (int shift = 0; shift < 32; shift += 8) sum += (a >> shift & 255) * (b >> shift & 255);
   return sum;
 }
 inline u32 __byte_perm(u32 a, u32 b, u32 selector) {

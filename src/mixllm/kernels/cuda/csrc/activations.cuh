@@ -164,3 +164,19 @@ __device__ __forceinline__ void place_tiled(i8* codes, int tokens, int token, in
   i8* line = codes + (static_cast<i64>(at / 128) * tokens + token) * 128;
   *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
 }
+
+// Behind the codes: for each 16 groups a line of bfloat16s a token, for hopper_floats.cuh. `sum` is the sum of a group's codes.
+// The last group's thread clears what the last line has left.
+__device__ __forceinline__ void place_sum(i8* codes, int groups, int tokens, int token, int group, int sum) {
+  const float v = static_cast<float>(sum) * 0x1p-14f;
+  const u16 high = to_bfloat_bits(v), low = to_bfloat_bits(v - from_bfloat_bits(high));
+  const int last = group + 1 < groups ? group : group | 15;
+  for (int at = group; at <= last; ++at) {
+    i8* line = codes + (static_cast<i64>(groups + at / 16) * tokens + token) * 128 + at % 4 * 4;
+    const int piece = at % 16 / 4 * 2;
+    const u32 parts[2] = {high, low};
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      *reinterpret_cast<u32*>(line + ((piece + i) ^ token % 8) * 16) = at == group ? parts[i] * 0x10001u : 0u;
+  }
+}

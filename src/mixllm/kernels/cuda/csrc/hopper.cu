@@ -11,10 +11,8 @@ constexpr int BM = 128, WM = 8, WN = 1, WK = 1;
 #include "hopper_partials.cuh"
 #if WEIGHT_SCALES == 0 && TOKEN_SCALES
 #include "hopper_whole.cuh"
-#elif BN == 128 && TOKEN_SCALES
-#include "hopper_halves.cuh"
 #else
-#include "hopper_parts.cuh"
+#include "hopper_floats.cuh"
 #endif
 
 static_assert(WM * WN * WK * 16 == BM, "a warp has 16 rows, all tokens and all of K");
@@ -26,6 +24,7 @@ constexpr int PRODUCER_REGISTERS = 56, CONSUMER_REGISTERS = 224;
 
 __device__ __forceinline__ void consume(const Arguments& p, u32 ring) {
   const int thread = threadIdx.x, lane = thread % 32, tile = thread / 32;
+  const int stages = Tiles{p.shape}.stages();
   Turn turn;
   Round<2> page;
   for (;; page.next()) {
@@ -36,13 +35,13 @@ __device__ __forceinline__ void consume(const Arguments& p, u32 ring) {
     if (end == 0) break;
     const u32 codes = load_shared_u32(note + ROWS16_AT + tile * 4);
     Sum sums[BN / 2];
-    sum_tile({tile, lane, codes / 2 * 1024, codes % 2 != 0}, sums, ring, turn, end - begin);
+    sum_tile({tile, lane, codes / 2 * 1024, codes % 2 != 0}, sums, ring, turn, {begin, end, p.shape.groups});
     barrier_wait(ring + NOTED_AT + page.stage * 8, page.parity);
     const Share64 share{note, ring + STAGING_AT, static_cast<int>(place.x), thread};
-    if (end < p.shape.groups) {
+    if (end < stages) {
       give(sums, p, share);
     } else {
-      if (begin > 0) take(sums, p, share, static_cast<int>(place.y) * p.shape.groups);
+      if (begin > 0) take(sums, p, share, static_cast<int>(place.y) * stages);
       write(sums, p, share);
     }
     __syncwarp();

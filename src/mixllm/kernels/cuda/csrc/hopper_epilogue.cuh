@@ -15,7 +15,7 @@ struct Share64 {
 };
 constexpr int BOTH_GROUPS = 1, ONE_GROUP = 2;  // named barriers; the second warpgroup's own is the next
 
-// Scale and bias of rows g and g + 8 of a warp.
+// Scale (of UNSIGNED operands what a sum has too much) and bias of rows g and g + 8 of a warp.
 struct Pair {
   float scale[2], bias[2];
 
@@ -35,8 +35,10 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   const int excess[2] = {static_cast<int>(tokens.y), static_cast<int>(tokens.w)};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float sum = WHOLE_SUM ? static_cast<float>(static_cast<int>(sums[i]) - excess[i % 2]) : sums[i];
-    y[i] = __fadd_rn(__fmul_rn(__fmul_rn(sum, scale[i % 2]), pair.scale[i / 2]), pair.bias[i / 2]);
+    float sum = WHOLE_SUM ? static_cast<float>(static_cast<int>(sums[i]) - excess[i % 2]) : sums[i];
+    if constexpr (UNSIGNED) sum -= pair.scale[i / 2];
+    const float row_scale = UNSIGNED ? 1.0f : pair.scale[i / 2];
+    y[i] = __fadd_rn(__fmul_rn(__fmul_rn(sum, scale[i % 2]), row_scale), pair.bias[i / 2]);
   }
 }
 

@@ -9,17 +9,16 @@ constexpr int HALF = BN / 2;
 // No turns: each warpgroup always has products queued.
 __device__ __forceinline__ void give_first_turn() {}
 
-__device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int stages) {
+// group: the first; stages: how many, one or more.
+__device__ __forceinline__ void sum_groups(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int group, int stages) {
   u32 even[4][4], odd[4][4], first[HALF / 2], second[HALF / 2];
   float s[2];
-  Stage16 next(warp, ring);
-#pragma unroll
-  for (int i = 0; i < BN / 2; ++i) f[i] = 0.0f;
+  Stage16 next(warp, ring, group);
   await_stage(ring, turn);
   next.load(turn.stage);
   next.unpack(even);
-  next.stored.convert(s);
-  start<true, HALF, 0, 4>(first, even, ring + turn.stage * STAGE_BYTES, 0);
+  next.convert(s);
+  start<HALF, 0, 4>(first, even, ring + turn.stage * STAGE_BYTES, 0);
   // a: this stage's weights; after: the next one's, if there is one.
   const auto step = [&](u32(&a)[4][4], u32(&after)[4][4], bool more) {
     const int now = turn.stage;
@@ -28,7 +27,7 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2],
       await_stage(ring, turn);
       next.load(turn.stage);
     }
-    start<true, HALF, 0, 4>(second, a, ring + now * STAGE_BYTES + HALF * 128, 0);
+    start<HALF, 0, 4>(second, a, ring + now * STAGE_BYTES + HALF * 128, 0);
     wgmma_wait<1>();
     settle(first);
     if (more) {
@@ -36,17 +35,17 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2],
 #pragma unroll
       for (int i = 0; i < 4; ++i) settle(after[i]);
     }
-    add_scaled<HALF>(f, first, s);
+    add_group<HALF>(f, first, s, nullptr);
     if (more) {
-      start<true, HALF, 0, 4>(first, after, ring + turn.stage * STAGE_BYTES, 0);
+      start<HALF, 0, 4>(first, after, ring + turn.stage * STAGE_BYTES, 0);
       wgmma_wait<1>();
     } else {
       wgmma_wait<0>();
     }
     settle(second);
     leave_stage(ring, now, warp.lane);
-    add_scaled<HALF>(f + HALF / 2, second, s);
-    next.stored.convert(s);
+    add_group<HALF>(f + HALF / 2, second, s, nullptr);
+    next.convert(s);
   };
   int left = stages - 1;
 #pragma unroll 1

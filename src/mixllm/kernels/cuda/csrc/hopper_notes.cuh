@@ -27,7 +27,8 @@ __device__ __forceinline__ void note_rows(const Arguments& p, u32 note, const Pl
     const Row16 row16(p.shape, place.row16 + at / 16);
     const int row = (row16.index + (row16.eight ? 0 : p.shape.rows8)) * 16 + at % 16;
     const int its = row16.there ? p.out.rows[row] : -1;
-    const float scale = row16.there && WEIGHT_SCALES == 0 ? p.out.row_scales[row] : 1.0f;
+    const float* scales = UNSIGNED ? static_cast<const float*>(p.excess) : p.out.row_scales;
+    const float scale = row16.there && (WEIGHT_SCALES == 0 || UNSIGNED) ? scales[row] : 1.0f;
     const float bias = its >= 0 ? bias_of(p.out, its) : 0.0f;
     channel[i] = its >= 0 ? its : at - (1 << 30), rank[i] = 0;
     store_shared_u32(note + CHANNELS_AT + at * 4, channel[i]);

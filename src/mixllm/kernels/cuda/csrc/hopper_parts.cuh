@@ -15,17 +15,16 @@ __device__ __forceinline__ void pass_turn(int group) { arrive_at_named_barrier<C
 // Of a warpgroup that has none: the producers.
 __device__ __forceinline__ void give_first_turn() { pass_turn(1); }
 
-__device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int stages) {
+// group: the first; stages: how many, one or more.
+__device__ __forceinline__ void sum_groups(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int group, int stages) {
   u32 a[4][4], d[PART / 2];
   float s[2], s_a[PART / 4];
-  const int group = warp.tile / 4;
-  Stage16 next(warp, ring);
-#pragma unroll
-  for (int i = 0; i < BN / 2; ++i) f[i] = 0.0f;
+  const int own = warp.tile / 4;
+  Stage16 next(warp, ring, group);
   await_stage(ring, turn);
   next.load(turn.stage);
   next.unpack(a);
-  next.stored.convert(s);
+  next.convert(s);
 #pragma unroll 1
   for (int left = stages; left > 0; --left) {
     const int now = turn.stage;
@@ -39,10 +38,10 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2],
         next.load(turn.stage);
       }
       if constexpr (!TOKEN_SCALES) token_scales<PART>(s_a, x_scales + part * PART * 4);
-      await_turn(group);
-      start<true, PART, 0, 2>(d, a, x + part * PART * 128, 0);
-      start<true, PART, 2, 4>(d, a, x + part * PART * 128, 1);
-      pass_turn(group);
+      await_turn(own);
+      start<PART, 0, 2>(d, a, x + part * PART * 128, 0);
+      start<PART, 2, 4>(d, a, x + part * PART * 128, 1);
+      pass_turn(own);
       wgmma_wait<0>();
       settle(d);
       if (part == PARTS - 1) {
@@ -51,8 +50,8 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2],
         leave_stage(ring, now, warp.lane);
         next.unpack(a);
       }
-      add_scaled<PART>(f + part * PART / 2, d, s, s_a);
+      add_group<PART>(f + part * PART / 2, d, s, s_a);
     }
-    next.stored.convert(s);
+    next.convert(s);
   }
 }

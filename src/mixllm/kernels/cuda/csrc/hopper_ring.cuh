@@ -6,6 +6,7 @@
 constexpr int CONSUMERS = 2, PRODUCERS = 3, THREADS = 128 * (CONSUMERS + 1), TILES16 = BM / 16;
 // A stage: 128 inputs of BN tokens and of 128 rows, and their scales of one group.
 constexpr int X_BYTES = BN * 128, W_BYTES = BM * 128, STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr int ZERO_BYTES = W_BYTES / TILES16;  // where a stage of zero points has a 16-row tile's scales
 constexpr int W_SCALE_BYTES = TILES16 * META4, X_SCALE_BYTES = TOKEN_SCALES ? 0 : BN * 4;
 constexpr int SCALE_STAGE = W_SCALE_BYTES + X_SCALE_BYTES;
 constexpr int CHUNK = 32, LINE = BM * 2 + 16;  // the epilogue's tokens at a time; bytes a token, over all banks
@@ -51,6 +52,11 @@ __device__ __forceinline__ void leave_stage(u32 ring, int stage, int lane) {
   if (lane == 0) barrier_arrive(ring + EMPTY_AT + stage * 8);
 }
 
+// What a warpgroup has of a tile: stages begin .. end of Tiles::stages(), whose first `groups` are groups.
+struct Span {
+  int begin, end, groups;
+};
+
 // Where in a stage a 16-row tile's codes begin, in KB after the tokens: `first` is the first of the block's.
 __device__ __forceinline__ int kilobytes_before(const Shape& shape, int first, int at) {
   return at - first + Row16::eights_before(shape, at) - Row16::eights_before(shape, first);
@@ -58,6 +64,22 @@ __device__ __forceinline__ int kilobytes_before(const Shape& shape, int first, i
 
 // The copy engine takes 34 to 45 ns a piece, whatever its size up to a KB, and a stage's 1,024 cycles are hardly more
 // than ten of those. So it brings the tokens, one piece, and warps copy the rest by themselves, 16 bytes a lane.
+
+// A stage of zero points: the scales of its groups, of four 16-row tiles from number `at` of both widths on. tiles: in
+// the low four bits those that are there, in the next those of 8 bits, then how many of 8 bits are before.
+__device__ __forceinline__ void copy_zeros(const Arguments& p, u32 to, int at, u32 tiles, int stage) {
+  int before = static_cast<int>(tiles >> 8);
+  const int groups = p.shape.groups, group = (stage - groups) * ZERO_GROUPS, all = min(groups - group, ZERO_GROUPS);
+#pragma unroll 1
+  for (; tiles & 15u; tiles = tiles >> 1 & 0x77u, ++at, to += ZERO_BYTES) {
+    const bool eight = tiles & 16u;
+    const int each = eight ? META8 : META4, row = eight ? before : at - before;
+    const u8* from = (eight ? p.scales8 : p.scales4) + (static_cast<i64>(row) * groups + group) * each;
+#pragma unroll 1
+    for (int i = threadIdx.x % 32 * 16; i < all * each; i += 512) copy_async(to + i, from + i);
+    before += eight;
+  }
+}
 
 // A warp: four 16-row tiles' codes.
 __device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int quarter) {
@@ -70,6 +92,7 @@ __device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int 
     const u8* from[4];
     u32 to[4];
     int slot[4];
+    const int before = Row16::eights_before(p.shape, place.row16 + quarter * 4);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       const int at = place.row16 + quarter * 4 + t;
@@ -79,14 +102,22 @@ __device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int 
       to[t] = ring + X_BYTES + kilobytes_before(p.shape, place.row16, at) * 1024 + lane * 16;
     }
 #pragma unroll 1
-    for (int group = place.begin; group < place.end; ++group, turn.next()) {
+    for (int stage = place.begin; stage < place.end; ++stage, turn.next()) {
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
+      if (UNSIGNED && stage >= groups) {
+        const u32 zeros = ring + turn.stage * STAGE_BYTES + X_BYTES + quarter * 4 * ZERO_BYTES;
+        u32 kinds = before << 8;
 #pragma unroll
-      for (int t = 0; t < 4; ++t) {
+        for (int t = 0; t < 4; ++t) kinds |= ((slot[t] > 0) | (slot[t] > 1024) << 4) << t;
+        copy_zeros(p, zeros, place.row16 + quarter * 4, kinds, stage);
+      } else {
 #pragma unroll
-        for (int at = 0; at < 2048; at += 512)
-          if (at < slot[t]) copy_async(to[t] + turn.stage * STAGE_BYTES + at, from[t] + at);
-        from[t] += slot[t];
+        for (int t = 0; t < 4; ++t) {
+#pragma unroll
+          for (int at = 0; at < 2048; at += 512)
+            if (at < slot[t]) copy_async(to[t] + turn.stage * STAGE_BYTES + at, from[t] + at);
+          from[t] += slot[t];
+        }
       }
       barrier_arrive_after_copies(ring + FULL_AT + turn.stage * 8);
     }
@@ -117,19 +148,20 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
       if (!row16.there || piece >= TILES16 * PIECES || part >= meta[round]) meta[round] = 0;
     }
 #pragma unroll 1
-    for (int group = place.begin; group < place.end; ++group, turn.next()) {
+    for (int stage = place.begin; stage < place.end; ++stage, turn.next()) {
+      const bool scaled = !UNSIGNED || stage < groups;
       const u32 full = ring + FULL_AT + turn.stage * 8, scales = ring + SCALES_AT + turn.stage * SCALE_STAGE;
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
       if (lane == 0) {
         barrier_expect(full, left * 128 + x_scale_bytes);
         copy_bulk(ring + turn.stage * STAGE_BYTES, x, left * 128, full);
         if (!TOKEN_SCALES)
-          copy_bulk(scales + W_SCALE_BYTES, p.x_scales + place.token + static_cast<i64>(group >> p.x_group_shift) * p.x_stride,
+          copy_bulk(scales + W_SCALE_BYTES, p.x_scales + place.token + static_cast<i64>(stage >> p.x_group_shift) * p.x_stride,
                     x_scale_bytes, full);
       }
 #pragma unroll
       for (int round = 0; round < ROUNDS; ++round) {
-        if (meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
+        if (scaled && meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
         from[round] += meta[round];
       }
       barrier_arrive_after_copies(full);

@@ -26,33 +26,42 @@ struct Row16 {
   }
 };
 
+// Float group scales and one scale a token: products of unsigned operands (hopper_scales.cuh), and stages of zero points behind
+// those of groups, ZERO_GROUPS groups' each (hopper_floats.cuh).
+constexpr bool UNSIGNED = WEIGHT_SCALES != 0 && TOKEN_SCALES;
+constexpr int ZERO_GROUPS = 16;
+
 struct Place {
   int row16;       // first of its 16-row tiles, counted over both widths
   int token;
   int tile;
-  int begin, end;  // stages of the tile's `groups`
+  int begin, end;  // stages of the tile's
 };
 
 struct Tiles {
   const Shape& shape;
 
+  // Of a tile, along K.
+  __device__ __forceinline__ int stages() const {
+    return shape.groups + (UNSIGNED ? (shape.groups + ZERO_GROUPS - 1) / ZERO_GROUPS : 0);
+  }
   __device__ __forceinline__ int row_tiles() const { return ((shape.rows8 + shape.rows4) * 16 + BM - 1) / BM; }
   __device__ __forceinline__ int token_blocks() const { return (shape.tokens + BN - 1) / BN; }
 
   // The stage, of all in the cut tiles, where a block's share begins. At most three tiles a block are cut: 32 bits hold it.
   __device__ __forceinline__ int start_of(int block) const {
-    return static_cast<int>(static_cast<u32>(shape.split * shape.groups) * block / gridDim.x);
+    return static_cast<int>(static_cast<u32>(shape.split * stages()) * block / gridDim.x);
   }
 
   // Piece number `index` of this block; false when there is none.
   __device__ __forceinline__ bool at(int index, Place& place) const {
-    const int rows = row_tiles(), blocks = token_blocks(), groups = shape.groups;
+    const int rows = row_tiles(), blocks = token_blocks(), all = stages();
     const int first = start_of(blockIdx.x), last = start_of(blockIdx.x + 1);
-    const int pieces = last > first ? (last - 1) / groups - first / groups + 1 : 0;
-    place.begin = 0, place.end = groups;
+    const int pieces = last > first ? (last - 1) / all - first / all + 1 : 0;
+    place.begin = 0, place.end = all;
     if (index < pieces) {
-      place.tile = (last - 1) / groups - index;
-      place.begin = max(first - place.tile * groups, 0), place.end = min(last - place.tile * groups, groups);
+      place.tile = (last - 1) / all - index;
+      place.begin = max(first - place.tile * all, 0), place.end = min(last - place.tile * all, all);
     } else {
       place.tile = shape.split + blockIdx.x + (index - pieces) * gridDim.x;
       if (place.tile >= rows * blocks) return false;

@@ -6,6 +6,8 @@
 #include "hopper_ring.cuh"
 #include "wgmma.cuh"
 
+constexpr bool UNSIGNED_WEIGHTS = TOKEN_SCALES;
+
 // A warp's 16 rows: which of the block's 16-row tiles they are, where a stage has their codes, and their width.
 struct Warp16 {
   int tile, lane;
@@ -23,7 +25,7 @@ struct Codes {
     words[0] = load_shared(from), words[1] = load_shared(from + 512);
     if (eight)
       words[2] = load_shared(from + 1024), words[3] = load_shared(from + 1536);
-    else
+    else if (!UNSIGNED)
       affine = load_shared_u16(meta);
   }
   __device__ __forceinline__ void load(const Warp16& warp, u32 ring, int stage) {
@@ -31,9 +33,10 @@ struct Codes {
          ring + SCALES_AT + stage * SCALE_STAGE + warp.tile * META4 + SCALE_BYTES + warp.lane / 4 * 2, warp.eight);
   }
 
-  // Operands 2 panel and 2 panel + 1, 64 inputs, of panels FIRST .. LAST.
-  template <bool SIGNED, int FIRST, int LAST>
-  __device__ __forceinline__ void unpack(u32 (&a)[4][4], bool eight) const {
+  // Operands 2 panel and 2 panel + 1, 64 inputs, of panels FIRST .. LAST. Unsigned bytes are 128 too much, but of UNSIGNED
+  // operands 4-bit codes are as they are; there turned: all ones for the complement, 255 or 15 less that.
+  template <int FIRST, int LAST>
+  __device__ __forceinline__ void unpack(u32 (&a)[4][4], bool eight, u32 turned = 0) const {
     if (eight) {
 #pragma unroll
       for (int panel = FIRST; panel < LAST; ++panel) {
@@ -41,7 +44,10 @@ struct Codes {
         unpack8(words[panel * 2], words[panel * 2 + 1], half);
         // Moved, or ptxas moves them for all rows and then overwrites most.
 #pragma unroll
-        for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = SIGNED ? moved(half[i / 4][i % 4]) : half[i / 4][i % 4] ^ SIGNS;
+        for (int i = 0; i < 8; ++i) {
+          const u32 word = half[i / 4][i % 4];
+          a[panel * 2 + i / 4][i % 4] = UNSIGNED_WEIGHTS ? word ^ SIGNS ^ turned : moved(word);
+        }
       }
     } else {
       const Affine low = WEIGHT_SCALES == 0 ? integer_scale(affine & 255u) : zero_only(affine & 255u);
@@ -49,7 +55,10 @@ struct Codes {
 #pragma unroll
       for (int panel = FIRST; panel < LAST; ++panel) {
         u32 half[2][4];
-        unpack4<SIGNED>(words[panel], low, high, half);
+        if constexpr (UNSIGNED)
+          nibbles(words[panel], turned, half);
+        else
+          unpack4<!UNSIGNED_WEIGHTS>(words[panel], low, high, half);
 #pragma unroll
         for (int i = 0; i < 8; ++i) a[panel * 2 + i / 4][i % 4] = half[i / 4][i % 4];
       }
@@ -58,7 +67,7 @@ struct Codes {
 };
 
 // Queues products of inputs 32 FIRST .. 32 LAST of a stage and N tokens, whose lines begin at x. first: 0 starts sums.
-template <bool SIGNED, int N, int FIRST, int LAST>
+template <int N, int FIRST, int LAST>
 __device__ __forceinline__ void start(u32 (&d)[N / 2], u32 (&a)[4][4], u32 x, u32 accumulate) {
   const u64 lines = swizzled_tile(x);
 #pragma unroll
@@ -66,6 +75,20 @@ __device__ __forceinline__ void start(u32 (&d)[N / 2], u32 (&a)[4][4], u32 x, u3
   settle(d);
   wgmma_fence();
 #pragma unroll
-  for (int step = FIRST; step < LAST; ++step) wgmma<!SIGNED, N>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
+  for (int step = FIRST; step < LAST; ++step) wgmma<UNSIGNED_WEIGHTS, UNSIGNED, N>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
   wgmma_commit();
+}
+
+// The product of a stage's bfloat16s with 64 tokens, whose lines begin at x; waits for it.
+__device__ __forceinline__ void multiply_bfloats(float (&d)[32], u32 (&a)[4][4], u32 x) {
+  const u64 lines = swizzled_tile(x);
+#pragma unroll
+  for (int step = 0; step < 4; ++step) settle(a[step]);
+  settle(d);
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) wgmma_bfloat(d, a[step], lines + step * 2, step > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+  settle(d);
 }

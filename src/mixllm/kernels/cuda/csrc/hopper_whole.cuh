@@ -10,12 +10,13 @@
 // No turns: there is little to do between products.
 __device__ __forceinline__ void give_first_turn() {}
 
-__device__ __forceinline__ void sum_tile(const Warp16& warp, u32 (&d)[BN / 2], u32 ring, Turn& turn, int stages) {
+__device__ __forceinline__ void sum_tile(const Warp16& warp, u32 (&d)[BN / 2], u32 ring, Turn& turn, const Span& span) {
+  const int stages = span.end - span.begin;
   u32 even[4][4], odd[4][4];
   Codes codes;
   await_stage(ring, turn);
   codes.load(warp, ring, turn.stage);
-  codes.unpack<false, 0, 2>(even, warp.eight);
+  codes.unpack<0, 2>(even, warp.eight);
   int before = -1;  // the stage whose products may still run
   // a: this stage's weights; after: the next one's, if there is one.
   const auto step = [&](u32(&a)[4][4], u32(&after)[4][4], bool more, u32 accumulate) {
@@ -26,17 +27,17 @@ __device__ __forceinline__ void sum_tile(const Warp16& warp, u32 (&d)[BN / 2], u
       await_stage(ring, turn);
       codes.load(warp, ring, turn.stage);
     }
-    start<false, BN, 0, 2>(d, a, x, accumulate);
+    start<BN, 0, 2>(d, a, x, accumulate);
     wgmma_wait<1>();
     if (before >= 0) leave_stage(ring, before, warp.lane);
     before = now;
     if (more) {
-      codes.unpack<false, 0, 1>(after, warp.eight);
+      codes.unpack<0, 1>(after, warp.eight);
       settle(after[0]), settle(after[1]);
     }
-    start<false, BN, 2, 4>(d, a, x, 1);
+    start<BN, 2, 4>(d, a, x, 1);
     if (more) {
-      codes.unpack<false, 1, 2>(after, warp.eight);
+      codes.unpack<1, 2>(after, warp.eight);
       settle(after[2]), settle(after[3]);
     }
   };

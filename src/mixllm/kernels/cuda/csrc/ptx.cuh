@@ -9,7 +9,7 @@ using u32 = unsigned int;
 using i64 = long long;
 using u64 = unsigned long long;
 
-constexpr u32 ONES = 0x01010101u;  // the same byte four times over
+constexpr u32 ONES = 0x01010101u, SIGNS = 0x80808080u;  // the same byte four times over
 
 struct alignas(16) Words4 {
   u32 x, y, z, w;

@@ -9,7 +9,8 @@
 //   GROUP   inputs that share a scale, 128, 256 or 512; 0: the whole token
 //   PARTS   blocks of a cluster that share a token, a round each (sm_90): few tokens then take less time, and small blocks
 //           find room beside the product that runs before; 1: a block has all of a token
-//   TILED   1: codes in the order that hopper.cu's copies want; see place()
+//   TILED   1: codes in the order that hopper.cu's copies want; see place(). 2: they are unsigned, 128 too much, and
+//           behind them are the sums of groups; see place_sum()
 //   FUSED   what comes first: 0 nothing, 1 RMSNorm, 2 SiLU(x) * other; both round to the input's type where a model's
 //           own layers do, after the norm (the SiLU) and after the product
 // Every result agrees bit for bit with mixllm.kernels.activations.quantize_activations.
@@ -203,7 +204,18 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) CLUSTER quantize(co
       const Scale s = GROUP == 0 ? token_scale : scale_of(top[k]);
       u32 packed[2];
       round_to_codes(v[k], s, packed);
-      place(p, token, at, packed);
+      if constexpr (TILED == 2) {
+        int group = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), 0);
+        group = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), group);
+#pragma unroll
+        for (int other = 1; other < 16; other *= 2) group += __shfl_xor_sync(0xFFFFu << (lane & 16), group, other);
+        if (at % 128 == 0)
+          place_sum(p.codes, p.padded / 128, p.tokens, token, at / 128, group);
+        const u32 above[2] = {packed[0] ^ SIGNS, packed[1] ^ SIGNS};
+        place(p, token, at, above);
+      } else {
+        place(p, token, at, packed);
+      }
       if constexpr (GROUP == 0) {
         sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), sum);
         sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);

@@ -1,11 +1,13 @@
 // Many tokens' activations to int8 for the products on Hopper: what quantize.cu does, at the rate of issuing instructions.
 //
-// Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; THREADS, the most in a block.
+// Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; SUMMED 1 for its TILED 2; THREADS,
+// the most in a block.
 //
 // A block goes through every gridDim-th token. A thread's 64 registers hold no second token's inputs, but an SM has as many
-// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c .. 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies
-// want another lane's values (a shuffle costs as much as a sum) and its codes are whole 16-byte pieces of a line as
-// hopper.cu wants it. The only barrier of a token is that for its largest value.
+// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c ..
+// 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies want another lane's values (a shuffle costs as
+// much as a sum) and its codes are whole 16-byte pieces of a line as hopper.cu wants it. The only barrier of a token is that
+// for its largest value.
 #include "activations.cuh"
 #include "sm90.cuh"
 
@@ -22,8 +24,14 @@ struct Arguments {
   int aligned;     // always: rows begin on 16 bytes and are whole vectors of 8
 };
 
+constexpr u32 ABOVE = SUMMED ? SIGNS : 0u;  // unsigned codes, 128 too much
 constexpr int MOST_WARPS = THREADS / 32, SIXTEENS = 8, WIDTH = GROUP == 0 ? 128 : GROUP;
 static_assert(INPUT != 2, "float32 takes more registers");
+
+// Out of line, or what it computes is kept in registers from token to token.
+__device__ __noinline__ void place_sum_apart(const Arguments& p, int token, int group, int sum) {
+  place_sum(p.codes, p.padded / 128, p.tokens, token, group, sum);
+}
 
 struct Quarter {
   const Arguments& p;
@@ -93,7 +101,8 @@ struct Quarter {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const u32* words = packed + half * 4;
-      *reinterpret_cast<Words4*>(line + ((half * 4 + c) ^ token % 8) * 16) = {words[0], words[1], words[2], words[3]};
+      const Words4 piece{words[0] ^ ABOVE, words[1] ^ ABOVE, words[2] ^ ABOVE, words[3] ^ ABOVE};
+      *reinterpret_cast<Words4*>(line + ((half * 4 + c) ^ token % 8) * 16) = piece;
     }
   }
 
@@ -174,10 +183,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     u32 packed[SIXTEENS];
     round_all(v, scale, its.norm(), packed);
     its.place(token, packed);
-    if constexpr (GROUP == 0) {
-      int sum = 0;
+    int sum = 0;
 #pragma unroll
-      for (int b = 0; b < SIXTEENS; ++b) sum = __dp4a(static_cast<int>(packed[b]), static_cast<int>(ONES), sum);
+    for (int b = 0; b < SIXTEENS; ++b) sum = __dp4a(static_cast<int>(packed[b]), static_cast<int>(ONES), sum);
+    if constexpr (SUMMED) {
+      int group = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+      group += __shfl_xor_sync(0xFFFFFFFFu, group, 2);
+      if (its.c == 0 && its.block < p.padded) place_sum_apart(p, token, its.block / 128, group);
+    }
+    if constexpr (GROUP == 0) {
       sum = __reduce_add_sync(0xFFFFFFFFu, sum);
       if (lane == 0) totals[turn][warp] = sum;
       if (threadIdx.x == 0) p.scales[token] = scale.value;

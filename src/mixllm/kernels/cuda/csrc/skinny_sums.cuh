@@ -34,7 +34,7 @@ __device__ __forceinline__ void queue(u32 (&d)[BN / 2], u32 (&a)[4][4], u64 line
   settle(d);
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < 4; ++step) wgmma<WHOLE_SUM, BN>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
+  for (int step = 0; step < 4; ++step) wgmma<WHOLE_SUM, false, BN>(d, a[step], lines + step * 2, step == 0 ? accumulate : 1u);
   wgmma_commit();
 }
 

@@ -10,7 +10,7 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr u32 NIBBLES = 0x0F0F0F0Fu, SIGNS = 0x80808080u;
+constexpr u32 NIBBLES = 0x0F0F0F0Fu;
 
 // What a group of a row adds to its codes: byte = code * m + (128 - m z), 0..255, for four codes at once
 // since no byte carries. As an unsigned byte it is 128 above m (code - z).
@@ -30,6 +30,14 @@ template <bool SIGNED>
 __device__ __forceinline__ u32 affine(u32 codes, Affine s) {
   const u32 bytes = codes * s.m + s.c;
   return SIGNED ? bytes ^ SIGNS : bytes;
+}
+
+// The codes as they are. turned: all ones for 15 - code.
+__device__ __forceinline__ void nibbles(Words4 v, u32 turned, u32 (&a)[2][4]) {
+  const u32 words[4] = {v.x, v.y, v.z, v.w}, mask = turned & NIBBLES;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    a[i / 2][i % 2] = (words[i] & NIBBLES) ^ mask, a[i / 2][i % 2 + 2] = (words[i] >> 4 & NIBBLES) ^ mask;
 }
 
 // Four words of a lane -> the A operands of two products (inputs 8 j .. 8 j + 7 of the lane's sixteen).

@@ -28,8 +28,14 @@ __device__ __forceinline__ void settle(u32 (&registers)[N]) {
   for (int i = 0; i < N; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
+template <int N>
+__device__ __forceinline__ void settle(float (&registers)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(registers[i])::"memory");
+}
+
 // accumulate = 0 starts from zero.
-template <bool UNSIGNED_A, int N>
+template <bool UNSIGNED_A, bool UNSIGNED_B, int N>
 __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate);
 
 // Names of the operands, and the operands.
@@ -47,32 +53,41 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, " \
   "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, " \
   "%119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define PLACES_4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
-#define PLACES_8(i) PLACES_4(i), PLACES_4(i + 4)
-#define PLACES_32(i) PLACES_8(i), PLACES_8(i + 8), PLACES_8(i + 16), PLACES_8(i + 24)
-#define PLACES_64(i) PLACES_32(i), PLACES_32(i + 32)
+#define PLACES_4(KIND, i) KIND(d[i]), KIND(d[i + 1]), KIND(d[i + 2]), KIND(d[i + 3])
+#define PLACES_8(KIND, i) PLACES_4(KIND, i), PLACES_4(KIND, i + 4)
+#define PLACES_32(KIND, i) PLACES_8(KIND, i), PLACES_8(KIND, i + 8), PLACES_8(KIND, i + 16), PLACES_8(KIND, i + 24)
+#define PLACES_64(KIND, i) PLACES_32(KIND, i), PLACES_32(KIND, i + 32)
 
-#define WGMMA(UNSIGNED, TYPE, N, NAMES, A0, A1, A2, A3, B, P, ...)                                                      \
+#define WGMMA(UNSIGNED_A, UNSIGNED_B, TYPES, N, NAMES, A0, A1, A2, A3, B, P, ...)                                        \
   template <>                                                                                                          \
-  __device__ __forceinline__ void wgmma<UNSIGNED, N>(u32(&d)[N / 2], const u32(&a)[4], u64 b, u32 accumulate) {         \
+  __device__ __forceinline__ void wgmma<UNSIGNED_A, UNSIGNED_B, N>(u32(&d)[N / 2], const u32(&a)[4], u64 b,             \
+                                                                   u32 accumulate) {                                   \
     asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %" P ", 0;\n"                                                       \
-                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPE ".s8 {" NAMES "}, {%" A0 ", %" A1 ", %" A2       \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32." TYPES " {" NAMES "}, {%" A0 ", %" A1 ", %" A2         \
                  ", %" A3 "}, %" B ", p;\n}"                                                                           \
                  : __VA_ARGS__                                                                                         \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));                               \
   }
 
-WGMMA(true, "u8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4(0))
-WGMMA(false, "s8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4(0))
-WGMMA(true, "u8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8(0))
-WGMMA(false, "s8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8(0))
-WGMMA(true, "u8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8(0), PLACES_8(8))
-WGMMA(false, "s8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8(0), PLACES_8(8))
-WGMMA(true, "u8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32(0))
-WGMMA(false, "s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32(0))
-WGMMA(true, "u8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
-WGMMA(false, "s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64(0))
-WGMMA(true, "u8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131", "132", "133", PLACES_64(0), PLACES_64(64))
+WGMMA(true, false, "u8.s8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4("+r", 0))
+WGMMA(false, false, "s8.s8", 8, NAMES_0_3, "4", "5", "6", "7", "8", "9", PLACES_4("+r", 0))
+WGMMA(true, false, "u8.s8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8("+r", 0))
+WGMMA(false, false, "s8.s8", 16, NAMES_0_7, "8", "9", "10", "11", "12", "13", PLACES_8("+r", 0))
+WGMMA(true, false, "u8.s8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8("+r", 0), PLACES_8("+r", 8))
+WGMMA(false, false, "s8.s8", 32, NAMES_0_15, "16", "17", "18", "19", "20", "21", PLACES_8("+r", 0), PLACES_8("+r", 8))
+WGMMA(true, false, "u8.s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
+WGMMA(false, false, "s8.s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
+WGMMA(true, false, "u8.s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64("+r", 0))
+WGMMA(false, false, "s8.s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64("+r", 0))
+WGMMA(true, false, "u8.s8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131", "132", "133", PLACES_64("+r", 0), PLACES_64("+r", 64))
+WGMMA(true, true, "u8.u8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
+
+// The same of bfloat16s and 64 tokens, 16 inputs in as many bytes as 32 of the others.
+__device__ __forceinline__ void wgmma_bfloat(float (&d)[32], const u32 (&a)[4], u64 b, u32 accumulate) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" NAMES_0_31 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+               : PLACES_32("+f", 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
+}
 
 #undef WGMMA
 #undef PLACES_64
