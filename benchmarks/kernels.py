@@ -32,7 +32,7 @@ from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
-from mixllm.kernels.cuda import hopper, ops, skinny, strips, takes_tiled
+from mixllm.kernels.cuda import hopper, ops, order, skinny, strips
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
 
@@ -100,7 +100,7 @@ def time_mixllm(
     many = hopper.takes(0, scales, tokens)
     few_tile = strips.choose(*size) or skinny.choose(scales, tokens, n, groups) if few else None
     fresh = strips.quantizes(scales, tokens, n, groups) if few else None
-    quantized = ops.quantize(x, rotate, group, takes_tiled(0, *size), hopper.sums(0, scales, tokens))
+    quantized = ops.quantize(x, rotate, group, *order(0, *size))
     any_tile = choose(scales, tokens, device(0).shared_limit)
     many_tile = hopper.choose(scales, tokens, rows16, groups, device(0).multiprocessors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mixllm.kernels.cuda import hopper
+from mixllm.kernels.cuda import hopper, launch, order, skinny, strips
 from mixllm.kernels.cuda.skinny import choose, most_tokens, table
 from mixllm.kernels.cuda.tiles import Scales
 from tests.kernels.cuda.compiling import KINDS
@@ -51,3 +51,21 @@ def test_what_is_left_out_is_hoppers(scales: Scales) -> None:
             assert not taken or tokens <= most_tokens(scales)
     assert most_tokens(scales) == 64
     assert choose(scales, 64, 4096, 32) and not choose(scales, 64, 28672, 32)
+
+
+@pytest.mark.parametrize("scales", KINDS, ids=str)
+def test_activations_come_as_their_path_reads_them(scales: Scales, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unsigned, with sums of groups behind them, for hopper.cu alone: both paths share 17 to 64 tokens."""
+    for module in (hopper, skinny):
+        monkeypatch.setattr(module, "device", lambda _: launch.Device(0, (9, 0), 132, 232448))
+    group, summed_ones = 0 if scales.token else 128, 0
+    for tokens in range(1, 130):
+        for channels, groups in ((40, 1), (4096, 32), (28672, 32), (4096, 112)):
+            tiled, summed = order(0, scales, group, tokens, channels, groups)
+            if choose(scales, tokens, channels, groups) is None:
+                assert tiled and summed == scales.unsigned
+                summed_ones += summed
+            else:
+                assert not summed
+                assert tiled == (strips.choose(scales, group, tokens, channels, groups) is None)
+    assert (summed_ones > 0) == scales.unsigned

@@ -49,8 +49,7 @@ class CudaLinear:
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
             return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
         sizes = (self.scales, self.group, len(flat), channels, groups)
-        sums = hopper.sums(index, self.scales, len(flat))
-        quantized = ops.quantize(flat, rotate, self.group, takes_tiled(index, *sizes), sums)
+        quantized = ops.quantize(flat, rotate, self.group, *order(index, *sizes))
         rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
@@ -61,13 +60,17 @@ class CudaLinear:
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
 
 
-def takes_tiled(index: int, scales: Scales, group: int, tokens: int, channels: int, groups: int) -> bool:
-    """Whether a product of so many tokens wants its activations in the order of hopper and skinny.
+def order(
+    index: int, scales: Scales, group: int, tokens: int, channels: int, groups: int
+) -> tuple[bool, bool]:
+    """How a product of so many tokens wants its activations: in the order of hopper and skinny, and unsigned
+    with the sums of groups behind them (`tiled` and `summed` of ops.quantize).
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
     if skinny.takes(index, scales, tokens, channels, groups):
-        return strips.choose(scales, group, tokens, channels, groups) is None
-    return hopper.takes(index, scales, tokens)
+        return strips.choose(scales, group, tokens, channels, groups) is None, False
+    many = hopper.takes(index, scales, tokens)
+    return many, many and scales.unsigned
 
 
 def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
@@ -111,7 +114,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:
-            ops.quantizer_of_many(index, dtype, rotate, tail, group, hopper.sums(index, scales, least))
+            ops.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
     else:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
@@ -119,11 +122,7 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
-        (
-            vectors,
-            parts,
-            takes_tiled(index, scales, group, n, channels, groups) + hopper.sums(index, scales, n),
-        )
+        (vectors, parts, sum(order(index, scales, group, n, channels, groups)))
         for n in tokens
         for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
     }

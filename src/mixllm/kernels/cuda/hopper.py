@@ -3,8 +3,8 @@
 Activations come from ops.quantize(..., tiled=True) as [G, T, 128]: for each 128 inputs a line a token: so
 a tile's lines are one piece of memory, ready for wgmma. Inside a line the 4-byte words of each half are
 transposed as a 4 x 4 matrix (wgmma's order of inputs against that of csrc/unpack.cuh), and its 16-byte pieces
-are swizzled: piece ^ token % 8. Of float group scales with one scale a token (`sums`) they are unsigned, 128
-too much, and behind them are lines with the sums of groups: [G + ceil(G / 16), T, 128].
+are swizzled: piece ^ token % 8. Of float group scales with one scale a token they are unsigned, 128 too
+much, and behind them are lines with the sums of groups: [G + ceil(G / 16), T, 128].
 """
 
 from __future__ import annotations
@@ -75,11 +75,6 @@ TIMES = {
 def takes(index: int, scales: Scales, tokens: int) -> bool:
     """Whether so many tokens go this way on a GPU."""
     return tokens >= LEAST_TOKENS and device(index).capability == (9, 0)
-
-
-def sums(index: int, scales: Scales, tokens: int) -> bool:
-    """Whether the activations for so many tokens are summed (ops.quantize)."""
-    return scales.unsigned and takes(index, scales, tokens)
 
 
 @lru_cache(4096)
