@@ -15,6 +15,7 @@ from tests.models import ARCHITECTURES
 from tests.shapes import FORMAT_IDS, FORMATS
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.generation.configuration_utils import CompileConfig
 
 from mixllm.config import PROFILES, Format
 from mixllm.errors import MixllmError
@@ -102,6 +103,18 @@ def test_layers_of_one_width_save_the_same_in_shards(tmp_path: Path, share8: flo
     model.save_pretrained(tmp_path / "again", max_shard_size=40_000)
     same_files(path, tmp_path / "again")
     assert len(list(path.glob("*.safetensors"))) > 3
+
+
+def test_a_static_cache_is_compiled_whole(checkpoint: Path) -> None:
+    # generate() itself compiles on GPUs only, and where the quantizer allows it (tests/gpu/test_generate.py).
+    config = CompileConfig(fullgraph=True, backend="aot_eager", mode="default")
+    config._compile_all_devices = True
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    usual = model.generate(IDS, do_sample=False, eos_token_id=None)
+    static = model.generate(
+        IDS, do_sample=False, eos_token_id=None, cache_implementation="static", compile_config=config
+    )
+    assert torch.equal(static, usual) and model._compiled_call is not None
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:

@@ -103,6 +103,10 @@ class MixllmQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return False
 
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
 
 def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from mixllm.kernels.cuda import hopper, ops, skinny, strips
 from mixllm.kernels.cuda.excess import excess
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
+from mixllm.kernels.cuda.opaque import number, opaque_linear
 from mixllm.kernels.cuda.planned import Planned
 from mixllm.kernels.cuda.tiles import Scales, choose, table
 
@@ -31,11 +32,18 @@ class CudaLinear:
         if self.scales.unsigned:
             self.tensors.append(excess(weight))
         self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
+        self.number = number(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another layer."""
+        vars(self).update(state, number=number(self))
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Raises MixllmError for a wrong dtype, shape or device."""
         weight = self.weight
         channels = weight.out_features
+        if torch.compiler.is_compiling():
+            return opaque_linear(x, self.number, bias, channels)
         ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
         flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if (planned := self.planned(flat, bias, channels)) is not None:
