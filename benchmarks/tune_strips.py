@@ -94,6 +94,9 @@ def of_shape(
         ops.quantize_into(x, rotate, group, *buffers)
         product(buffers, tile, weight)
 
+    def alone(tile: Any, prologue: Any, weight: list[Tensor]) -> None:
+        strips.linear_into(y, x, weight, None, scales, rotate, tile, prologue)
+
     def time(run: Callable[[list[Tensor]], None]) -> float:
         return timed([partial(run, weight) for weight in weights])
 
@@ -109,11 +112,7 @@ def of_shape(
         best = min(best, us)
         prologue = tile.prologue(tokens, groups) if scales.token else None
         if prologue:
-            found["fresh"][0][tile][shape] = time(
-                lambda w, tile=tile, prologue=prologue: strips.linear_into(  # type: ignore[misc]
-                    y, x, w, None, scales, rotate, tile, prologue
-                )
-            )
+            found["fresh"][0][tile][shape] = time(partial(alone, tile, prologue))
     found["fresh"][1][shape] = best
     for use, (times, without) in found.items():
         fastest = min((by[shape] for by in times.values() if shape in by), default=math.nan)

@@ -60,7 +60,9 @@ def test_product(
     bias = torch.randn(n4 + n8, device="cuda").to(dtype) if seed % 2 else None
     y = run(linear, x, bias, tiles[choice % len(tiles)])
     expected = reference.ReferenceLinear(weight, format)(x, bias)
-    assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=1e-4)
+    # Of unsigned operands a sum's parts are larger than the sum: docs/hopper.md.
+    error = 1e-4 if linear.scales.unsigned else 3e-5
+    assert_as(y, expected, exact=linear.scales.key == "whole", float32_error=error)
 
 
 @pytest.mark.parametrize("rotation", ["none", "hadamard"])

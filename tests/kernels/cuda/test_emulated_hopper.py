@@ -87,7 +87,9 @@ def test_as_the_reference(
         assert torch.equal(y, expected)
     else:
         error = (y.float() - expected.float()).norm() / expected.float().norm()
-        assert error < (5e-5 if dtype == FLOAT else 1e-3)
+        # Sums that differ by little may round to neighbouring half-precision numbers.
+        signed = 1e-4 if dtype != FLOAT else 1e-5
+        assert error < (signed if not linear.scales.unsigned else 5e-5 if dtype == FLOAT else 1e-3)
 
 
 @pytest.mark.parametrize("group", [128, "token"])
