@@ -1,3 +1,4 @@
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def test_version_and_help(capsys):
     [
         (["nope"], "No such command 'nope'"),
         (["quantize", "model"], "Missing option '--out'"),
-        (["quantize", "model", "-o", "out", "--scope", "galaxy"], "--scope"),
+        (["quantize", "model", "-o", "out", "--scope", "galaxy"], "'--scope': 'galaxy' is not one of"),
         (["quantize", "model", "-o", "out", "--bits", "many"], "--bits"),
         (["quantize", "model", "-o", "out", "--bits", "9"], "bits must be 4 to 8"),
         (["quantize", "model", "-o", "out", "--bits", "5", "--channels", "5"], "give bits or channels"),
@@ -67,6 +68,8 @@ def test_what_the_user_gave_is_one_line_and_exit_code_2(arguments, message, caps
         (MixllmError("plan.json: [bold] is wrong"), 2, "error: plan.json: [bold] is wrong\n"),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (PermissionError(13, "Permission denied", "/root/out"), 2, "error: /root/out: Permission denied\n"),
+        (OSError(36, "File name too long", "xxx"), 2, "error: xxx: File name too long\n"),
+        (OSError(28, "No space left on device"), 2, "error: output: No space left on device\n"),
     ],
 )
 def test_errors_that_are_no_bugs(error, code, line, plan_file, monkeypatch, capsys):
@@ -95,7 +98,8 @@ def test_a_bug_ends_the_program_with_1_and_a_traceback(tmp_path: Path):
     assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr
 
 
-def test_ctrl_c_ends_the_program_with_130_and_one_line(tmp_path: Path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_the_program_with_130_and_one_line(tmp_path: Path, sent: signal.Signals):
     code = (
         # Where the tests themselves run in the background, a child is started with Ctrl-C ignored.
         "import signal, time, mixllm.cli.main as m; "
@@ -110,7 +114,7 @@ def test_ctrl_c_ends_the_program_with_130_and_one_line(tmp_path: Path):
         text=True,
     )
     assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    child.send_signal(signal.SIGINT)
+    child.send_signal(sent)
     _, err = child.communicate(timeout=30)
     assert (child.returncode, err) == (130, "error: interrupted\n")
 
@@ -127,6 +131,39 @@ def test_a_reader_that_goes_away_is_told_nothing(tmp_path: Path):
     child.stdout.close()
     assert child.stderr is not None and child.stderr.read() == b""
     assert child.wait(timeout=60) == 1
+
+
+def end_with(tmp_path: Path, body: str, shell: str) -> subprocess.CompletedProcess[str]:
+    """The program, with `body` for what it does, as /bin/sh starts it with `shell` after its name."""
+    code = f"import sys, mixllm.cli.main as m; m.inspect._plan = lambda *a: {body}; m.main()"
+    (tmp_path / "plan.json").write_text("{}")
+    words = shlex.join([sys.executable, "-c", code, "inspect", str(tmp_path / "plan.json")])
+    return subprocess.run(["sh", "-c", f"{words} {shell}"], capture_output=True, text=True)
+
+
+def test_what_an_encoding_does_not_have_is_a_question_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = end_with(tmp_path, r"print('1 \xb1 2')", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 ? 2\n", "")
+
+
+@pytest.mark.parametrize("body", ["m.inspect.stdout().print('x')", "m.inspect.print_json({})", "print('x')"])
+def test_standard_streams_may_be_closed(tmp_path: Path, body: str):
+    done = end_with(tmp_path, f"({body}, sys.stdin.read())", "<&- >&- 2>&-")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("body", ["m.inspect.stdout().print('x')", "print('x')"])
+def test_a_pipe_that_nobody_reads_is_no_traceback(tmp_path: Path, body: str):
+    # The reader is gone before anything is written.
+    done = end_with(tmp_path, f"(__import__('time').sleep(0.3), {body})", "| true")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("body", ["m.inspect.stdout().print('x')", "print('x')"])
+def test_a_full_disk_under_standard_output_is_one_line(tmp_path: Path, body: str):
+    done = end_with(tmp_path, body, "> /dev/full")
+    assert (done.returncode, done.stderr) == (2, "error: output: No space left on device\n")
 
 
 def test_starting_is_quick_and_imports_no_torch():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -20,6 +21,17 @@ _UNBOUNDED = 120
 def stdout() -> Console:
     """For tables; as wide as they need where no terminal says otherwise."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
+
+
+def ready_streams() -> None:
+    """Let nothing about the three standard streams end a run: closed ones become /dev/null, and what their
+    encoding does not have is written, or read, as a question mark."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream: TextIO | None = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (as long as we run)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def progress(quiet: bool) -> Progress:

@@ -1,25 +1,32 @@
 """The program: its commands, and what each way of ending looks like.
 
-Exit codes: 0 done; 1 an error in mixllm itself, with its traceback; 2 something the user gave, one line
-on standard error; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 an error in mixllm itself, with its traceback, or, with no word, a reader of standard
+output that went away; 2 something the user gave, one line on standard error; 130 stopped by Ctrl-C or
+SIGTERM.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from mixllm import __version__
 from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize, report
+from mixllm.cli.console import ready_streams
 from mixllm.errors import Interrupted, MixllmError
 
-USER, INTERRUPTED = 2, 130
+READER_GONE, USER, INTERRUPTED = 1, 2, 130
 # What the operating system refuses for reasons that the user can mend.
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR}
+_REFUSALS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 # typer has had click inside and outside of itself; the class is reached through what it has always exported.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -53,13 +60,21 @@ def _program(
 
 
 def main() -> None:
+    ready_streams()
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(run(sys.argv[1:]))
+
+
+def _stop(*_: object) -> NoReturn:
+    """SIGTERM, by which systems ask for an end: as Ctrl-C, so that nothing half-made stays behind."""
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line `arguments` and return the exit code."""
     try:
         ended = app(list(arguments), prog_name="mixllm", standalone_mode=False)
+        sys.stdout.flush()  # what can't be written is said here, not by the interpreter at its end
         # Typer turns Ctrl-C into this value or into an Abort, by its version.
         return _fail("interrupted", INTERRUPTED) if ended == INTERRUPTED else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -69,11 +84,15 @@ def run(arguments: Sequence[str]) -> int:
     except MixllmError as error:
         return _fail(str(error), USER)
     except _UsageError as error:
-        return _fail(error.format_message(), USER)  # type: ignore[attr-defined]  # every click error has it
+        return _fail(error.format_message().replace("Value error, ", ""), USER)  # type: ignore[attr-defined]  # every click error has it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush
+        return READER_GONE
     except OSError as error:
-        if error.errno not in _REFUSALS or error.filename is None:
+        if error.errno not in _REFUSALS:
             raise
-        return _fail(f"{error.filename}: {error.strerror}", USER)
+        # An open file's error has no name: standard output's, since others are named where they are written.
+        return _fail(f"{error.filename or 'output'}: {error.strerror}", USER)
 
 
 def _fail(message: str, code: int) -> int:
