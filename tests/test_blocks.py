@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaForCausalLM
 
 import mixllm.blocks.decoder
 from mixllm.blocks import Decoder
@@ -274,6 +274,20 @@ def test_missing_embedding(tmp_path: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(MixllmError, match=r"tensor lm_head.weight is missing"):
         opened(tmp_path)
+
+
+def test_blocks_that_the_config_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny(tmp_path, "llama")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 1}))
+    with pytest.raises(
+        MixllmError, match=r"tensor model.layers.1.\S+: beyond the blocks of config.json \(1\); it is not"
+    ):
+        opened(tmp_path)
+    # Such as the layers that predict tokens further ahead, which the model's code is known to leave out.
+    ignored = [r"model\.layers\.[12]\."]
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", ignored, raising=False)
+    assert len(opened(tmp_path)) == 1
 
 
 def test_models_that_cannot_be_walked(tmp_path: Path) -> None:

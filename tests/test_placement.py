@@ -31,8 +31,9 @@ def test_named_devices(monkeypatch):
     assert pick_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(MixllmError, match="device: cuda:2: there are 2 CUDA devices"):
         pick_device("cuda:2")
-    with pytest.raises(MixllmError, match="device: gpu9 is unknown"):
-        pick_device("gpu9")
+    for name in ("gpu9", "mps", "meta", "xpu", "cpu:1", "cuda:-1", ""):
+        with pytest.raises(MixllmError, match=f"device: {name} is unknown"):
+            pick_device(name)
 
 
 def test_dtype_auto_is_the_models_own_on_a_gpu_and_float32_on_a_cpu():

@@ -115,8 +115,14 @@ def test_directory_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no such type"}')
     with says("config.json: .*no such type"):
         open_source(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+    with says("config.json: own needs code of its own, which mixllm does not run"):
+        open_source(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "big"}')
+    with says("config.json: .*hidden_size"):
+        open_source(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with says("config.json: "):
+    with says("config.json: not valid JSON"):
         open_source(str(tmp_path))
 
 

@@ -104,7 +104,7 @@ class QuantConfig(BaseModel):
     calibration: str = "builtin"
     samples: int = Field(default=64, ge=1)
     window: int = Field(default=2048, ge=8)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @field_validator("sweeps", "tune")
     @classmethod
@@ -156,8 +156,9 @@ def parse(model: type[T], data: Any, where: str) -> T:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "budget"
-        reason = first["msg"].removeprefix("Value error, ")
-        raise MixllmError(f"{where}: {field}: {reason}") from None
+        reason, given = first["msg"].removeprefix("Value error, "), first["input"]
+        own = first["type"] == "value_error" or not isinstance(given, (bool, int, float, str))
+        raise MixllmError(f"{where}: {field}: {reason}{'' if own else f' (it is {given!r})'}") from None
 
 
 def typed(value: Any) -> str:

@@ -127,17 +127,15 @@ def _quantize(job: Job, base: QuantConfig, out: Path, progress: Progress) -> dic
 def _measure(
     source: Source, paths: dict[str, Path], text: Path, progress: Progress
 ) -> tuple[dict[str, Measurement], str]:
-    from transformers import AutoTokenizer
-
-    from mixllm.data import load_text, windows
     from mixllm.evaluate import measure
     from mixllm.loading import load
     from mixllm.placement import load_float, pick_device, pick_dtype
+    from mixllm.texts import open_tokenizer, text_windows
 
     device = pick_device("auto")
     dtype = pick_dtype("auto", device, source.config)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
-    ids = windows(load_text(str(text)), tokenizer, _COMMON["window"], TEST_WINDOWS, seed=0)
+    tokenizer = open_tokenizer(source.path)
+    ids = text_windows(str(text), tokenizer, source.config, _COMMON["window"], TEST_WINDOWS, seed=0)
     models = {name: load(path, device, dtype) for name, path in paths.items()}
     with progress.stage("measure", len(ids)) as bar:
         measured = measure(models, load_float(source, device, dtype), ids, lambda done, total: bar.advance())

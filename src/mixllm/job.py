@@ -9,13 +9,12 @@ from torch import Tensor
 
 from mixllm.blocks import Decoder, Room
 from mixllm.config import KERNEL_WIDTHS, QuantConfig
-from mixllm.data import load_text, windows
-from mixllm.errors import MixllmError
 from mixllm.experts import routed
 from mixllm.needs import Needs, Sizes, needs
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.ranks import ALONE, Ranks
 from mixllm.source import Source, open_source
+from mixllm.texts import open_tokenizer, text_windows
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,12 @@ def open_job(
 
     device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
     """
-    from transformers import AutoTokenizer
-
     where = pick_device(device)
     source = open_source(model, work)
-    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    tokenizer = open_tokenizer(source.path)
 
-    def cut(name: str, samples: int) -> Tensor:
-        text = load_text(name)
-        try:
-            return windows(text, tokenizer, config.window, samples, config.seed)
-        except MixllmError as error:
-            raise MixllmError(f"{name}: {error}") from None
+    def cut(text: str, samples: int) -> Tensor:
+        return text_windows(text, tokenizer, source.config, config.window, samples, config.seed)
 
     ids, tuning = cut(config.calibration, config.samples), None
     if config.tune_text is not None or config.tune_samples is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -26,10 +27,9 @@ def pick_device(name: str) -> torch.device:
     own = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cuda"
     if name == "auto":
         name = own if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(own if name == "cuda" else name)
-    except RuntimeError:
-        raise MixllmError(f"device: {name} is unknown; give auto, cpu, cuda or cuda:1") from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise MixllmError(f"device: {name} is unknown; give auto, cpu, cuda or cuda:1")
+    device = torch.device(own if name == "cuda" else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MixllmError(
             f"device: {name}: there are {torch.cuda.device_count()} CUDA devices; give auto or cpu"

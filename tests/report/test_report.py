@@ -13,6 +13,7 @@ from tests.cli.conftest import BUDGET, Tiny, tiny
 
 __all__ = ["tiny"]
 CHROMIUM = shutil.which("chromium")
+SHORT = ("--window", 100, "--samples", 2)
 
 
 def run(*arguments: object) -> int:
@@ -26,7 +27,19 @@ def measured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, other = root / "mixed", root / "uniform"
     shutil.copytree(tiny.out, out)
     assert (
-        run("quantize", tiny.model, "-o", other, "--bits", 4, "--rounding", "rtn", "--no-clip", "--quiet")
+        run(
+            "quantize",
+            tiny.model,
+            "-o",
+            other,
+            "--bits",
+            4,
+            "--rounding",
+            "rtn",
+            "--no-clip",
+            "--quiet",
+            *SHORT,
+        )
         == 0
     )
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 5, "--quiet"]
@@ -85,7 +98,7 @@ def test_text_of_a_model_or_user_is_no_markup(measured: Path) -> None:
 
 def test_a_uniform_checkpoint_without_salience(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "eight"
-    made = ("--bits", 8, "--rounding", "rtn", "--no-clip", "--quiet")
+    made = ("--bits", 8, "--rounding", "rtn", "--no-clip", "--quiet", *SHORT)
     assert run("quantize", tiny.model, "-o", out, *made) == 0
     assert run("report", out, "-o", tmp_path / "page.html") == 0
     text = (tmp_path / "page.html").read_text()

@@ -17,7 +17,7 @@ from mixllm.blocks.probe import probe
 from mixllm.blocks.shell import Shell
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.blocks.upload import Upload
-from mixllm.blocks.weights import Place, place, read, require_whole, tie, unload
+from mixllm.blocks.weights import Place, place, read, require_no_more, require_whole, tie, unload
 from mixllm.source import Source
 
 # Logits that are made at once, whatever the vocabulary: 512 and 256 MiB in float32. Each time the model's
@@ -36,6 +36,7 @@ class Decoder:
         self.source, self.device, self.dtype = source, device, dtype
         self.model = model = skeleton(source, device, dtype)
         self.prefix, self._blocks = find_blocks(model, source)
+        require_no_more(model, self.prefix, len(self._blocks), source)
         self._bring = Upload(device) if device.type == "cuda" else Tensor.clone
         if device.type == "cuda":
             fuse_norms(self._blocks, device, dtype)

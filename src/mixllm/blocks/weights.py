@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,6 +63,18 @@ def require_whole(module: nn.Module, prefix: str, source: Source, skip: str = ""
     for owner, leaf, name in _places(module, prefix, skip):
         if getattr(owner, leaf).is_meta:
             raise MixllmError(f"{source.path}: tensor {name} is missing; config.json is not theirs")
+
+
+def require_no_more(model: Any, prefix: str, blocks: int, source: Source) -> None:
+    """Raise MixllmError for a tensor of a block after the last that the config has, unless the model's code
+    is known to leave it out; the checkpoint would hold it, and no model would load it."""
+    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    for name in source.names:
+        number = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
+        if number and int(number[1]) >= blocks and not any(re.search(pattern, name) for pattern in ignored):
+            raise MixllmError(
+                f"{source.path}: tensor {name}: beyond the blocks of config.json ({blocks}); it is not theirs"
+            )
 
 
 def tie(model: Any, source: Source) -> None:

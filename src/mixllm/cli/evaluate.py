@@ -56,18 +56,18 @@ def evaluate(
         raise MixllmError("--include-path: has no effect without --tasks")
     quiet_libraries(bars=not quiet)
     chosen = None if tasks is None else _tasks(tasks, include_path, samples)
-    from transformers import AutoTokenizer
-
     from mixllm.cli.show_measured import show_measurements, show_tasks
-    from mixllm.data import load_text, windows
     from mixllm.evaluate import REFERENCE, measure
     from mixllm.placement import pick_device
     from mixllm.source import open_source
+    from mixllm.texts import open_tokenizer, text_windows
 
     where = pick_device(device)
     source = None if reference is None else open_source(reference)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint if source is None else source.path)
-    ids = None if text is None else windows(load_text(text), tokenizer, window, samples)
+    tokenizer = open_tokenizer(checkpoint if source is None else source.path)
+    ids = None
+    if text is not None and source is not None:
+        ids = text_windows(text, tokenizer, source.config, window, samples)
     models = _load(checkpoint, source, where, dtype)
     measured = {}
     if ids is not None:

@@ -59,13 +59,12 @@ def chat(
 
 def _open(checkpoint: Checkpoint, device: str, dtype: str) -> tuple[PreTrainedModel, Any]:
     quiet_libraries()
-    from transformers import AutoTokenizer
-
     from mixllm.loading import load
     from mixllm.placement import DTYPES, pick_device
+    from mixllm.texts import open_tokenizer
 
     model = load(checkpoint, pick_device(device), DTYPES.get(dtype))
-    return model, AutoTokenizer.from_pretrained(checkpoint)
+    return model, open_tokenizer(checkpoint)
 
 
 def _ask() -> str:

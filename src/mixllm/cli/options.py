@@ -30,7 +30,7 @@ Dtype = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random choice.")]
 
 PROFILE = "fast"
 _HELP = {

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
 from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.files import read_json
@@ -25,6 +24,7 @@ from mixllm.plan import report
 from mixllm.progress import Progress
 from mixllm.report.measured import Measured, Size, differences, rows
 from mixllm.source import Source, open_source
+from mixllm.texts import open_tokenizer, text_windows
 
 Inspect = Callable[[str, nn.Module, Any], None]
 
@@ -47,8 +47,8 @@ class Bench:
         """model: directory, hub name or GGUF file; count: windows, None for all. See mixllm.placement."""
         where, source = pick_device(device), open_source(model)
         kind = pick_dtype(dtype, where, source.config)
-        tokenizer = AutoTokenizer.from_pretrained(source.path)
-        ids = windows(load_text(text), tokenizer, window, count)
+        tokenizer = open_tokenizer(source.path)
+        ids = text_windows(text, tokenizer, source.config, window, count)
         return cls(model, text, source, tokenizer, load_float(source, where, kind), ids, where, kind)
 
 

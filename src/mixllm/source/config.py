@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
 from mixllm.errors import MixllmError
+from mixllm.files import read_json
 from mixllm.source.fp8 import block_size
 
 
@@ -21,9 +23,10 @@ def read_config(path: Path) -> PreTrainedConfig:
     file = path / "config.json"
     if not file.is_file():
         raise MixllmError(f"{path}: no config.json; give the directory that save_pretrained wrote")
+    _check_type(read_json(file), file)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # transformers has a kind of error for each way a config is wrong
         raise MixllmError(f"{file}: {one_line(error)}") from None
     quantized = getattr(config, "quantization_config", None)
     if block_size(quantized) is not None:
@@ -41,6 +44,17 @@ def read_config(path: Path) -> PreTrainedConfig:
     if saved_as and not getattr(config, "is_decoder", True) and model_class(config).__name__ not in saved_as:
         raise MixllmError(f"{file}: {saved_as[0]} is an encoder; only decoders can be quantized")
     return config
+
+
+def _check_type(config: dict[str, Any], file: Path) -> None:
+    kind = config.get("model_type")
+    if kind is None or kind in CONFIG_MAPPING:
+        return
+    if "auto_map" in config:
+        raise MixllmError(f"{file}: {kind} needs code of its own, which mixllm does not run")
+    raise MixllmError(
+        f"{file}: transformers {version('transformers')} knows no model of type {kind}; a newer one may"
+    )
 
 
 def model_class(config: PreTrainedConfig) -> Any:

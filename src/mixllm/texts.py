@@ -1,0 +1,53 @@
+"""A model's tokenizer, and a named text cut into windows that the model can read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from mixllm.data import load_text, windows
+from mixllm.errors import MixllmError
+from mixllm.source.config import one_line
+
+
+def open_tokenizer(path: Path) -> Any:
+    """The tokenizer in a model's or a checkpoint's directory. Raises MixllmError where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers have a kind of error for each way
+        raise MixllmError(
+            f"{path}: its tokenizer cannot be opened; put the model's own there ({one_line(error)})"
+        ) from None
+
+
+def text_windows(
+    text: str,
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    length: int,
+    count: int | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """`text` (see load_text) in windows int64 [n, length] (see mixllm.data.windows) for the model of config.
+
+    Raises MixllmError, one line that names the text, for one that is too short, for windows longer than the
+    model's context, and for tokens that it does not have.
+    """
+    model = config.get_text_config()
+    context = getattr(model, "max_position_embeddings", None)
+    if isinstance(context, int) and length > context:
+        raise MixllmError(f"window: {length} tokens, but the model reads at most {context}; give no more")
+    documents = load_text(text)
+    try:
+        ids = windows(documents, tokenizer, length, count, seed)
+    except MixllmError as error:
+        raise MixllmError(f"{text}: {error}") from None
+    if (largest := int(ids.max())) >= model.vocab_size:
+        raise MixllmError(
+            f"{text}: the tokenizer gives token {largest}, but the model has {model.vocab_size}; "
+            "put its own tokenizer beside it"
+        )
+    return ids
