@@ -110,9 +110,11 @@ def test_optional_package_that_is_absent(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_bad_text_files(tmp_path: Path) -> None:
-    for name in ("gone.txt", "gone.jsonl", "some/deep/gone", str(tmp_path)):
+    for name in ("gone.txt", "gone.jsonl", "some/deep/gone"):
         with says("no such text file"):
             load_text(name)
+    with says("is a directory; give a file"):
+        load_text(str(tmp_path))
     (tmp_path / "empty.txt").write_text(" \n\n")
     with says("empty.txt: holds no text"):
         load_text(str(tmp_path / "empty.txt"))

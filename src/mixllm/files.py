@@ -19,13 +19,24 @@ _FULL = {
 }
 
 
+def require_place(path: Path) -> None:
+    """Raise MixllmError where no file of this name can be: to say so before what it takes to fill it."""
+    if path.is_dir():
+        raise MixllmError(f"{path}: is a directory; give the name of a file")
+    if not path.parent.is_dir():
+        raise MixllmError(f"{path.parent}: no such directory; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise MixllmError(f"{path.parent}: not yours to write in; give another place")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, then give it that name.
 
     A reader sees the old file, the new one or none, whatever interrupts: the temporary file is fsynced
     before the rename and removed on any error, Ctrl-C included; what a killed process leaves is found by
-    sweep(). Raises MixllmError when no space is left.
+    sweep(). Raises MixllmError when no space is left, and as require_place().
     """
+    require_place(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         temporary.touch()

@@ -152,7 +152,7 @@ def _lead(
     progress: Progress | None,
 ) -> Summary:
     told, clock, shard_bytes = progress or Silent(), Clock(), parse_size(shard_size)
-    _check_out(out, overwrite or (resume != "never" and (out / RUN).is_file()))
+    _check_out(out, model, overwrite or (resume != "never" and (out / RUN).is_file()))
     with clock("open"):
         with ranks.one_first():
             job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
@@ -166,7 +166,7 @@ def _lead(
         # JSON has no numbers for keys, so what the plan says is counted again.
         again = {"report": asdict(sizes(Plan.load(out / PLAN), config))}
         return Summary(**{**read_json(out / SUMMARY), **again})
-    _check_out(out, overwrite)
+    _check_out(out, model, overwrite)
     with workspace(out, identity, resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:
             JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
@@ -242,10 +242,15 @@ def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) ->
     return Salience.load(stage / SALIENCE)
 
 
-def _check_out(out: Path, taken_is_fine: bool) -> None:
+def _check_out(out: Path, model: str, taken_is_fine: bool) -> None:
     if out.name in ("", ".."):
         raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not taken_is_fine:
+    if out.exists() and not out.is_dir():
+        raise MixllmError(f"{out}: is no directory; give another name")
+    source = Path(model).expanduser()
+    if source.exists() and source.resolve().is_relative_to(out.resolve()):
+        raise MixllmError(f"{out}: the model itself is there and would be replaced; choose another directory")
+    if out.exists() and any(out.iterdir()) and not taken_is_fine:
         raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
     if out.is_mount():
         raise MixllmError(f"{out}: is a mount point, which cannot be replaced; give a directory in it")

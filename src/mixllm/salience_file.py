@@ -21,6 +21,7 @@ from torch import Tensor
 from mixllm.config import Format, Rounding, Score, parse
 from mixllm.errors import MixllmError
 from mixllm.files import write_atomically
+from mixllm.records import SALIENCE
 
 _KEY = "mixllm_salience"
 
@@ -95,6 +96,8 @@ class Salience:
     @classmethod
     def load(cls, path: Path) -> Salience:
         """Read and check a file that save() wrote; MixllmError names file, tensor and reason."""
+        if path.is_dir():
+            raise MixllmError(f"{path}: is a directory; give the salience in it, {path / SALIENCE}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

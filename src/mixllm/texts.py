@@ -23,6 +23,14 @@ def open_tokenizer(path: Path) -> Any:
         ) from None
 
 
+def prompt_tokens(tokenizer: Any, prompt: str) -> Any:
+    """What a model's generate() takes, int64 [1, n] each. Raises MixllmError for a prompt without tokens."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    if not inputs["input_ids"].shape[1]:
+        raise MixllmError(f"--prompt: {prompt!r} has no tokens; give some text")
+    return inputs
+
+
 def text_windows(
     text: str,
     tokenizer: Any,

@@ -30,6 +30,12 @@ def test_the_table(tiny: Tiny, capsys):
     assert "measure" in captured.err
 
 
+def test_one_window_has_no_standard_error(tiny: Tiny, capsys):
+    assert evaluate(tiny, "--samples", "1", "--quiet") == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\n1 window.\n") and "±" not in out and "nan" not in out
+
+
 def test_bad_input(tiny: Tiny, capsys):
     assert evaluate(tiny, "--samples", "100000") == 2
     assert evaluate(tiny, "--device", "gpu9") == 2

@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,7 @@ def test_json_and_quiet(tiny: Tiny, tmp_path: Path, capsys):
     [
         (["--device", "gpu9"], "device: gpu9 is unknown"),
         (["--salience", "/no/salience"], "/no/salience"),
+        (["--salience", "/tmp"], "/tmp: is a directory; give the salience in it"),
         (["--calibration", "/no/text.txt"], "/no/text.txt"),
     ],
 )
@@ -65,6 +68,28 @@ def test_an_output_that_is_not_empty_needs_overwrite(tiny: Tiny, tmp_path: Path,
     assert [file.name for file in out.iterdir()] == ["precious"]
     assert quantize(tiny, out, "--quiet", "--overwrite") == 0
     assert (out / "config.json").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "model"])
+def test_the_model_itself_is_never_replaced(tiny: Tiny, tmp_path: Path, capsys, inside: str):
+    model = tmp_path / "out" / inside
+    shutil.copytree(tiny.model, model)
+    assert quantize(replace(tiny, model=model), tmp_path / "out", "--quiet", "--overwrite") == 2
+    assert "the model itself is there" in capsys.readouterr().err
+    assert (model / "model.safetensors").read_bytes() == (tiny.model / "model.safetensors").read_bytes()
+
+
+def test_an_output_inside_the_models_directory_is_fine(tiny: Tiny, tmp_path: Path):
+    shutil.copytree(tiny.model, tmp_path / "model")
+    made = replace(tiny, model=tmp_path / "model")
+    assert quantize(made, tmp_path / "model/out", "--quiet") == 0
+
+
+def test_an_output_that_is_a_file_is_never_replaced(tiny: Tiny, tmp_path: Path, capsys):
+    (tmp_path / "out").write_text("data")
+    assert quantize(tiny, tmp_path / "out", "--quiet", "--overwrite") == 2
+    assert "out: is no directory" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "data"
 
 
 def test_a_dry_run_only_tells(tiny: Tiny, tmp_path: Path, capsys):

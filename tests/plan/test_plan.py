@@ -87,6 +87,7 @@ def put_rows(rows: Any) -> Callable[[dict[str, Any]], None]:
         (put("surplus", 1), "surplus: Extra inputs are not permitted"),
         (put("version", 2), "version: "),
         (lambda data: data.pop("rule"), "rule: Field required"),
+        (lambda data: data.pop("modules"), "no modules in it; it is not a plan that mixllm wrote"),
         (put("rule", "guess"), "rule: "),
         (put("widths", [2, 4, 8]), "widths: 2 is none of the format's, 3, 4, 5, 6 and 8"),
         (put("widths", []), "widths: "),

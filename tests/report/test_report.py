@@ -105,6 +105,33 @@ def test_a_uniform_checkpoint_without_salience(tiny: Tiny, tmp_path: Path) -> No
     assert "8 bits for every row" in text and "Bits against loss" not in text and "100.0 %" in text
 
 
+def test_json_writes_a_page_only_where_one_is_asked_for(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("report", tiny.out, "--json", "-o", tmp_path / "page.html") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["made"]["command"] in html.unescape((tmp_path / "page.html").read_text())
+    assert not (tiny.out / "mixllm/report.html").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "report"])
+def test_a_checkpoint_that_is_not_whole_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tiny.out, out)
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:-1])
+    assert run(command, out) == 2
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    (out / "model.safetensors").write_bytes(weights)
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"]["version"] = 99
+    (out / "config.json").write_text(json.dumps(config))
+    assert run(command, out) == 2
+    assert "version 99 is a newer mixllm's" in capsys.readouterr().err
+
+
 def test_mistakes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     assert run("report", tmp_path) == 2
     assert run("report", tiny.out, "--model", tiny.model) == 2
@@ -114,6 +141,22 @@ def test_mistakes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     assert errors[-1].endswith("pip install 'mixllm[report]'")
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_measured(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, message in ((tmp_path, "is a directory"), (tmp_path / "no/page.html", "no such directory")):
+        assert run("report", tiny.out, "-o", place) == 2
+        assert run("compare", tiny.out, "--model", tiny.model, "--text", tiny.text, "-o", place) == 2
+        assert run("plan", tiny.out, "-o", place) == 2
+        assert capsys.readouterr().err.count(message) == 3
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 2, "--quiet"]
+    assert run("report", tiny.out, *how, "-p", "") == 2
+    assert "--prompt: '' has no tokens" in capsys.readouterr().err
+    assert run("compare", tiny.out, "/no/checkpoint", *how) == 2
+    assert "/no/checkpoint: no such directory" in capsys.readouterr().err
+    assert not (tiny.out / "mixllm/measured.json").exists()
 
 
 def test_comparison(measured: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

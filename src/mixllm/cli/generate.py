@@ -27,10 +27,10 @@ def generate(
     dtype: Dtype = "auto",
 ) -> None:
     """Go on from a text with the quantized model in OUT."""
+    from mixllm.texts import prompt_tokens
+
     model, tokenizer = _open(checkpoint, device, dtype)
-    inputs = tokenizer(prompt, return_tensors="pt")
-    if not inputs["input_ids"].shape[1]:
-        raise MixllmError("--prompt: it has no tokens; give some text")
+    inputs = prompt_tokens(tokenizer, prompt)
     print(prompt, end="", flush=True)
     _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
 

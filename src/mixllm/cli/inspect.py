@@ -33,9 +33,12 @@ def inspect(
 def _checkpoint(path: Path, json: bool) -> None:
     from mixllm.cli.show import show_report
     from mixllm.format.config import read_config
+    from mixllm.format.shards import find_shards
+    from mixllm.format.validate import validate_headers
     from mixllm.plan import report
 
     format, modules = read_config(path)
+    validate_headers(find_shards(path), format, modules)
     files = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     found = report(modules, format)
     found = replace(found, other_bytes=files - found.checkpoint_bytes, checkpoint_bytes=files)

@@ -11,6 +11,7 @@ import typer
 from mixllm.cli.console import print_json, stdout
 from mixllm.cli.options import Json, config, config_flags
 from mixllm.errors import MixllmError
+from mixllm.files import require_place
 
 
 @config_flags("widths", "bits", "channels", "scope", "seed")
@@ -41,6 +42,8 @@ def plan(
         else:
             show_changes(stdout(), changes)
         return
+    if out is not None:
+        require_place(out)
     salience = Salience.load(_record(source, SALIENCE))
     options = config({"widths": tuple(salience.widths), **given})
     made = choose(

@@ -10,6 +10,7 @@ import typer
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
 from mixllm.cli.options import Checkpoint, Device, Dtype, Json, Quiet
 from mixllm.errors import MixllmError
+from mixllm.files import require_place
 
 Float = typer.Option("--model", help="The float model: a directory, a hub name or a GGUF file.")
 TextFile = typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')
@@ -37,7 +38,10 @@ def report(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about OUT, OUT/mixllm/report.html; --model and --text have it measured first."""
+    """Write one HTML page about OUT, OUT/mixllm/report.html; --model and --text have it measured first.
+
+    With --json its figures are printed, and no page is written unless --out is given.
+    """
     if (model is None) != (text is None):
         raise MixllmError("--model and --text: measuring needs both; give the other one too")
     if model is None and (also or prompt):
@@ -47,9 +51,11 @@ def report(
     from mixllm.report.drawing import require
     from mixllm.report.findings import gather
 
-    if not json:
+    path = out or (None if json else checkpoint / REPORT)
+    gather(checkpoint)  # what is wrong with OUT, or with the page's place, is said before anything takes time
+    if path is not None:
         require()
-    gather(checkpoint)  # what is wrong with OUT is said before anything takes time
+        require_place(path)
     if model is not None and text is not None:
         from mixllm.card import renew_card
         from mixllm.report.models import Bench, measure_all
@@ -62,14 +68,14 @@ def report(
         save_measured(checkpoint, measured, writer.samples)
         renew_card(checkpoint)
     findings = gather(checkpoint)
+    if path is not None:
+        from mixllm.report.page import write_report
+
+        write_report(findings, path)
     if json:
         print_json(findings.to_json())
-        return
-    from mixllm.report.page import write_report
-
-    path = out or checkpoint / REPORT
-    write_report(findings, path)
-    print(path)
+    else:
+        print(path)
 
 
 def compare(
@@ -95,6 +101,7 @@ def compare(
 
     if out is not None:
         require()
+        require_place(out)
     measured = measure_all(
         Bench.open(model, text, window, windows, device, dtype), checkpoints, progress(quiet)
     )

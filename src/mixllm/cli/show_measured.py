@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from textwrap import fill
 
 from rich.console import Console
@@ -24,7 +25,9 @@ def show_measurements(console: Console, found: Mapping[str, Measurement]) -> Non
     for name, measured in found.items():
         table.add_row(name, *_figures(measured, found[REFERENCE]))
     console.print(table)
-    console.print(fill(f"{len(found[REFERENCE].nll)} windows. {_ERRORS}", width=console.width))
+    count = len(found[REFERENCE].nll)
+    told = "1 window." if count == 1 else f"{count} windows. {_ERRORS}"
+    console.print(fill(told, width=console.width))
 
 
 def show_tasks(console: Console, scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
@@ -90,4 +93,4 @@ def _score(metrics: Mapping[str, float | None], metric: str) -> str:
 
 def _pair(mean_and_error: tuple[float, float], digits: int) -> str:
     mean, error = mean_and_error
-    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    return f"{mean:.{digits}f}" + ("" if isnan(error) else f" ± {error:.{digits}f}")

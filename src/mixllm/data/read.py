@@ -35,6 +35,8 @@ def load_text(spec: str) -> list[str]:
     path = Path(spec).expanduser()
     if path.is_file():
         texts = _read_file(path)
+    elif path.is_dir():
+        raise MixllmError(f"{spec}: is a directory; give a file of text in it")
     elif path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec):
         raise MixllmError(f"{spec}: no such text file")
     else:

@@ -31,14 +31,22 @@ def validate(path: Path) -> None:
     validate_tensors(find_shards(path), format, modules)
 
 
-def validate_tensors(
+def validate_headers(
     files: Iterable[Path], format: Format, modules: Mapping[str, QuantizedModule]
 ) -> dict[str, Header]:
-    """Check the tensors of the quantized modules, headers first; returns the headers of all tensors."""
+    """Check what the files say of the quantized modules' tensors; returns the headers of all tensors."""
     headers = read_headers(files)
     for name, module in modules.items():
         _check_headers(headers, name, module, format)
     _check_strangers(headers, format, modules)
+    return headers
+
+
+def validate_tensors(
+    files: Iterable[Path], format: Format, modules: Mapping[str, QuantizedModule]
+) -> dict[str, Header]:
+    """Check the tensors of the quantized modules, headers first; returns the headers of all tensors."""
+    headers = validate_headers(files, format, modules)
     for name, module in modules.items():
         tensors = _read({key: headers[f"{name}.{key}"] for key in _expected(module, format)}, name)
         fault = check_values(tensors, format, module.in_features)

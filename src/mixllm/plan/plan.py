@@ -30,6 +30,7 @@ from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_atomically
 from mixllm.format.config import QuantizedModule
 from mixllm.plan.ranges import read_ranges, write_ranges
+from mixllm.records import PLAN
 
 Rule = Literal["bits", "channels"]
 
@@ -114,7 +115,12 @@ class Plan:
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Read and check a plan; MixllmError names the file, the field or module and the reason."""
-        file = parse(_File, read_json(path), str(path))
+        if path.is_dir():
+            raise MixllmError(f"{path}: is a directory; give the plan in it, {path / PLAN}")
+        data = read_json(path)
+        if "modules" not in data:
+            raise MixllmError(f"{path}: no modules in it; it is not a plan that mixllm wrote")
+        file = parse(_File, data, str(path))
         if unknown := set(file.widths) - set(WIDTHS):
             raise MixllmError(f"{path}: widths: {min(unknown)} is none of the format's, {_listed(WIDTHS)}")
         modules = {

@@ -10,6 +10,9 @@ from typing import Any
 from mixllm.config import PROFILES, Format, QuantConfig, parse, typed
 from mixllm.errors import MixllmError
 from mixllm.files import read_json
+from mixllm.format.config import read_config
+from mixllm.format.shards import find_shards
+from mixllm.format.validate import validate_headers
 from mixllm.plan import Plan, report
 from mixllm.plan.report import depth_of, kind_of
 from mixllm.records import LAYERS, PLAN, PREDICTED, SALIENCE, SUMMARY
@@ -97,10 +100,12 @@ class Findings:
 def gather(out: Path) -> Findings:
     """Read what a checkpoint directory keeps in mixllm/.
 
-    Raises MixllmError where `out` is no directory that mixllm quantize wrote.
+    Raises MixllmError where `out` is no directory that mixllm quantize wrote, or its files are not whole.
     """
     if not (out / SUMMARY).is_file():
         raise MixllmError(f"{out}: keeps no {SUMMARY}; give a directory that mixllm quantize wrote")
+    format, modules = read_config(out)
+    validate_headers(find_shards(out), format, modules)
     summary, plan = read_json(out / SUMMARY), Plan.load(out / PLAN)
     salience = Salience.load(out / SALIENCE) if (out / SALIENCE).is_file() else None
     measured, samples = read_measured(out)

@@ -24,6 +24,7 @@ from mixllm.plan import report
 from mixllm.progress import Progress
 from mixllm.report.measured import Measured, Size, differences, rows
 from mixllm.source import Source, open_source
+from mixllm.source.hub import require_name
 from mixllm.texts import open_tokenizer, text_windows
 
 Inspect = Callable[[str, nn.Module, Any], None]
@@ -61,6 +62,9 @@ def measure_all(
     and tokenizer, the float model's first, while that model is there. MixllmError for what can't be loaded.
     """
     names = labels(checkpoints)
+    for checkpoint in checkpoints:
+        if not Path(checkpoint).expanduser().exists():
+            require_name(checkpoint)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)

@@ -9,6 +9,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
+from mixllm.texts import prompt_tokens
+
 PROMPTS = (
     "The sky is blue because",
     "Here is a Python function that adds two numbers:\n",
@@ -34,8 +36,9 @@ class Writer:
 
     def __call__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
         writing: Any = model
+        """MixllmError for a prompt without tokens, at the first model."""
         for prompt, texts in self.written.items():
-            inputs = tokenizer(prompt, return_tensors="pt").to(writing.device)
+            inputs = prompt_tokens(tokenizer, prompt).to(writing.device)
             with torch.no_grad():
                 tokens = writing.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
             texts[name] = tokenizer.decode(

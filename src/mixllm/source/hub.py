@@ -16,13 +16,18 @@ NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FILES = ["model*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
 
 
+def require_name(name: str) -> None:
+    """Raise MixllmError where a model that is not here cannot be on the hub either."""
+    if not NAME.fullmatch(name) or name.startswith("."):
+        raise MixllmError(f"{name}: no such directory, and not a model's name on the hub")
+
+
 def download(name: str) -> Path:
     """The local directory of hub model `name`, downloaded unless it is in the hub's cache.
 
     Raises MixllmError when there is no such model, it needs a login, or the hub cannot be reached.
     """
-    if not NAME.fullmatch(name) or name.startswith("."):
-        raise MixllmError(f"{name}: no such directory, and not a model's name on the hub")
+    require_name(name)
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
