@@ -34,5 +34,5 @@ def test_what_is_there_already_is_not_needed_again(tmp_path: Path, monkeypatch: 
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/shard").write_bytes(bytes(500))
     require_space(tmp_path, 1500)
-    with pytest.raises(MixllmError, match=r"0\.00 GB are needed, 0\.00 GB are free"):
+    with pytest.raises(MixllmError, match=r"0\.0 MB are needed, 0\.0 MB are free"):
         require_space(tmp_path, 1501)

@@ -48,3 +48,20 @@ def test_the_command_says_where_and_refuses_a_full_directory(
     assert str(out) in capsys.readouterr().out
     assert run(["export", str(checkpoint), "-o", str(out)]) == 2
     assert capsys.readouterr().err == f"error: {out}: is not empty; give a directory that is\n"
+
+
+def test_what_was_not_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, out = write_quantized(tmp_path / "made"), tmp_path / "dense"
+
+    def interrupt(*_: object) -> None:
+        assert any(out.parent.glob(".dense-*/*.safetensors")) and not out.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixllm.export.copy_companions", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_dense(checkpoint, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    monkeypatch.undo()
+    out.mkdir()  # an empty one is as good as none
+    export_dense(checkpoint, out)
+    assert (out / "config.json").is_file() and {path.name for path in tmp_path.iterdir()} == {"made", "dense"}

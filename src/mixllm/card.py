@@ -11,10 +11,11 @@ from huggingface_hub.repocard import metadata_load
 
 from mixllm.config import QuantConfig, parse
 from mixllm.files import read_json, write_text
+from mixllm.human import size
 from mixllm.plan.report import wide_name
 from mixllm.records import SUMMARY
 from mixllm.report.store import read_measured
-from mixllm.report.tables import Table, human_size, measured_table
+from mixllm.report.tables import Table, measured_table
 from mixllm.source.hub import NAME
 
 CARD = "README.md"
@@ -79,7 +80,7 @@ def _body(out: Path) -> Iterator[str]:
                 ("payload bits a quantized weight", f"{found['payload_bits']:.2f}"),
                 ("with scales and zeros", f"{found['bits']:.2f}"),
                 ("quantized weights", f"{found['weights'] / 1e6:,.1f} M"),
-                ("size", human_size(found["checkpoint_bytes"])),
+                ("size", size(found["checkpoint_bytes"])),
                 (
                     "format",
                     f"weights {format['weight_scale']}, rotation {format['rotation']}, "

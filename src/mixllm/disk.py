@@ -10,6 +10,7 @@ from pathlib import Path
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
+from mixllm.human import size
 from mixllm.plan import report
 
 _UNITS = {
@@ -70,7 +71,7 @@ def require_space(directory: Path, needed: int) -> None:
     free = shutil.disk_usage(directory).free
     if free + there < needed:
         raise MixllmError(
-            f"{directory}: {(needed - there) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
+            f"{directory}: {size(needed - there)} are needed, {size(free)} are free; "
             "free some disk space or choose another disk"
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mixllm.config import Format
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, write_json
+from mixllm.files import read_json, write_directory, write_json
 from mixllm.format.checkpoint import SHARD_BYTES, copy_companions
 from mixllm.format.config import QuantizedModule, read_config
 from mixllm.format.mixed import MixedWeight
@@ -29,14 +29,25 @@ from mixllm.rotation import rotate
 def export_dense(checkpoint: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model of `checkpoint` to the new directory `out`, each quantized weight [N, K] in bfloat16.
 
-    All else is copied as it is. One shard is in memory at a time. Raises MixllmError for a broken
-    checkpoint, and where `out` holds anything already.
+    All else is copied as it is. One shard is in memory at a time. `out` appears when it is whole. Raises
+    MixllmError for a broken checkpoint, and where `out` holds anything already.
     """
     format, modules = read_config(checkpoint)
     headers = validate_tensors(find_shards(checkpoint), format, modules)
     if out.exists() and any(out.iterdir()):
         raise MixllmError(f"{out}: is not empty; give a directory that is")
-    out.mkdir(parents=True, exist_ok=True)
+    with write_directory(out) as part:
+        _write(checkpoint, part, headers, format, modules, shard_bytes)
+
+
+def _write(
+    checkpoint: Path,
+    out: Path,
+    headers: dict[str, Header],
+    format: Format,
+    modules: dict[str, QuantizedModule],
+    shard_bytes: int,
+) -> None:
     split = split_state_dict_into_shards_factory(
         {name: _bytes(name, headers, modules) for name in _names(headers, modules)},
         get_storage_size=lambda size: size,

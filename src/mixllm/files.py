@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from mixllm.errors import MixllmError
@@ -51,6 +54,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         if reason := full(error):
             raise MixllmError(f"{path}: {reason}; free some disk space and run again") from None
         raise
+
+
+@contextmanager
+def write_directory(path: Path) -> Iterator[Path]:
+    """A new directory beside `path`, to put files in; it gets that name when the context ends well.
+
+    Otherwise nothing of it stays, but what a killed process leaves. Raises OSError where `path` is a file or
+    holds something by then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield part
+        part.chmod(0o755)  # made for its owner alone
+        for written in (*part.iterdir(), part):
+            sync_to_disk(written)
+        part.rename(path)
+        sync_to_disk(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def sweep(directory: Path) -> None:

@@ -1,23 +1,10 @@
 import json
 
 import pytest
+from rich.table import Table
 
-from mixllm.cli.console import duration, print_json, size
+from mixllm.cli.console import print_json, print_text, stdout
 from mixllm.plan import Share
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(98_123_456, "98.1 MB"), (0, "0.0 MB"), (4_870_000_000, "4.87 GB")]
-)
-def test_sizes(count: int, text: str):
-    assert size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(4.4, "4 s"), (99, "99 s"), (100, "2 min"), (5940, "99 min"), (7500, "2 h 5 min")]
-)
-def test_durations(seconds: float, text: str):
-    assert duration(seconds) == text
 
 
 def test_json_of_dataclasses_and_plain_values(capsys):
@@ -25,3 +12,14 @@ def test_json_of_dataclasses_and_plain_values(capsys):
     assert json.loads(capsys.readouterr().out) == {"rows": 4, "wide": 1}
     print_json({"a": [1.5, None]})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None]}
+
+
+def test_on_a_narrow_terminal_text_is_filled_and_no_figure_is_cut(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    console, table = stdout(), Table("a model's name", "some figures that are long", box=None)
+    table.add_row("SmolLM2-135M", "123456.789 ± 0.123456789")
+    console.print(table)
+    print_text(console, "so many [words] that they do not fit into a line")
+    name, figures, *text = capsys.readouterr().out.splitlines()
+    assert "some figures that are long" in name and "SmolLM2-135M" in figures and "± 0.123456789" in figures
+    assert " ".join(text) == "so many [words] that they do not fit into a line" and max(map(len, text)) <= 30

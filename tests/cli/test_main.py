@@ -36,6 +36,7 @@ def test_version_and_help(capsys):
         out = capsys.readouterr().out
         for command in ("quantize", "plan", "inspect", "eval", "export", "generate", "chat", "demo"):
             assert f"\n  {command} " in out
+        assert "..." not in out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(

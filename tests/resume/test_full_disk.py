@@ -62,5 +62,5 @@ def test_too_little_space_is_refused_before_the_work(
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 150_000}))
     monkeypatch.setattr("mixllm.pipeline.measure_salience", lambda *_, **__: pytest.fail("began"))
     assert main.run([str(a) for a in (*case.arguments, "-o", tmp_path / "out")]) == 2
-    assert "GB are needed, 0.00 GB are free" in capsys.readouterr().err
+    assert "MB are needed, 0.1 MB are free" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -5,22 +5,30 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TextIO
 
 from rich.console import Console
 
 from mixllm.progress import Bars, Progress, Silent
 
-GIGABYTE, MEGABYTE = 10**9, 10**6
-_UNBOUNDED = 120
+# Columns of a table's line, and of text where no terminal says otherwise.
+WIDTH = 120
 
 
 def stdout() -> Console:
-    """For tables; as wide as they need where no terminal says otherwise."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _UNBOUNDED)
+    """For tables; as wide as they need: a narrow terminal breaks lines, where rich would cut figures."""
+    return Console(highlight=False, width=WIDTH)
+
+
+def print_text(console: Console, text: str) -> None:
+    """A paragraph, filled to the terminal's width."""
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
+    console.print(fill(text, width=width, replace_whitespace=False), markup=False)
 
 
 def ready_streams() -> None:
@@ -42,19 +50,6 @@ def print_json(value: Any) -> None:
     """A dataclass or plain value as one JSON object."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     sys.stdout.write(json.dumps(plain, indent=2, default=_as_text) + "\n")
-
-
-def size(count: float) -> str:
-    """Bytes as a person says them: 98.1 MB, 4.9 GB."""
-    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """45 s, 7 min, 2 h 5 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def quiet_libraries(bars: bool = False) -> None:

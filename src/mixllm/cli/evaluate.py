@@ -43,10 +43,10 @@ def evaluate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure OUT: on a text against its float model, on lm-eval's tasks, or both.
+    """Measure OUT on a text, on lm-eval's tasks, or both.
 
-    On the text: perplexity, KL divergence and top-1 agreement. With --reference the tasks are run on the
-    float model too.
+    On the text, against its float model: perplexity, KL divergence and top-1 agreement. With --reference the
+    tasks are run on the float model too.
     """
     if text is None and tasks is None:
         raise MixllmError("--text, --tasks: give at least one; there is nothing to measure on")

@@ -17,7 +17,10 @@ def export(
         Literal["dense"], typer.Option(help="dense: bfloat16 weights in safetensors, which any tool loads.")
     ] = "dense",
 ) -> None:
-    """Write a checkpoint's weights in an ordinary format. Activations are not quantized there."""
+    """Write OUT's weights in an ordinary format.
+
+    Activations are not quantized there.
+    """
     from mixllm.export import export_dense
 
     export_dense(checkpoint, out)

@@ -26,7 +26,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Go on from a text with the quantized model in OUT."""
+    """Let the model in OUT go on from a text."""
     from mixllm.texts import prompt_tokens
 
     model, tokenizer = _open(checkpoint, device, dtype)
@@ -43,7 +43,10 @@ def chat(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Talk with the quantized model in OUT through its chat template; an empty line or Ctrl-D ends."""
+    """Talk with the model in OUT.
+
+    Through its chat template; an empty line or Ctrl-D ends.
+    """
     model, tokenizer = _open(checkpoint, device, dtype)
     if not tokenizer.chat_template:
         raise MixllmError(f"{checkpoint}: the model has no chat template; use mixllm generate")

@@ -27,7 +27,10 @@ def plan(
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Make a plan for another budget from a salience that was measured once, or compare two plans."""
+    """Plan another budget, or compare two plans.
+
+    From a salience that was measured once, so that it takes no time.
+    """
     from mixllm.cli.show import show_changes, show_choice, show_report
     from mixllm.plan import Plan, choose, compare, report
     from mixllm.records import PLAN, SALIENCE

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mixllm.cli.console import duration, print_json, progress, quiet_libraries, size
+from mixllm.cli.console import print_json, progress, quiet_libraries
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
 from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.errors import Interrupted, MixllmError
+from mixllm.human import duration, size
 from mixllm.memory import grow_segments
 
 if TYPE_CHECKING:

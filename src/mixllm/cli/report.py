@@ -38,9 +38,10 @@ def report(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about OUT, OUT/mixllm/report.html; --model and --text have it measured first.
+    """Write one HTML page about OUT.
 
-    With --json its figures are printed, and no page is written unless --out is given.
+    It is OUT/mixllm/report.html, or --out; --model and --text have OUT measured first. With --json its
+    figures are printed, and no page is written unless --out is given.
     """
     if (model is None) != (text is None):
         raise MixllmError("--model and --text: measuring needs both; give the other one too")
@@ -93,7 +94,10 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure several checkpoints on the same windows: one table, differences from the first, one page."""
+    """Measure checkpoints on the same windows of text.
+
+    One table, the differences from the first checkpoint, and with --out one page.
+    """
     quiet_libraries(bars=not quiet)
     from mixllm.cli.show_measured import show_comparison
     from mixllm.report.drawing import require

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from mixllm.cli.console import size
 from mixllm.config import Format
+from mixllm.human import size
 from mixllm.plan import ModuleChange, Plan, Report, Share
 from mixllm.plan.report import wide_name
 from mixllm.salience_file import Salience

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isnan
-from textwrap import fill
 
 from rich.console import Console
 from rich.table import Table
 
-from mixllm.cli.console import size
+from mixllm.cli.console import print_text
 from mixllm.demo import Demo
 from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
+from mixllm.human import size
 from mixllm.report.measured import Measured
 from mixllm.report.tables import difference_table, measured_table
 
@@ -26,8 +26,7 @@ def show_measurements(console: Console, found: Mapping[str, Measurement]) -> Non
         table.add_row(name, *_figures(measured, found[REFERENCE]))
     console.print(table)
     count = len(found[REFERENCE].nll)
-    told = "1 window." if count == 1 else f"{count} windows. {_ERRORS}"
-    console.print(fill(told, width=console.width))
+    print_text(console, "1 window." if count == 1 else f"{count} windows. {_ERRORS}")
 
 
 def show_tasks(console: Console, scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
@@ -49,7 +48,8 @@ def show_comparison(console: Console, measured: Measured) -> None:
             for row in found.rows:
                 table.add_row(*row)
             console.print(table)
-            console.print(fill(f"{found.caption}. {_ERRORS}", width=console.width) + "\n", markup=False)
+            print_text(console, f"{found.caption}. {_ERRORS}")
+            console.print()
 
 
 def show_demo(console: Console, demo: Demo) -> None:
@@ -61,9 +61,9 @@ def show_demo(console: Console, demo: Demo) -> None:
     console.print(table)
     console.print()
     for note in (f"bits: a quantized weight, with scales and zeros. {_ERRORS}", *demo.notes):
-        console.print(fill(note, width=console.width), markup=False)
+        print_text(console, note)
     console.print(f"\n{demo.shown} answers\n> {demo.prompt}", markup=False)
-    console.print(fill(demo.answer, width=console.width, replace_whitespace=False), markup=False)
+    print_text(console, demo.answer)
 
 
 def _table(*columns: str) -> Table:

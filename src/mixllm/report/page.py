@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mixllm.files import write_text
+from mixllm.human import size
 from mixllm.plan.report import wide_name
 from mixllm.report.charts import Chart, heat, models, pareto, scatter
 from mixllm.report.drawing import require
 from mixllm.report.findings import Findings, Layer
 from mixllm.report.measured import Measured
-from mixllm.report.tables import difference_table, human_size, measured_table, number, worst_table
+from mixllm.report.tables import difference_table, measured_table, number, worst_table
 
 
 def write_report(findings: Findings, path: Path) -> None:
@@ -88,5 +89,5 @@ def _write(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": Markup, "size": human_size, "number": number}
+    environment.filters |= {"svg": Markup, "size": size, "number": number}
     write_text(path, environment.get_template(template).render(**values))

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixllm.evaluate import REFERENCE
+from mixllm.human import size
 from mixllm.report.findings import Layer
 from mixllm.report.measured import Measured, Row
 
 WORST = 10
-GIGABYTE, MEGABYTE = 10**9, 10**6
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ def measured_table(measured: Measured) -> Table:
 
 
 def measured_cells(row: Row) -> tuple[str, ...]:
-    size = "" if row.bytes is None else human_size(row.bytes)
-    known = (row.name, bits(row.payload_bits), bits(row.bits), size)
+    stored = "" if row.bytes is None else size(row.bytes)
+    known = (row.name, bits(row.payload_bits), bits(row.bits), stored)
     perplexity = pair(row.perplexity, row.perplexity_error, 2)
     if row.name == REFERENCE:
         return (*known, perplexity, "", "")
@@ -63,10 +63,6 @@ def worst_table(layers: list[Layer], wide: str) -> Table | None:
             for x in worst
         ],
     )
-
-
-def human_size(count: float) -> str:
-    return f"{count / GIGABYTE:.2f} GB" if count >= GIGABYTE else f"{count / MEGABYTE:.1f} MB"
 
 
 def number(value: float) -> str:

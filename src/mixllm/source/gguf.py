@@ -10,9 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import shutil
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from tokenizers.models import Unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixllm.errors import MixllmError
-from mixllm.files import sync_to_disk
+from mixllm.files import write_directory
 from mixllm.source.config import one_line
 from mixllm.source.merges import bpe_of
 
@@ -52,21 +50,13 @@ def convert(file: Path, work: Path | None = None) -> Path:
     done = parent / f"{file.stem}-{mark[:12]}"
     if done.is_dir():
         return done
-    parent.mkdir(parents=True, exist_ok=True)
-    part = Path(mkdtemp(prefix=f".{file.stem}-", dir=parent))
     try:
-        _write(file, _metadata(file), part)
-        part.chmod(0o755)
-        for written in (*part.iterdir(), part):
-            sync_to_disk(written)
-        part.rename(done)
-        sync_to_disk(parent)
+        with write_directory(done) as part:
+            _write(file, _metadata(file), part)
     except (OSError, SafetensorError) as error:
         # Another process may have been quicker: its directory is as good.
         if not done.is_dir():
             raise MixllmError(f"{done}: cannot be written ({one_line(error)})") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return done
 
 
