@@ -51,4 +51,9 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
+def __dir__() -> list[str]:
+    """What there is to complete a name to, before the names are loaded."""
+    return sorted([*__all__, "__version__"])
+
+
 _register()

@@ -68,7 +68,8 @@ PROFILES: dict[str, Format] = {
 
 
 class QuantConfig(BaseModel):
-    """How a model is quantized. Either bits or channels is the budget.
+    """How a model is quantized. Either bits or channels is the budget. What does not fit together raises
+    pydantic's ValidationError, a ValueError.
 
     widths: bits that a row may get, two or more of WIDTHS, narrowest first.
     bits: payload bits a quantized weight, from the narrowest width to the widest.

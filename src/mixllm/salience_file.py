@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -75,7 +76,7 @@ class Salience:
         }
         return replace(self, modules=modules)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write the file at once or not at all."""
         header = _Header(
             score=self.score,
@@ -91,11 +92,12 @@ class Salience:
             for width, loss in module.loss.items()
         }
         metadata = {_KEY: header.model_dump_json()}
-        write_atomically(path, lambda file: save_file(tensors, file, metadata=metadata))
+        write_atomically(Path(path), lambda file: save_file(tensors, file, metadata=metadata))
 
     @classmethod
-    def load(cls, path: Path) -> Salience:
+    def load(cls, path: str | PathLike[str]) -> Salience:
         """Read and check a file that save() wrote; MixllmError names file, tensor and reason."""
+        path = Path(path)
         if path.is_dir():
             raise MixllmError(f"{path}: is a directory; give the salience in it, {path / SALIENCE}")
         try:

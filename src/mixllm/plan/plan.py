@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,18 +104,19 @@ class Plan:
         bits = sum(int(m.widths.sum(dtype=torch.int64)) * m.in_features for m in modules)
         return bits / sum(m.out_features * m.in_features for m in modules)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write the JSON at once or not at all."""
         text = _text(self)
 
         def write(file: Path) -> None:
             file.write_text(text, encoding="utf-8")
 
-        write_atomically(path, write)
+        write_atomically(Path(path), write)
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | PathLike[str]) -> Plan:
         """Read and check a plan; MixllmError names the file, the field or module and the reason."""
+        path = Path(path)
         if path.is_dir():
             raise MixllmError(f"{path}: is a directory; give the plan in it, {path / PLAN}")
         data = read_json(path)
