@@ -1,0 +1,98 @@
+"""README and docs say what is so: links lead somewhere, commands and the example work, and the table of
+accuracy is that of the results."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import textwrap
+from pathlib import Path
+
+import pytest
+import typer
+
+from mixllm.cli.main import app
+from tests.models import write_tiny
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if not path.startswith("https://"):
+            target = page.parent / path if path else page
+            assert target.exists() and (not anchor or anchor in anchors(target)), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_their_options_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    lines = re.findall(r"^ {4}(?:torchrun .* -m )?mixllm (.+)$", text, re.MULTILINE)
+    inline = re.findall(r"`mixllm ([^`]+)`", text)
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group's
+    for line in (*lines, *inline):
+        name, *words = shlex.split(line.replace("[", " ").replace("]", " "), comments=True)
+        if not name.startswith("--"):
+            options = {flag for parameter in commands[name].params for flag in (*parameter.opts, "--help")}
+            assert {word for word in words if word.startswith("-")} <= options, line
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    (tmp_path / "wiki.train.raw").write_text("the thin man in the inn " * 200)
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example
+    small = {"meta-llama/Llama-3.2-1B": "model", "samples=64": "samples=4, window=40"}
+    code = textwrap.dedent(example[1])
+    for large, tiny in small.items():
+        assert large in code
+        code = code.replace(large, tiny)
+    exec(code, {})
+    assert "The sky is" in capsys.readouterr().out
+
+
+# README's line -> the results' row.
+LINES = {
+    "float": "float",
+    "float weights, int8 activations as `fast` makes them": "float, A8 fast",
+    "float weights, int8 activations as `paper` makes them": "float, A8 paper",
+    "`fast`, 4.4 bits (the default)": "fast 4.4 bits global",
+    "`fast`, 4 bits": "fast W4A8 GPTQ+order+clip",
+    "`fast`, 4.8 bits": "fast 4.8 bits global",
+    "`fast`, 8 bits": "fast W8A8 GPTQ+order+clip",
+    "`paper`, its rule at 10 % of channels": "paper 10 % channels global",
+    "`paper`, 4.4 bits chosen globally": "paper 4.4 bits global",
+    "`paper`, 4.4 bits, the best channels of each layer": "paper 4.4 bits local",
+    "`paper`, 4.4 bits, channels at random": "paper 4.4 bits random",
+    "uniform W8A8, GPTQ with order and clip": "paper W8A8 GPTQ+order+clip",
+    "uniform W4A8, GPTQ with order and clip": "paper W4A8 GPTQ+order+clip",
+    "uniform W4A8, clip search": "paper W4A8 clip",
+    "uniform W4A8, round to nearest": "paper W4A8 RTN",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_table_of_accuracy_is_that_of_the_results(line: str) -> None:
+    found = json.loads((RESULTS / "accuracy-smollm2-h100.json").read_text())["rows"]
+    row = {row["name"]: row for row in found}[LINES[line]]
+    (cells,) = re.findall(rf"^\| (?:\*\*)?{re.escape(line)}(?:\*\*)? \| (.*) \|$", README, re.MULTILINE)
+    bits, whole, perplexity, kl, top1 = (cell.strip(" *") for cell in cells.split("|"))
+    assert perplexity == f"{row['perplexity']:.3f}"
+    if line != "float":
+        assert kl.partition(" ")[0] == f"{row['kl']:.4f}".lstrip("0") and top1 == f"{100 * row['top1']:.1f}"
+    if "bits" in row:
+        assert (bits, whole) == (f"{row['payload_bits']:.2f}", f"{row['bits']:.2f}")
