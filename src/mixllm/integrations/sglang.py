@@ -7,8 +7,6 @@ layers and their methods have the form of the vLLM that they came from, so the w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -24,9 +22,8 @@ from sglang.srt.layers.quantization.base_config import (
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 from sglang.srt.runtime_context import get_server_args
 
-from mixllm.config import Format
-from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
-from mixllm.format.validate import validate
+from mixllm.format.config import QUANT_METHOD, parse_config
+from mixllm.integrations.served.config import ServedConfig, check_directory
 from mixllm.integrations.served.layers import parts_of, refuse_other
 from mixllm.integrations.served.linear import ServedLinear
 
@@ -56,12 +53,8 @@ class MixllmLinearMethod(ServedLinear, LinearMethodBase):
         return int(rank)
 
 
-class MixllmConfig(QuantizationConfig):
+class MixllmConfig(ServedConfig, QuantizationConfig):
     """A checkpoint's quantization_config. Experts are refused: their layers were not written for."""
-
-    def __init__(self, format: Format, modules: Mapping[str, QuantizedModule]) -> None:
-        super().__init__()
-        self.format, self.modules = format, modules
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -70,24 +63,8 @@ class MixllmConfig(QuantizationConfig):
             *parse_config({key: value for key, value in config.items() if key not in ADDED}, "config.json")
         )
         own.packed_modules_mapping = {**JOINED, **config.get("packed_modules_mapping", {})}
-        directory = Path(getattr(config.get("hf_config"), "name_or_path", ""))
-        if directory.is_dir() and any(directory.glob("*.safetensors*")):
-            validate(directory)
+        check_directory(getattr(config.get("hf_config"), "name_or_path", ""))
         return own
-
-    def get_name(self) -> str:
-        return QUANT_METHOD
-
-    def get_supported_act_dtypes(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16, torch.float32]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        return 80
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        return []
 
     def get_scaled_act_names(self) -> list[str]:
         return []

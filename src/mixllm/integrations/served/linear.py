@@ -16,7 +16,7 @@ from mixllm.format.config import QuantizedModule
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import shapes
 from mixllm.format.validate import GUARD
-from mixllm.integrations.served.op import keep
+from mixllm.integrations.served.op import KERNELS
 from mixllm.integrations.served.pieces import Pieces, all_rows, placeholder_weight, wide_share
 from mixllm.kernels import prepare
 
@@ -68,10 +68,8 @@ class ServedLinear:
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Raises MixllmError for a checkpoint that lacks tensors or whose tensors are not sound."""
         device = layer.get_parameter(GUARD).device
-        weight = self._weight(layer, device)
-        moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
-        kernel = prepare(MixedWeight(weight.in_features, **moved), self.format)
-        layer.register_buffer("kernel", keep(kernel), persistent=False)
+        kernel = prepare(self._weight(layer, device).to(device), self.format)
+        layer.register_buffer("kernel", KERNELS.keep(kernel), persistent=False)
 
     def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y: Tensor = torch.ops.mixllm.served_linear(x, layer.kernel, bias, self.channels)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -11,10 +9,9 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
-from mixllm.config import Format
 from mixllm.errors import MixllmError
-from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
-from mixllm.format.validate import validate
+from mixllm.format.config import QUANT_METHOD, parse_config
+from mixllm.integrations.served.config import ServedConfig, check_directory
 from mixllm.integrations.served.layers import parts_of, refuse_other
 from mixllm.integrations.vllm.method import MixllmLinearMethod
 
@@ -23,48 +20,23 @@ REORDERED = {"BloomForCausalLM", "FalconForCausalLM", "GPTNeoXForCausalLM", "RWF
 
 
 @register_quantization_config(QUANT_METHOD)
-class MixllmConfig(QuantizationConfig):
+class MixllmConfig(ServedConfig, QuantizationConfig):
     """A checkpoint's quantization_config, under the names that vLLM's model gives to the modules."""
-
-    def __init__(self, format: Format, modules: Mapping[str, QuantizedModule]) -> None:
-        super().__init__()
-        self.format, self.modules = format, dict(modules)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(*parse_config(config, "config.json"))
 
-    @classmethod
-    def get_name(cls) -> str:
-        return QUANT_METHOD
-
-    @classmethod
-    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16, torch.float32]
-
-    @classmethod
-    def get_min_capability(cls) -> int:
-        return 80
-
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        return []
-
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Stop for a broken checkpoint before any process starts or any memory is taken.
-
-        A name on the hub is not downloaded yet; its tensors are checked layer by layer as they come.
-        """
+        """Stop for a broken checkpoint before any process starts or any memory is taken."""
         for architecture in getattr(hf_config, "architectures", None) or ():
             if architecture in REORDERED:
                 raise MixllmError(
                     f"{model_name}: {architecture} can't be served by vLLM from this format; use transformers"
                 )
-        directory = Path(model_name)
-        if directory.is_dir() and any(directory.glob("*.safetensors*")):
-            validate(directory)
+        check_directory(model_name)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         self.modules = hf_to_vllm_mapper.apply_dict(self.modules)

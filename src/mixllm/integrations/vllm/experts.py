@@ -28,8 +28,8 @@ from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
 from mixllm.integrations.served.pieces import all_rows, placeholder_weight, wide_share
-from mixllm.integrations.vllm.experts_op import ExpertKernels, OneByOne, keep_experts
-from mixllm.kernels import LinearKernel, prepare
+from mixllm.integrations.vllm.experts_op import EXPERTS, ExpertKernels, OneByOne
+from mixllm.kernels import prepare
 from mixllm.kernels.cuda.grouped import GroupedExperts
 
 
@@ -90,9 +90,12 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         if device.type == "cuda" and torch.version.hip is None:
             kernels = GroupedExperts(experts, self.format, gate_by, device)
         else:
-            prepared = [(self._prepared(up, device), self._prepared(down, device)) for up, down in experts]
+            prepared = [
+                (prepare(up.to(device), self.format), prepare(down.to(device), self.format))
+                for up, down in experts
+            ]
             kernels = OneByOne(prepared, gate_by)
-        layer.register_buffer("kernels", keep_experts(kernels), persistent=False)
+        layer.register_buffer("kernels", EXPERTS.keep(kernels), persistent=False)
 
     def get_fused_moe_quant_config(self, layer: RoutedExperts) -> None:
         """None: no kernel of vLLM's own is used."""
@@ -145,10 +148,6 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         if fault := check_values(held, self.format, module.in_features):
             raise MixllmError(f"{name}: {fault[0]}: {fault[1]}")
         return for_kernels(MixedWeight(module.in_features, **held), self.format)
-
-    def _prepared(self, weight: MixedWeight, device: torch.device) -> LinearKernel:
-        moved = {name: tensor.to(device) for name, tensor in weight.tensors().items()}
-        return prepare(MixedWeight(weight.in_features, **moved), self.format)
 
     def _refuse(self, layer: RoutedExperts, eager: bool, part: int) -> None:
         ranks = layer.moe_config.tp_size

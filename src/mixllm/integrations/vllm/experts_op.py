@@ -1,7 +1,4 @@
-"""One opaque operator for torch.compile: a layer's experts applied to the tokens routed to them.
-
-As in mixllm.integrations.served.op, the graph holds a number by which the kernels are found.
-"""
+"""One opaque operator for torch.compile: a layer's experts applied to the tokens routed to them."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mixllm.integrations.served.numbered import Numbered, define
 from mixllm.kernels import LinearKernel
 
 
@@ -40,26 +38,15 @@ class OneByOne:
         return out
 
 
-_LAYERS: list[ExpertKernels] = []
-
-_LIBRARY = torch.library.Library("mixllm", "FRAGMENT")
-_LIBRARY.define("served_experts(Tensor x, Tensor weights, Tensor ids, Tensor layer) -> Tensor")
+EXPERTS = Numbered[ExpertKernels]()
 
 
-def keep_experts(kernels: ExpertKernels) -> Tensor:
-    """The number by which served_experts finds the kernels: int64 [], on the CPU, where reading is free."""
-    _LAYERS.append(kernels)
-    return torch.tensor(len(_LAYERS) - 1, device="cpu")
-
-
-def _served_experts(x: Tensor, weights: Tensor, ids: Tensor, layer: Tensor) -> Tensor:
-    return _LAYERS[int(layer)](x, weights, ids)
+def _run(x: Tensor, weights: Tensor, ids: Tensor, layer: Tensor) -> Tensor:
+    return EXPERTS[layer](x, weights, ids)
 
 
 def _like(x: Tensor, weights: Tensor, ids: Tensor, layer: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-_LIBRARY.impl("served_experts", _served_experts, "CPU")
-_LIBRARY.impl("served_experts", _served_experts, "CUDA")
-torch.library.register_fake("mixllm::served_experts", _like, lib=_LIBRARY)
+define("served_experts(Tensor x, Tensor weights, Tensor ids, Tensor layer) -> Tensor", _run, _like)
