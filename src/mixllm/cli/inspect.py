@@ -49,17 +49,10 @@ def _checkpoint(path: Path, json: bool) -> None:
 
 
 def _plan(path: Path, json: bool) -> None:
-    from mixllm.cli.show import show_choice, show_report
-    from mixllm.plan import Plan, report
+    from mixllm.cli.show import print_plan
+    from mixllm.plan import Plan
 
-    plan = Plan.load(path)
-    found = report(plan.counts(), plan.format, plan.other_bytes)
-    if json:
-        print_json(found)
-    else:
-        console = stdout()
-        show_choice(console, plan)
-        show_report(console, found, plan.format, predicted=True)
+    print_plan(Plan.load(path), json)
 
 
 def _salience(path: Path, json: bool) -> None:

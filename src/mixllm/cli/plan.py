@@ -31,8 +31,8 @@ def plan(
 
     From a salience that was measured once, so that it takes no time.
     """
-    from mixllm.cli.show import show_changes, show_choice, show_report
-    from mixllm.plan import Plan, choose, compare, report
+    from mixllm.cli.show import print_plan, show_changes
+    from mixllm.plan import Plan, choose, compare
     from mixllm.records import PLAN, SALIENCE
     from mixllm.salience_file import Salience
 
@@ -55,13 +55,7 @@ def plan(
     )  # fmt: skip
     if out is not None:
         made.save(out)
-    found = report(made.counts(), made.format, made.other_bytes)
-    if json:
-        print_json(found)
-    else:
-        console = stdout()
-        show_choice(console, made)
-        show_report(console, found, made.format, predicted=True)
+    print_plan(made, json)
 
 
 def _record(path: Path, name: str) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from mixllm.cli.console import print_json, stdout
 from mixllm.config import Format
 from mixllm.human import size
-from mixllm.plan import ModuleChange, Plan, Report, Share
+from mixllm.plan import ModuleChange, Plan, Report, Share, report
 from mixllm.plan.report import wide_name
 from mixllm.salience_file import Salience
 
@@ -37,7 +38,18 @@ def show_report(console: Console, found: Report, format: Format, *, predicted: b
     _shares(console, "by depth", name, found.by_depth)
 
 
-def show_choice(console: Console, plan: Plan) -> None:
+def print_plan(plan: Plan, json: bool) -> None:
+    """How a plan was made and what a checkpoint of it would take; json: the latter alone."""
+    found = report(plan.counts(), plan.format, plan.other_bytes)
+    if json:
+        print_json(found)
+        return
+    console = stdout()
+    _show_choice(console, plan)
+    show_report(console, found, plan.format, predicted=True)
+
+
+def _show_choice(console: Console, plan: Plan) -> None:
     """How a plan was made, on one line."""
     budget = f"{plan.budget:g} bits" if plan.rule == "bits" else f"{plan.budget:g} % of channels"
     measured = f"{plan.score} of {plan.error} errors" if plan.score else "no salience needed"
