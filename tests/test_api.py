@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mixllm
+from tests.models import write_tiny
 from tests.saliences import random_salience
 
 
@@ -41,6 +42,16 @@ def test_type_checkers_are_told_of_the_types() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
         _ = mixllm.quantise  # type: ignore[attr-defined]
+
+
+def test_models_and_places_may_be_paths(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    text = tmp_path / "text.txt"
+    text.write_text("the thin man in the inn " * 50)
+    config = mixllm.QuantConfig(bits=8, rounding="rtn", calibration=str(text), samples=2, window=20)
+    summary = mixllm.quantize(tmp_path / "model", tmp_path / "out", config)
+    assert summary.model == str(tmp_path / "model") and summary.report["payload_bits"] == 8
+    assert type(mixllm.load(tmp_path / "out").model.layers[0].mlp.up_proj) is mixllm.MixLinear
 
 
 def test_files_may_be_named_by_strings(tmp_path: Path) -> None:

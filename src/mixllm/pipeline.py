@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import deque
 from dataclasses import asdict, dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,8 +85,8 @@ def is_uniform(config: QuantConfig) -> bool:
 
 
 def quantize(
-    model: str,
-    out: str | Path,
+    model: str | PathLike[str],
+    out: str | PathLike[str],
     config: QuantConfig | None = None,
     *,
     device: str = "auto",
@@ -99,14 +100,18 @@ def quantize(
 ) -> Summary:
     """Quantize `model` into the directory `out`, which appears only when it is whole.
 
+    model: a directory with config.json and safetensors, a hub name or a GGUF file. config: None, the default
+    format at 4.4 bits. device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". dtype: of the float
+    model's arithmetic; "auto" is float32 on a CPU, the model's own on a GPU (see mixllm.placement).
     plan: a plan file to follow instead of choosing; salience: a salience file to choose from instead of
-    measuring. Both, and the summary, are kept in out/mixllm. shard_size: of the checkpoint's files.
+    measuring. Both, and the summary, are kept in out/mixllm. overwrite: replace what `out` holds.
+    shard_size: of the checkpoint's files, at most: "5GB", "500MB".
     resume: "auto" goes on with what an earlier, cut run with the same arguments has finished, and does
     nothing where it has finished all; "require" refuses to start from nothing; "never" starts anew.
     Started by torchrun, several processes do this together; the first alone writes and tells, all return
     the same. Raises MixllmError for what the user gave.
     """
-    config, out = config or QuantConfig(), Path(out)
+    model, config, out = fspath(model), config or QuantConfig(), Path(out)
     with joined(pick_device(device)) as ranks:
         if config.tune and ranks.size > 1:
             raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
@@ -156,6 +161,8 @@ def _lead(
     with clock("open"):
         with ranks.one_first():
             job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+        if model.endswith(".gguf"):
+            told.note(f"{model}: converted to {job.source.path}, which stays for further runs")
         given = read_given(job.shapes, plan, salience)
         identity = identify(
             job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype,

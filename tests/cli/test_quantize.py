@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import BUDGET, Tiny
+from tests.gguf_file import write_gguf
 
 from mixllm.cli import main
 from mixllm.plan import Plan
@@ -77,6 +78,14 @@ def test_the_model_itself_is_never_replaced(tiny: Tiny, tmp_path: Path, capsys, 
     assert quantize(replace(tiny, model=model), tmp_path / "out", "--quiet", "--overwrite") == 2
     assert "the model itself is there" in capsys.readouterr().err
     assert (model / "model.safetensors").read_bytes() == (tiny.model / "model.safetensors").read_bytes()
+
+
+def test_where_a_gguf_file_is_converted_is_told(tiny: Tiny, tmp_path: Path, capsys):
+    file = tmp_path / "tiny.gguf"
+    write_gguf(file, tie=True)
+    assert quantize(replace(tiny, model=file), tmp_path / "out") == 0
+    (converted,) = tmp_path.glob("tiny-*")
+    assert f"{file}: converted to {converted}, which stays for further runs\n" in capsys.readouterr().err
 
 
 def test_an_output_inside_the_models_directory_is_fine(tiny: Tiny, tmp_path: Path):
