@@ -1,9 +1,11 @@
 import json
+import logging
+import os
 
 import pytest
 from rich.table import Table
 
-from mixllm.cli.console import print_json, print_text, stdout
+from mixllm.cli.console import print_json, print_text, quiet_libraries, stdout
 from mixllm.plan import Share
 
 
@@ -12,6 +14,19 @@ def test_json_of_dataclasses_and_plain_values(capsys):
     assert json.loads(capsys.readouterr().out) == {"rows": 4, "wide": 1}
     print_json({"a": [1.5, None]})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None]}
+
+
+def test_libraries_are_quiet(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers")]
+    before = [logger.level for logger in loggers]
+    try:
+        quiet_libraries(bars=True)  # which no terminal is there for
+        assert os.environ["TQDM_DISABLE"] == "1"
+        assert [logger.level for logger in loggers] == [logging.ERROR] * 2
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def test_on_a_narrow_terminal_text_is_filled_and_no_figure_is_cut(capsys, monkeypatch: pytest.MonkeyPatch):

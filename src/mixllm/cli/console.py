@@ -55,12 +55,15 @@ def print_json(value: Any) -> None:
 def quiet_libraries(bars: bool = False) -> None:
     """Keep the libraries' advice and needless progress out of what a person reads.
 
-    bars: leave the bars of downloads and conversions.
+    bars: leave the bars of downloads and conversions, where there is a terminal to draw them on.
     """
-    if not bars:
+    if not bars or not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"
+    from huggingface_hub.utils import logging as untyped_hub
     from transformers.utils import logging as untyped
 
+    hub: Any = untyped_hub
+    hub.set_verbosity_error()  # an unreachable hub is tried again and again, and each time told
     logging: Any = untyped
     logging.disable_progress_bar()
     logging.set_verbosity_error()

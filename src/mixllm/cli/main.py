@@ -61,7 +61,9 @@ def _program(
 
 def main() -> None:
     ready_streams()
-    signal.signal(signal.SIGTERM, _stop)
+    # Processes of torchrun may wait for each other where nothing interrupts them.
+    if "WORLD_SIZE" not in os.environ:
+        signal.signal(signal.SIGTERM, _stop)
     sys.exit(run(sys.argv[1:]))
 
 
