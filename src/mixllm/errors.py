@@ -10,5 +10,10 @@ class MixllmError(Exception):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """A library's message, cut to fit a one-line error; the error's name where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 class Interrupted(Exception):
     """Ctrl-C, where there is more to say of it: one line that says how to go on; exit code 130."""

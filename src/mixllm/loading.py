@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.format.config import read_config
 from mixllm.format.shards import find_shards
 from mixllm.integrations import register
@@ -43,7 +43,7 @@ def load(
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers has a kind of error for each way a config is wrong
-        raise MixllmError(f"{directory / 'config.json'}: {' '.join(str(error).split())}") from None
+        raise MixllmError(f"{directory / 'config.json'}: {one_line(error)}") from None
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         config=config,

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixllm.config import Format, Rounding, Score, parse
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.files import write_atomically
 from mixllm.records import SALIENCE
 
@@ -105,7 +105,7 @@ class Salience:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
-            raise MixllmError(f"{path}: not a readable salience file: {_one_line(error)}") from None
+            raise MixllmError(f"{path}: not a readable salience file: {one_line(error)}") from None
         if _KEY not in metadata:
             raise MixllmError(f"{path}: a safetensors file, but not a salience file that mixllm wrote")
         try:
@@ -155,7 +155,3 @@ def _modules(header: _Header, tensors: dict[str, Tensor], path: Path) -> dict[st
         name: ModuleSalience(width, dict(sorted(losses[name].items())))
         for name, width in header.modules.items()
     }
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

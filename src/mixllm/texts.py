@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from mixllm.data import load_text, windows
-from mixllm.errors import MixllmError
-from mixllm.source.config import one_line
+from mixllm.errors import MixllmError, one_line
 
 
 def open_tokenizer(path: Path) -> Any:

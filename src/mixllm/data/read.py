@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixllm.data.builtin import builtin_text
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 
 # Of a hub data set, the first so many characters: about 1,000 windows of 2,048 tokens.
 HUB_CHARACTERS = 8_000_000
@@ -76,7 +76,7 @@ def _read_parquet(path: Path) -> list[str]:
     try:
         column = parquet.read_table(path, columns=["text"]).column("text")
     except (OSError, ValueError, KeyError) as error:
-        raise MixllmError(f"{path}: not a Parquet file with a column text ({_first_line(error)})") from None
+        raise MixllmError(f"{path}: not a Parquet file with a column text ({one_line(error)})") from None
     return [text for text in column.to_pylist() if text]
 
 
@@ -94,7 +94,7 @@ def _read_hub(spec: str) -> list[str]:
     except KeyError:
         raise MixllmError(f"{spec}: the data set has no column text") from None
     except Exception as error:  # whatever the network, the hub or a data set's files raise
-        raise MixllmError(f"{spec}: not a file, and not had from the hub ({_first_line(error)})") from None
+        raise MixllmError(f"{spec}: not a file, and not had from the hub ({one_line(error)})") from None
     return texts
 
 
@@ -104,7 +104,3 @@ def _optional(package: str, where: Any) -> Any:
     except ImportError:
         needed = package.partition(".")[0]
         raise MixllmError(f"{where}: reading it needs {needed}; pip install {needed}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 
 # Requests that go through the model at once: their logits over the whole vocabulary are there together.
 BATCH = 4
@@ -74,7 +74,7 @@ class _Manager(TaskManager):
         try:
             return super().load(task_list)
         except Exception as error:  # every kind of data set has its own kinds of error
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise MixllmError(f"--tasks: {type(error).__name__} while loading the data: {reason}") from None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.files import read_json
 from mixllm.format.config import read_config
@@ -115,9 +115,7 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     try:
         model: nn.Module = auto.from_pretrained(checkpoint, dtype=dtype, device_map={"": device})
     except Exception as error:  # each quantizer of transformers has its own kinds of error
-        raise MixllmError(
-            f"{checkpoint}: transformers cannot load it ({' '.join(str(error).split())[:300]})"
-        ) from None
+        raise MixllmError(f"{checkpoint}: transformers cannot load it ({one_line(error)})") from None
     return model.eval()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.files import read_json
 from mixllm.source.fp8 import block_size
 
@@ -60,8 +60,3 @@ def _check_type(config: dict[str, Any], file: Path) -> None:
 def model_class(config: PreTrainedConfig) -> Any:
     """The transformers class of the causal language model with this config."""
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
-def one_line(error: BaseException) -> str:
-    """A library's message cut to fit a one-line error."""
-    return " ".join(str(error).split())[:300]

@@ -8,8 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mixllm.errors import MixllmError
-from mixllm.source.config import one_line
+from mixllm.errors import MixllmError, one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

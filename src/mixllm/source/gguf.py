@@ -22,9 +22,8 @@ from tokenizers import AddedToken, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.files import write_directory
-from mixllm.source.config import one_line
 from mixllm.source.merges import bpe_of
 
 # A tokenizer's attribute -> the metadata's word for it.

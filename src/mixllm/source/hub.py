@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -31,7 +31,5 @@ def download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MixllmError(
-            f"{name}: no such directory, and the hub did not give it ({type(error).__name__}: {reason})"
-        ) from None
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise MixllmError(f"{name}: no such directory, and the hub did not give it ({reason})") from None

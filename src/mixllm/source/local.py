@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.files import read_json
 from mixllm.source import fp8
-from mixllm.source.config import model_class, one_line, read_config
+from mixllm.source.config import model_class, read_config
 from mixllm.source.files import open_weights
 from mixllm.source.fused import Part, expert_parts, published
 
