@@ -80,6 +80,18 @@ def test_the_model_itself_is_never_replaced(tiny: Tiny, tmp_path: Path, capsys, 
     assert (model / "model.safetensors").read_bytes() == (tiny.model / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed(tiny: Tiny, tmp_path: Path, there: bool):
+    place, link = tmp_path / "disk/place", tmp_path / "out"
+    if there:
+        place.mkdir(parents=True)
+    link.symlink_to(place)
+    assert quantize(tiny, link, "--quiet") == 0
+    assert link.is_symlink() and (place / "config.json").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
+    assert [path.name for path in place.parent.iterdir()] == ["place"]
+
+
 def test_where_a_gguf_file_is_converted_is_told(tiny: Tiny, tmp_path: Path, capsys):
     file = tmp_path / "tiny.gguf"
     write_gguf(file, tie=True)

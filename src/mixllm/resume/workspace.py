@@ -33,7 +33,13 @@ SCRATCH = ".mixllm-"
 
 def partial_of(out: Path) -> Path:
     """Where a run that makes `out` does its work."""
-    return out.with_name(f".{out.name}.partial")
+    place = _place(out)
+    return place.with_name(f".{place.name}.partial")
+
+
+def _place(out: Path) -> Path:
+    """Where `out` is: what a link points to, on the disk that it was made for, and not the link."""
+    return out.resolve() if out.is_symlink() else out
 
 
 def finished(out: Path, identity: Identity) -> bool:
@@ -66,7 +72,7 @@ def workspace(out: Path, identity: Identity, resume: Resume, progress: Progress)
                 if not _work(partial):
                     shutil.rmtree(partial, ignore_errors=True)
                 raise
-            _publish(partial, out)
+            _publish(partial, _place(out))
     except Exception as error:
         if reason := full(error):
             raise MixllmError(f"{partial}: {reason}; free some disk space and run again") from None
