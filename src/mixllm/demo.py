@@ -73,7 +73,10 @@ class Demo:
 
 
 def find_model() -> Path:
-    """The GGUF file in the installed package; importing that would ask for the C++ engine it was made for."""
+    """The GGUF file in the installed package; importing that would ask for the C++ engine it was made for.
+
+    Raises MixllmError where the package is not installed.
+    """
     spec = find_spec(PACKAGE)
     folders = [] if spec is None else list(spec.submodule_search_locations or ())
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))

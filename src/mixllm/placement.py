@@ -38,7 +38,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
-    """auto: float32 on a CPU, the dtype of the model's transformers config elsewhere; or a name of DTYPES."""
+    """auto: float32 on a CPU, the dtype of the model's transformers config elsewhere; or a name of DTYPES.
+
+    Raises MixllmError for any other name.
+    """
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":

@@ -43,6 +43,7 @@ def ready_streams() -> None:
 
 
 def progress(quiet: bool) -> Progress:
+    """On standard error, or, quiet, nowhere."""
     return Silent() if quiet else Bars(Console(stderr=True, highlight=False))
 
 

@@ -60,6 +60,7 @@ def _program(
 
 
 def main() -> None:
+    """The program: end with run()'s exit code."""
     ready_streams()
     # Processes of torchrun may wait for each other where nothing interrupts them.
     if "WORLD_SIZE" not in os.environ:

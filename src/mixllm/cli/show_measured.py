@@ -13,7 +13,7 @@ from mixllm.demo import Demo
 from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
 from mixllm.human import size
 from mixllm.report.measured import Measured
-from mixllm.report.tables import difference_table, measured_table
+from mixllm.report.tables import difference_table, measured_table, pair
 
 _FIGURES = ("perplexity", "KL", "top-1 %")
 _ERRORS = "±: standard error over windows; a perplexity's is that of its distance from the float model's."
@@ -88,9 +88,9 @@ def _score(metrics: Mapping[str, float | None], metric: str) -> str:
     value, error = metrics[metric], metrics.get(f"{metric}_error")
     if value is None:
         return ""
-    return f"{value:.4f}" if error is None else _pair((value, error), 4)
+    return pair(value, error)
 
 
 def _pair(mean_and_error: tuple[float, float], digits: int) -> str:
     mean, error = mean_and_error
-    return f"{mean:.{digits}f}" + ("" if isnan(error) else f" ± {error:.{digits}f}")
+    return pair(mean, None if isnan(error) else error, digits)

@@ -53,7 +53,10 @@ def save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint directory; an index must agree with them in every name."""
+    """The safetensors files of a checkpoint directory; an index must agree with them in every name.
+
+    Raises MixllmError where there are none, one is missing or damaged, or the index says otherwise.
+    """
     single, index = path / SINGLE, path / INDEX
     if single.exists() and index.exists():
         raise MixllmError(f"{path}: holds both {SINGLE} and {INDEX}; remove the one that is not the model's")
@@ -76,7 +79,10 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:
-    """The headers of all tensors; the files' lengths are checked, their tensors not read."""
+    """The headers of all tensors; the files' lengths are checked, their tensors not read.
+
+    Raises MixllmError for a file that is missing or damaged, and for a tensor that two files hold.
+    """
     headers: dict[str, Header] = {}
     for file in files:
         for name, header in _read_header(file).items():

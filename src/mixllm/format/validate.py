@@ -26,7 +26,7 @@ GUARD = "weight"
 
 
 def validate(path: Path) -> None:
-    """Check all of the checkpoint directory `path`; see docs/format.md for the rules."""
+    """Check all of the checkpoint directory `path`; see docs/format.md for the rules. Raises MixllmError."""
     format, modules = read_config(path)
     validate_tensors(find_shards(path), format, modules)
 
@@ -34,7 +34,10 @@ def validate(path: Path) -> None:
 def validate_headers(
     files: Iterable[Path], format: Format, modules: Mapping[str, QuantizedModule]
 ) -> dict[str, Header]:
-    """Check what the files say of the quantized modules' tensors; returns the headers of all tensors."""
+    """Check what the files say of the quantized modules' tensors; returns the headers of all tensors.
+
+    Raises MixllmError for one that is missing, too many, or of another dtype or shape.
+    """
     headers = read_headers(files)
     for name, module in modules.items():
         _check_headers(headers, name, module, format)
@@ -45,7 +48,10 @@ def validate_headers(
 def validate_tensors(
     files: Iterable[Path], format: Format, modules: Mapping[str, QuantizedModule]
 ) -> dict[str, Header]:
-    """Check the tensors of the quantized modules, headers first; returns the headers of all tensors."""
+    """Check the tensors of the quantized modules, headers first; returns the headers of all tensors.
+
+    Raises MixllmError as validate_headers() does, and for values that no encoder writes.
+    """
     headers = validate_headers(files, format, modules)
     for name, module in modules.items():
         tensors = _read({key: headers[f"{name}.{key}"] for key in _expected(module, format)}, name)

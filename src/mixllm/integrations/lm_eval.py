@@ -71,6 +71,7 @@ def _manager(names: Sequence[str], include: Path | None) -> _Manager:
 
 class _Manager(TaskManager):
     def load(self, task_list: Any) -> Any:
+        """Raises MixllmError where a task's data cannot be had."""
         try:
             return super().load(task_list)
         except Exception as error:  # every kind of data set has its own kinds of error

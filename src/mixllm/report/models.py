@@ -93,7 +93,7 @@ def measure_all(
 
 
 def labels(checkpoints: Sequence[str]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """The last parts of the paths, as many as tell them apart. Raises MixllmError where two are one."""
     parts = [Path(checkpoint).parts for checkpoint in checkpoints]
     if len(set(map(tuple, parts))) < len(parts):
         raise MixllmError("checkpoints: one is given twice; leave one out")
@@ -105,7 +105,10 @@ def labels(checkpoints: Sequence[str]) -> list[str]:
 
 
 def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A mixllm checkpoint, a GGUF file or a float model, or whatever else transformers loads."""
+    """A mixllm checkpoint, a GGUF file or a float model, or whatever else transformers loads.
+
+    Raises MixllmError for what can't be loaded.
+    """
     path = Path(checkpoint).expanduser()
     if path.suffix == ".gguf":
         return load_float(open_source(checkpoint), device, dtype)

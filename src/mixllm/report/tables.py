@@ -23,12 +23,15 @@ class Table:
 
 
 def measured_table(measured: Measured) -> Table:
+    """A line a model, the float one first."""
     columns = ("model", "payload bits", "with scales", "size", "perplexity", "KL", "top-1 %")
-    caption = f"{measured.windows} windows of {measured.window} tokens of {measured.text}; KL in nats a token"
+    windows = "1 window" if measured.windows == 1 else f"{measured.windows} windows"
+    caption = f"{windows} of {measured.window} tokens of {measured.text}; KL in nats a token"
     return Table(caption, columns, [measured_cells(row) for row in measured.rows])
 
 
 def measured_cells(row: Row) -> tuple[str, ...]:
+    """Name, bits without and with scales, size, perplexity, KL in nats a token, top-1 in percent."""
     stored = "" if row.bytes is None else size(row.bytes)
     known = (row.name, bits(row.payload_bits), bits(row.bits), stored)
     perplexity = pair(row.perplexity, row.perplexity_error, 2)
@@ -39,6 +42,7 @@ def measured_cells(row: Row) -> tuple[str, ...]:
 
 
 def difference_table(measured: Measured) -> Table | None:
+    """A line a checkpoint but the first, which they are compared with; None for one alone."""
     if not measured.differences:
         return None
     against = measured.differences[0].against
@@ -71,10 +75,12 @@ def number(value: float) -> str:
 
 
 def pair(mean: float, error: float | None, digits: int = 4) -> str:
+    """A mean and its standard error where it has one."""
     return f"{mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def bits(value: float | None) -> str:
+    """Of a weight; None where a foreign checkpoint does not tell."""
     return "unknown" if value is None else f"{value:.2f}"
 
 

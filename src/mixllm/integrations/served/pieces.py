@@ -37,6 +37,7 @@ class Pieces:
 
         load: the layer's own weight_loader. It knows which rows of which shard this rank holds, and
         where; so it is asked, by being given row numbers to load where others give it rows.
+        Raises MixllmError for a checkpoint that lacks tensors or whose tensors are not sound.
         """
         numbers = Parameter(torch.full((channels,), -1), requires_grad=False)
         vars(numbers)["output_dim"] = 0

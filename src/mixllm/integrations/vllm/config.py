@@ -30,7 +30,7 @@ class MixllmConfig(ServedConfig, QuantizationConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Stop for a broken checkpoint before any process starts or any memory is taken."""
+        """Raise MixllmError for a broken checkpoint before any process starts or any memory is taken."""
         for architecture in getattr(hf_config, "architectures", None) or ():
             if architecture in REORDERED:
                 raise MixllmError(
