@@ -46,7 +46,9 @@ def text_windows(
     model = config.get_text_config()
     context = getattr(model, "max_position_embeddings", None)
     if isinstance(context, int) and length > context:
-        raise MixllmError(f"window: {length} tokens, but the model reads at most {context}; give no more")
+        raise MixllmError(
+            f"window: {length} tokens, but the model reads at most {context}; give a --window of no more"
+        )
     documents = load_text(text)
     try:
         ids = windows(documents, tokenizer, length, count, seed)
