@@ -105,33 +105,6 @@ def test_a_uniform_checkpoint_without_salience(tiny: Tiny, tmp_path: Path) -> No
     assert "8 bits for every row" in text and "Bits against loss" not in text and "100.0 %" in text
 
 
-def test_json_writes_a_page_only_where_one_is_asked_for(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("report", tiny.out, "--json", "-o", tmp_path / "page.html") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["made"]["command"] in html.unescape((tmp_path / "page.html").read_text())
-    assert not (tiny.out / "mixllm/report.html").exists()
-
-
-@pytest.mark.parametrize("command", ["inspect", "report"])
-def test_a_checkpoint_that_is_not_whole_is_refused(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(tiny.out, out)
-    weights = (out / "model.safetensors").read_bytes()
-    (out / "model.safetensors").write_bytes(weights[:-1])
-    assert run(command, out) == 2
-    assert "not a whole safetensors file" in capsys.readouterr().err
-    (out / "model.safetensors").write_bytes(weights)
-    config = json.loads((out / "config.json").read_text())
-    config["quantization_config"]["version"] = 99
-    (out / "config.json").write_text(json.dumps(config))
-    assert run(command, out) == 2
-    assert "version 99 is a newer mixllm's" in capsys.readouterr().err
-
-
 def test_mistakes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     assert run("report", tmp_path) == 2
     assert run("report", tiny.out, "--model", tiny.model) == 2
@@ -219,3 +192,30 @@ def test_in_a_browser(measured: Path, tmp_path: Path, width: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert f"<title>{width} fits</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_json_writes_a_page_only_where_one_is_asked_for(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("report", tiny.out, "--json", "-o", tmp_path / "page.html") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["made"]["command"] in html.unescape((tmp_path / "page.html").read_text())
+    assert not (tiny.out / "mixllm/report.html").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "report"])
+def test_a_checkpoint_that_is_not_whole_is_refused(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tiny.out, out)
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:-1])
+    assert run(command, out) == 2
+    assert "not a whole safetensors file" in capsys.readouterr().err
+    (out / "model.safetensors").write_bytes(weights)
+    config = json.loads((out / "config.json").read_text())
+    config["quantization_config"]["version"] = 99
+    (out / "config.json").write_text(json.dumps(config))
+    assert run(command, out) == 2
+    assert "version 99 is a newer mixllm's" in capsys.readouterr().err
