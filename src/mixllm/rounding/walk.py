@@ -14,6 +14,7 @@ from torch import Tensor
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import QuantConfig
 from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import pack
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
 from mixllm.memory import trim
@@ -77,8 +78,7 @@ def round_model(
                 if not calibrated:
                     bar.advance()
                 for name, rounded in done.items():
-                    linear = block.linears[name]
-                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+                    _replace(block, name, pack(rounded, config.format), config)
                 hidden = states.take(i)
                 states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
@@ -93,8 +93,15 @@ def _put_back(
     tensors, _ = ranks.give(0, own)
     for name, linear in block.linears.items():
         stored: dict[str, Any] = {key: tensor for (layer, key), tensor in tensors.items() if layer == name}
-        weight = MixedWeight(linear.in_features, **stored)
-        block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
+        _replace(block, name, MixedWeight(linear.in_features, **stored), config)
+
+
+def _replace(block: Block, name: str, weight: MixedWeight, config: QuantConfig) -> None:
+    """Put the quantized layer where the linear was, for one walk: batches of one size, which need few of the
+    kernels that are compiled for a model that generates, some 20 s for those of a GPU."""
+    layer = MixLinear.from_weight(weight, config.format, block.linears[name].bias)
+    layer.ahead = False
+    block.replace(name, layer)
 
 
 # Beside the fields of Rounded, float64 [parts, 2]: what `energies` gave of each part of a layer.
