@@ -139,6 +139,8 @@ def needs(
     room = Room(bound - working, reserved=int(RESERVED * bound))
     if gpu:
         other = BASE_HOST + CUDA_HOST + leaving
+    # Where the GPU holds all of them, no memory of the host is pinned, which takes longer than a walk.
+    if gpu and waiting(room) > room.device:
         wanted = other + waiting(room) - room.device
         most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
         room = replace(room, host=max(0, min(most, int(SHARE * free)) - other))
