@@ -80,6 +80,7 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
                 if beside is not None:
                     beside.wait_stream(torch.cuda.current_stream(device))
                 written = [thread.submit(_append, spool, layers, notes, beside)]
+                del layers
             deque(rounded, maxlen=0)  # the walk's own end
             for last in written:
                 last.result()

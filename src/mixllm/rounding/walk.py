@@ -79,6 +79,7 @@ def round_model(
                     bar.advance()
                 for name, rounded in done.items():
                     _replace(block, name, pack(rounded, config.format), config)
+                del done, rounded
                 hidden = states.take(i)
                 states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
@@ -129,7 +130,6 @@ def _round_block(
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
-    trim(next(iter(linears.values())).weight.device, room.reserved)
 
     def make(
         names: list[str], factor: Factor | None, rows: dict[str, slice]
@@ -146,7 +146,7 @@ def _round_block(
                 fields[name, ENERGY] = energy[None]
         return fields, names if factor is None else []
 
-    factor = partial(factor_if_seen, config=config, total=total)
+    factor = partial(factor_if_seen, config=config, total=total, reserved=room.reserved)
     fields, notes = divided(found, linears, ranks, factor, make, dim=0)
     few.extend(dict.fromkeys(chain.from_iterable(notes)))
     done: dict[str, Rounded] = {}
