@@ -135,10 +135,15 @@ def _round_block(
         names: list[str], factor: Factor | None, rows: dict[str, slice]
     ) -> tuple[dict[tuple[str, str], Tensor], list[str]]:
         how = nearest if factor is None else config
+        weights = [linears[name].weight[rows[name]] for name in names]
+        bits = torch.cat([widths[name][rows[name]] for name in names])
+        # Together: what a step costs depends little on how many rows they are.
+        together = round_rows(torch.cat(weights), bits.to(weights[0].device), how, factor)
         fields: dict[tuple[str, str], Tensor] = {}
-        for name in names:
-            weight, bits = linears[name].weight[rows[name]], widths[name][rows[name]]
-            rounded = round_rows(weight, bits.to(weight.device), how, factor)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            rounded = together.between(start, start + len(weight))
+            start += len(weight)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
             if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
