@@ -40,8 +40,8 @@ def round_model(
     seen: dict[str, Observed] | None = None,
     ranks: Ranks = ALONE,
     finished: Spool | None = None,
-) -> Iterator[tuple[str, Rounded]]:
-    """Round every linear of the decoder; yields (full name, Rounded) in model order, block by block.
+) -> Iterator[tuple[str, MixedWeight]]:
+    """Round every linear of the decoder; yields (full name, packed layer) in model order, block by block.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
@@ -73,13 +73,15 @@ def round_model(
         with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
             for i, block in walk:
                 trim(decoder.device, room.reserved)
-                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
+                rounded = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
+                done = {name: pack(layer, config.format) for name, layer in rounded.items()}
+                del rounded
                 yield from done.items()
                 if not calibrated:
                     bar.advance()
-                for name, rounded in done.items():
-                    _replace(block, name, pack(rounded, config.format), config)
-                del done, rounded
+                for name, layer in done.items():
+                    _replace(block, name, layer, config)
+                del done, layer
                 hidden = states.take(i)
                 states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
