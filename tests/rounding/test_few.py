@@ -25,8 +25,8 @@ def test_a_hessian_of_fewer_tokens_than_inputs_is_none(tokens: int, total: int, 
 
 
 def test_room_is_made_for_a_copy_and_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[torch.device, int]] = []
-    monkeypatch.setattr(few, "trim", lambda *given: asked.append(given))
+    asked: list[tuple[torch.device, int, int]] = []
+    monkeypatch.setattr(few, "trim", lambda *given, coming: asked.append((*given, coming)))
     factor_if_seen(shared(K), QuantConfig(), 900, reserved=100_000)
     factor_if_seen(shared(1), QuantConfig(), 900, reserved=100_000)
-    assert asked == [(torch.device("cpu"), 100_000 - 2 * 4 * K * K)]
+    assert asked == [(torch.device("cpu"), 100_000, 2 * 4 * K * K)]

@@ -25,7 +25,7 @@ def factor_if_seen(shared: Shared, config: QuantConfig, total: int, reserved: in
     if shared.tokens < min(total, len(hessian)):
         return None
     # A copy of it and the factor, which are the largest tensors of all.
-    trim(hessian.device, reserved - 2 * hessian.nbytes)
+    trim(hessian.device, reserved, coming=2 * hessian.nbytes)
     return factor_of(hessian, config, shared.names[0])
 
 
