@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from mixllm import salience_kept
 from mixllm.blocks import ON_DEVICE, Decoder, Room
@@ -142,15 +140,17 @@ def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.M
     assert (kept.load() or (0,))[0] == 7
 
 
-def test_a_disk_that_is_full_while_gradients_come_is_told_at_once(tmp_path: Path) -> None:
-    def gradients() -> Iterator[Tensor]:
-        yield torch.zeros(2, 3)
-        raise OSError(errno.ENOSPC, "gone")
-
+def test_a_file_that_may_not_grow_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     kept = Kept(tmp_path, 0)
     kept._saved = 0.0
-    with pytest.raises(MixllmError, match=r"gradient-00003\.tmp: no space left; free some disk space"):
-        kept.save(3, random_salience({"layers.3.q": (4, 128)}), gradients())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        kept.save(3, random_salience({"layers.3.q": (4, 128)}), [torch.zeros(50, 2), torch.zeros(50, 2)])
+        with pytest.raises(MixllmError, match=r"gradient-00003\.raw: larger than a file may be here"):
+            kept.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == [] and kept.load() is None
 
 

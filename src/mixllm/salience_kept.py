@@ -4,10 +4,10 @@
     gradient-00012.json          its dtype and shape; where it is, the other two are whole
     scored-00012.safetensors     the salience of block 12 and all after it
 
-The gradient is as large as the states of one boundary: it goes to its file a batch at a time, so that the
-host has no second one of it, and the disk is waited for beside the walk. So that this costs no more than a
-small share of the time that it may save, it is done now and then only. States are not kept: a forward walk,
-of the blocks that are left, is the cheap part.
+The gradient is as large as the states of one boundary. It goes to its file a batch at a time, beside the walk
+that takes the same batches one after the other, so that neither host nor GPU has a second one of it for long.
+So that this costs no more than a small share of the time that it may save, it is done now and then only.
+States are not kept: a forward walk, of the blocks that are left, is the cheap part.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import math
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from mixllm.errors import MixllmError
-from mixllm.files import full, read_json, write_atomically, write_json
+from mixllm.files import read_json, write_atomically, write_json
 from mixllm.salience_file import Salience
 
 # Of the backward walk's time, what goes to keeping gradients; until one was written, a disk is taken to write
@@ -60,22 +59,27 @@ class Kept:
     def save(self, i: int, scored: Salience, gradients: Iterable[Tensor]) -> None:
         """Keep that blocks i and later are scored, unless the last time was too short ago to pay.
 
-        gradients: dLoss / d(states that enter block i) [B, ...] of every batch. Raises MixllmError when no
-        space was left, or not the time before.
+        gradients: dLoss / d(states that enter block i) [B, ...] of every batch; no one may change them later.
+        Raises MixllmError when no space was left the time before.
         """
         if SHARE * (time.monotonic() - self._saved) < self._cost:
             return
         self.wait()
-        began = time.monotonic()
-        written, about = _write(self.directory / f".gradient-{i:05}.tmp", gradients)
-        self._writing = self._thread.submit(self._finish, i, scored, written, about, began)
+        parts = list(gradients)
+        stream = None
+        if parts[0].is_cuda:
+            stream = torch.cuda.Stream(parts[0].device)
+            stream.wait_stream(torch.cuda.current_stream(parts[0].device))
+        self._writing = self._thread.submit(self._write, i, scored, parts, stream)
 
-    def _finish(
-        self, i: int, scored: Salience, written: Path, about: dict[str, object], began: float
-    ) -> None:
-        """Have the system bring what was written to the disk, and say last that it is there."""
-        write_atomically(self._path("gradient", i, "raw"), lambda temporary: _rename(written, temporary))
+    def _write(self, i: int, scored: Salience, parts: list[Tensor], stream: torch.cuda.Stream | None) -> None:
+        began = time.monotonic()
+        size = sum(len(part) for part in parts)
+        about = {"dtype": str(parts[0].dtype).removeprefix("torch."), "shape": [size, *parts[0].shape[1:]]}
+        with torch.cuda.stream(stream):
+            write_atomically(self._path("gradient", i, "raw"), partial(_fill, parts))
         scored.save(self._path("scored", i, "safetensors"))
+        # Where this is, the others are.
         write_json(self._path("gradient", i, "json"), about)
         for file in self.directory.glob("[gs]*"):
             if _block(file) > i:
@@ -99,28 +103,11 @@ class Kept:
         return self.directory / f"{what}-{i:05}.{kind}"
 
 
-def _write(path: Path, gradients: Iterable[Tensor]) -> tuple[Path, dict[str, object]]:
-    """Fill a file with batches [B, ...], one after the other; returns it, and dtype and shape of all."""
-    rows = 0
-    about: dict[str, object] = {}
-    try:
-        with path.open("wb") as file:
-            for part in gradients:
-                host = part.cpu().contiguous()
-                file.write(host.view(-1).view(torch.uint8).numpy().data)
-                rows += len(part)
-                about = {"dtype": str(part.dtype).removeprefix("torch."), "shape": [rows, *part.shape[1:]]}
-    except OSError as error:
-        with suppress(OSError):
-            path.unlink()
-        raise MixllmError(
-            f"{path}: {full(error) or error.strerror}; free some disk space and run again"
-        ) from None
-    return path, about
-
-
-def _rename(written: Path, name: Path) -> None:
-    written.replace(name)
+def _fill(parts: list[Tensor], path: Path) -> None:
+    """Write tensors one after the other, each let go as it is written."""
+    with path.open("wb") as file:
+        while parts:
+            file.write(parts.pop(0).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _block(file: Path) -> int:
