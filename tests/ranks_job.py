@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from mixllm.blocks import Decoder, Room
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
+from mixllm.format.pack import unpack
 from mixllm.pipeline import quantize
 from mixllm.plan import choose
 from mixllm.progress import Silent
@@ -67,7 +68,8 @@ def main(model: Path, out: Path, mode: str, ranks: Ranks) -> None:
     plan = choose(salience, bits=config.bits, channels=None, scope="global", seed=0)
     widths = {name: module.widths for name, module in plan.modules.items()}
     seen: dict[str, Observed] = {}
-    rounded = dict(round_model(decoder, ids, widths, config, seen=seen, **common))
+    layers = round_model(decoder, ids, widths, config, seen=seen, **common)
+    rounded = {name: unpack(layer, config.format) for name, layer in layers}
     result = {f"{name}.codes": layer.codes for name, layer in rounded.items()}
     result |= {f"{name}.widths": tensor for name, tensor in widths.items()}
     result |= {f"{name}.loss": module.loss[4] for name, module in salience.modules.items()}

@@ -68,7 +68,8 @@ def rounded(decoder: Decoder, notes: Silent, config: QuantConfig, ids: Tensor = 
         for i in range(len(decoder))
         for name, layer in decoder.linears(i).items()
     }
-    return dict(round_model(decoder, ids, widths, config, batch=len(ids), progress=notes))
+    layers = round_model(decoder, ids, widths, config, batch=len(ids), progress=notes)
+    return {name: unpack(layer, config.format) for name, layer in layers}
 
 
 @torch.no_grad()

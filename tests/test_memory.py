@@ -49,3 +49,20 @@ def test_a_gpu_gives_back_what_is_held_beyond_a_bound(monkeypatch: pytest.Monkey
     memory.trim(torch.device("cuda"), 22)
     memory.trim(torch.device("cuda"))
     assert len(given_back) == 2
+
+
+@pytest.mark.parametrize(
+    ("allocated", "coming", "gives"), [(20, 3, False), (20, 4, True), (10, 6, False), (10, 7, True)]
+)
+def test_memory_is_given_back_where_large_tensors_would_find_no_place(
+    monkeypatch: pytest.MonkeyPatch, allocated: int, coming: int, gives: bool
+):
+    given = []
+    cuda = SimpleNamespace(
+        memory_reserved=lambda _: 22,
+        memory_allocated=lambda _: allocated,
+        empty_cache=lambda: given.append(1),
+    )
+    monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
+    memory.trim(torch.device("cuda"), 25, coming)
+    assert bool(given) == gives

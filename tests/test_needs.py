@@ -56,6 +56,18 @@ def test_an_8b_model_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) ->
     assert states <= found.room.device + found.room.host and found.temporary == 0
 
 
+def test_states_that_a_gpu_holds_pin_no_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = on_gpu(monkeypatch, llama(4096, 14336, 8))
+    half = on_gpu(monkeypatch, llama(4096, 14336, 32), samples=64)  # as each of two processes has it
+    for found in (few, half):
+        assert found.room.host == 0 and found.device <= 22 * GB and found.host < 2 * GB
+    # Otherwise the host has what the GPU cannot hold, and little more.
+    many = on_gpu(monkeypatch, llama(4096, 14336, 32))
+    boundary = 128 * 2048 * 4096 * 2
+    assert many.device == 22 * GB and many.room.soon == boundary
+    assert 0 < many.room.host < (1 + len(stretches(32, 0))) * boundary - many.room.device + 4 * GB
+
+
 def test_memory_hardly_grows_with_depth(monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (on_gpu(monkeypatch, llama(8192, 28672, blocks)) for blocks in (8, 80))
     assert many.device == few.device

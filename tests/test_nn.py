@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from mixllm.config import PROFILES, Format, QuantConfig
+from mixllm.kernels import prepare
 from mixllm.nn import MixLinear
 from mixllm.rounding import round_rows
 from tests import shapes
@@ -66,3 +68,21 @@ def test_a_forward_after_loading_new_tensors_sees_them() -> None:
     first.load_state_dict(second.state_dict())
     assert not torch.equal(first(x), before)
     assert torch.equal(first(x), second(x))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_kernels_are_compiled_ahead_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    asked: list[bool] = []
+
+    def noted(*given: Any, ahead: bool) -> Any:
+        asked.append(ahead)
+        return prepare(*given, ahead=ahead)
+
+    monkeypatch.setattr("mixllm.nn.prepare", noted)
+    mixed = layer(PROFILES["fast"])
+    if not ahead:
+        mixed.ahead = False
+    mixed(torch.ones(2, K))
+    assert asked == [ahead]

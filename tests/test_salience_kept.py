@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_only_the_last_is_kept_and_a_half_written_one_does_not_count(tmp_path: P
     kept.save(2, scores, [torch.zeros(3, 3, 4)])
     kept.wait()
     names = sorted(file.name for file in tmp_path.iterdir())
-    assert names == ["gradient-00002.safetensors", "scored-00002.safetensors"]
+    assert names == ["gradient-00002.json", "gradient-00002.raw", "scored-00002.safetensors"]
 
 
 def test_keeping_takes_a_small_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_a_disk_that_is_full_is_told_at_the_end(tmp_path: Path, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise MixllmError("no space left")
 
-    monkeypatch.setattr(salience_kept, "save", full)
+    monkeypatch.setattr(salience_kept, "write_atomically", full)
     monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
     with pytest.raises(MixllmError, match="no space left"), Kept(tmp_path, 0) as kept:
         kept.save(3, random_salience({"layers.3.q": (4, 128)}), [torch.zeros(1)])
@@ -137,3 +138,28 @@ def test_the_first_one_waits_until_it_pays(tmp_path: Path, monkeypatch: pytest.M
     kept.save(7, scores, [torch.zeros(1)])
     kept.wait()
     assert (kept.load() or (0,))[0] == 7
+
+
+def test_a_file_that_may_not_grow_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, 0)
+    kept._saved = 0.0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        kept.save(3, random_salience({"layers.3.q": (4, 128)}), [torch.zeros(50, 2), torch.zeros(50, 2)])
+        with pytest.raises(MixllmError, match=r"gradient-00003\.raw: larger than a file may be here"):
+            kept.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [] and kept.load() is None
+
+
+def test_keeps_what_a_gpu_computes_in(tmp_path: Path) -> None:
+    kept, scores = Kept(tmp_path, 0), random_salience({"layers.3.q": (4, 128)})
+    kept._saved = 0.0
+    parts = [torch.randn(2, 3, 4).bfloat16(), torch.randn(1, 3, 4).bfloat16()]
+    kept.save(3, scores, parts)
+    kept.wait()
+    found = kept.load()
+    assert found is not None and found[2].dtype == torch.bfloat16
+    assert torch.equal(found[2], torch.cat(parts))

@@ -18,12 +18,13 @@ def test_they_come_back_as_they_were(profile: str) -> None:
     weights = {name: shapes.weight(n, k, n) for name, (n, k) in {"a": (3, 257), "b": (70, 384)}.items()}
     found = candidates(weights, config, None)
     with States(torch.device("cpu"), ON_DEVICE) as states:
-        waiting = Waiting(states, config.format)
+        waiting = Waiting(states, config.format, 1001)
         waiting.put(5, found)
         waiting.put(0, {"c": found["a"]})
         assert 5 in waiting and 0 in waiting and 4 not in waiting
-        [whole] = states.read(FIRST - 5)
-        assert whole.nbytes <= waiting_bytes(sum(weight.numel() for weight in weights.values()))
+        parts = [part.nbytes for part in states.read(FIRST - 5)]
+        assert len(parts) > 1 and set(parts[:-1]) == {1001}
+        assert sum(parts) <= waiting_bytes(sum(weight.numel() for weight in weights.values()))
         back = waiting.take(5)
         assert 5 not in waiting and list(waiting.take(0)) == ["c"]
     assert back.keys() == found.keys()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixllm.blocks import Decoder, Room, States
 from mixllm.blocks.ahead import ReadAhead
-from mixllm.blocks.states import _host, _Lane
+from mixllm.blocks.pinned import Pinned
 from mixllm.errors import MixllmError
 from mixllm.source import open_source
 from tests.models import write_tiny
@@ -116,11 +116,34 @@ def test_an_error_in_reading_is_raised_where_the_block_is_taken() -> None:
         ahead.take(4)
 
 
-def test_the_hosts_buffers_are_memory_of_their_own() -> None:
-    lane = _Lane(CPU)
-    one, other = _host(10_001), _host(10_001)
-    lane._touch(one)
-    lane._touch(other)
+def test_what_is_wanted_soon_has_the_devices_room_for_itself(tmp_path: Path) -> None:
+    size = 30 * 4
+    with States(CPU, Room(3 * size, 0, tmp_path, soon=size)) as states:
+        states.put(0, tensors(1, 0) * 2, soon=False)
+        states.put(1, tensors(1, 1), soon=True)
+        assert [part.where for i in (0, 1) for part in states._kept[i]] == ["device"] * 3
+        list(states.take(1))
+        # Where nothing else is left, the room is for all.
+        states.put(2, tensors(1, 2), soon=False)
+        assert [part.where for part in states._kept[2]] == ["device"]
+        states.put(3, tensors(1, 3), soon=True)
+        assert [part.where for part in states._kept[3]] == ["disk"]
+
+
+def test_the_hosts_buffers_are_memory_of_their_own_and_used_again() -> None:
+    pinned: list[int] = []
+    buffers = Pinned(25_000, lambda b: pinned.append(b.data_ptr()), lambda b: pinned.remove(b.data_ptr()))
+    one, other = buffers.take(10_001), buffers.take(12_001)
     one.fill_(3)
     assert one.nbytes == 10_001 and other.sum() == 0 and one.data_ptr() % 64 == 0
-    lane.close()
+    assert pinned == [one.data_ptr(), other.data_ptr()]
+    buffers.give_back(other.view(12_001, 1))
+    buffers.give_back(one)
+    # The least that holds it, however small it is.
+    again = buffers.take(7)
+    assert again.nbytes == 7 and again.data_ptr() == one.data_ptr() and int(again[0]) == 3
+    # A spare one that is too small makes room.
+    large = buffers.take(13_000)
+    assert buffers.bytes == 23_001 and pinned == [one.data_ptr(), large.data_ptr()]
+    buffers.close()
+    assert pinned == [] and buffers.bytes == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ def _rounded(weights: Sequence[Tensor], config: QuantConfig, inputs: Factor | No
         for width in range(len(config.widths)):
             for i, rows in parts:
                 stop = start + rows.stop - rows.start
-                found[i][width].append(_rows(rounded, start, stop))
+                found[i][width].append(rounded.between(start, stop))
                 start = stop
     return [join_rows([part for parts in widths for part in parts]) for widths in found]
 
@@ -60,17 +59,11 @@ def candidate_errors(weight: Tensor, rounded: Rounded, format: Format) -> Tensor
     for width, made in enumerate(errors):
         for start in range(0, n, size):
             part = weight[start : start + size].float()
-            values = _rows(rounded, width * n + start, width * n + start + len(part)).dequantize()
+            values = rounded.between(width * n + start, width * n + start + len(part)).dequantize()
             if format.rotation == "hadamard":
                 values = rotate(values)
             made[start : start + size] = values - part
     return errors
-
-
-def _rows(rounded: Rounded, start: int, stop: int) -> Rounded:
-    """Some of the rows, not copied."""
-    some: dict[str, Any] = {name: None if t is None else t[start:stop] for name, t in vars(rounded).items()}
-    return Rounded(**some)
 
 
 def _cut(lengths: Sequence[int], size: int) -> Iterator[list[tuple[int, slice]]]:

@@ -30,14 +30,19 @@ def gpu_peak_bytes() -> int:
     return int(torch.cuda.max_memory_allocated())
 
 
-def trim(device: Any, most: int = 0) -> None:
-    """Where torch's allocator holds more than `most` bytes of a GPU, have it give back what no tensor is in.
+def trim(device: Any, most: int = 0, coming: int = 0) -> None:
+    """Where torch's allocator would hold more than `most` bytes of a GPU, have it give back what is free.
 
     Between phases of the work that take tensors of other sizes: what one phase leaves lies in pieces that the
     next cannot use. It waits for the device, and takes some hundredths of a second.
+    coming: bytes of few large tensors that are next; where twice that is free they will find a place.
     """
-    if device.type == "cuda" and (torch := sys.modules["torch"]).cuda.memory_reserved(device) > most:
-        torch.cuda.empty_cache()
+    if device.type != "cuda":
+        return
+    cuda = sys.modules["torch"].cuda
+    held = cuda.memory_reserved(device)
+    if held + coming > most and (not coming or held - cuda.memory_allocated(device) < 2 * coming):
+        cuda.empty_cache()
 
 
 def grow_segments() -> None:

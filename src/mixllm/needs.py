@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches_that_fit
+from mixllm.blocks.states import Room, stretches, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
@@ -28,8 +28,9 @@ from mixllm.tuning.tune import WINDOWS
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
 # What torch's allocator may hold of the device, over what tensors are given.
 RESERVED = 1.04
-# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory.
-BASE_HOST, CUDA_HOST = 400 * 10**6, 1000 * 10**6 + STAGED
+# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory, and
+# NCCL where there are several processes.
+BASE_HOST, CUDA_HOST, NCCL_HOST = 400 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
 # Enough for full matrix products on each; fewer where memory is short.
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
 # Float32 copies of the rows that are being rounded.
@@ -123,9 +124,6 @@ def needs(
             f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
         )
     boundary, blocks = tokens * sizes.hidden * dtype.itemsize, len(sizes.blocks)
-    # Codes on their way to files; of a measurement gradients on theirs, a copy of them where it is on a GPU.
-    leaving = max(_leaving(sizes), boundary if measured and gpu else 0)
-
     beside = max(waiting_bytes(sum(n * k for n, k in block.values()), measured) for block in sizes.blocks)
 
     def waiting(room: Room) -> int:
@@ -136,23 +134,37 @@ def needs(
         cut, fits = stretches_that_fit(blocks, room, boundary, beside)
         return (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
 
-    room = Room(bound - working, reserved=int(RESERVED * bound))
-    if gpu:
-        other = BASE_HOST + CUDA_HOST + leaving
-        wanted = other + waiting(room) - room.device
-        most = max(MOST_HOST, min(wanted, int(SHARE_FOR_STATES * free)))
-        room = replace(room, host=max(0, min(most, int(SHARE * free)) - other))
+    room = Room(bound - working, soon=boundary, reserved=int(RESERVED * bound))
+    other = BASE_HOST + _cuda_host() if gpu else BASE_HOST + working
+    # Where the GPU holds all of them, no memory of the host is pinned, which takes longer than a walk.
+    if gpu and waiting(room) > room.device:
+        # The fewest states do, and leave pieces of the GPU's room that none of them fits in.
+        fewest = len(stretches(blocks, 0)) if measured else 0
+        least = (1 + fewest) * boundary + max(0, fewest - 1) * beside
+        pieces = beside + 2 * batch * sizes.hidden * dtype.itemsize
+        most = min(MOST_HOST, int(SHARE * free)) - other
+        if (wanted := least - room.device + pieces) > most:
+            wanted = max(most, min(waiting(room) - room.device, int(SHARE_FOR_STATES * free) - other))
+        room = replace(room, host=max(0, wanted))
     states = waiting(room)
-    # Only what is wanted soon goes to the device first: what is on its way, and what enters the first block.
-    on_device = min(room.device, max(min(states, 2 * boundary), states - room.host))
+    on_device = min(room.device, states)
     on_host = min(states - on_device, room.host)
-    host = BASE_HOST + leaving + (CUDA_HOST + on_host if gpu else working + on_device)
-    return Needs(
+    found = Needs(
         batch=batch,
         device=working + on_device if gpu else 0,
-        host=host,
+        host=other + (on_host if gpu else on_device) + (0 if measured else _leaving(sizes)),
         temporary=states - on_device - on_host,
         room=room,
+    )
+    if not measured:
+        return found
+    # The whole run's: rounding comes after it.
+    after = needs(sizes, tokens, window, device, dtype, measured=())
+    return replace(
+        found,
+        device=max(found.device, after.device),
+        host=max(found.host, after.host),
+        temporary=max(found.temporary, after.temporary),
     )
 
 
@@ -176,13 +188,18 @@ def tuning_needs(
         )
     targets = samples * state
     if device.type == "cuda":
-        return working, BASE_HOST + CUDA_HOST + targets
+        return working, BASE_HOST + _cuda_host() + targets
     return 0, BASE_HOST + working + targets
 
 
 def _free() -> int:
     """Bytes of host memory that this process may have; what it holds already is its to use."""
     return int(psutil.virtual_memory().available // here() + host_bytes())
+
+
+def _cuda_host() -> int:
+    """Bytes of host memory that CUDA takes in this process."""
+    return CUDA_HOST + NCCL_HOST * (here() > 1)
 
 
 def _bound(device: torch.device) -> int:
@@ -215,11 +232,15 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
     # A block and the next one, read ahead.
     common = 2 * weights * size
     forward = batch * (size * (3 * wide + 4 * hidden) + 8 * hidden)
-    # All Hessians; of the widest its ordered copy and its factor; rows on their way to codes.
+    # All Hessians; of the widest its ordered copy and its factor, then the factor and rows that become codes.
+    widest = 4 * max(k * k for k in inputs)
     rows = 4 * COPIES * min(ELEMENTS_AT_ONCE, max(1, measured) * max(n * k for n, k in block.values()))
-    rounding = hessians + 8 * max(k * k for k in inputs) + rows
-    collecting = hessians + 4 * max(k * k for k in inputs) + forward
-    moments = [forward, rounding, collecting]
+    rounding, factoring, collecting = (
+        hessians + widest + rows,
+        hessians + 2 * widest,
+        hessians + widest + forward,
+    )
+    moments = [forward, rounding, factoring, collecting]
     if measured:
         errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.

@@ -24,10 +24,11 @@ class MixLinear(nn.Module):
     the device's backend runs is made at the first forward after loading or moving.
 
     rows: how many output channels each width has, such as {4: 90, 8: 10}. backend: see
-    mixllm.kernels.prepare; it may be set until the first forward.
+    mixllm.kernels.prepare, as `ahead` is; both may be set until the first forward.
     """
 
     backend: Backend = "auto"
+    ahead = True
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class MixLinear(nn.Module):
         """
         if self._kernel is not None:
             return self._kernel
-        kernel = prepare(self.stored, self.format, self.backend)
+        kernel = prepare(self.stored, self.format, self.backend, ahead=self.ahead)
         if not self._is_offloaded():
             self._kernel = kernel
         return kernel

@@ -110,11 +110,11 @@ def measure_salience(
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
-            waiting = Waiting(states, config.format)
+            piece = batches[0].numel() * decoder.hidden_size * decoder.dtype.itemsize
+            waiting = Waiting(states, config.format, piece)
 
             def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
-                trim(decoder.device, room.reserved)
-                return _candidates(block, shared, config, ids.numel(), ranks)
+                return _candidates(block, shared, config, ids.numel(), ranks, room.reserved)
 
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
@@ -142,7 +142,7 @@ def measure_salience(
 
 
 def _candidates(
-    block: Block, shared: list[Shared], config: QuantConfig, total: int, ranks: Ranks
+    block: Block, shared: list[Shared], config: QuantConfig, total: int, ranks: Ranks, reserved: int
 ) -> dict[str, Rounded]:
     """Candidates of the block's linears by the Hessians that all processes collected, but for experts that
     saw too few of all `total` tokens; those of all linears rounded to nearest where nothing was collected."""
@@ -157,7 +157,7 @@ def _candidates(
 
     found: dict[str, dict[str, Any]] = {}
     if config.error == "gptq":
-        factor = partial(factor_if_seen, config=config, total=total)
+        factor = partial(factor_if_seen, config=config, total=total, reserved=reserved)
         for (name, field), tensor in divided(shared, block.linears, ranks, factor, make, dim=1)[0].items():
             found.setdefault(name, {})[field] = tensor.flatten(0, 1)
     # No token reached the experts that are missing.

@@ -29,10 +29,13 @@ def waiting_bytes(weights: int, widths: Collection[int] = KERNEL_WIDTHS) -> int:
 
 
 class Waiting:
-    """Candidates by block, kept in `states`; format: what they are rounded to."""
+    """Candidates by block, kept in `states`; format: what they are rounded to.
 
-    def __init__(self, states: States, format: Format) -> None:
-        self._states, self._format = states, format
+    piece: bytes that are kept as one tensor; in pieces of the states' own size they take each other's places.
+    """
+
+    def __init__(self, states: States, format: Format, piece: int) -> None:
+        self._states, self._format, self._piece = states, format, piece
         self._layout: dict[int, list[tuple[str, str, int, torch.Size, torch.dtype]]] = {}
 
     def put(self, i: int, found: dict[str, Rounded]) -> None:
@@ -43,14 +46,15 @@ class Waiting:
         parts.sort(key=lambda part: -part[3].dtype.itemsize)
         self._layout[i] = [(name, key, k, t.shape, t.dtype) for name, key, k, t in parts]
         whole = torch.cat([t.contiguous().view(-1).view(torch.uint8) for *_, t in parts])
-        self._states.put(FIRST - i, [whole], soon=False)
+        pieces = (part.clone() for part in whole.split(self._piece))
+        self._states.put(FIRST - i, pieces, soon=False)
 
     def __contains__(self, i: int) -> bool:
         return i in self._layout
 
     def take(self, i: int) -> dict[str, Rounded]:
         """What was put for block i, which waits no longer."""
-        [whole] = self._states.take(FIRST - i)
+        whole = torch.cat(list(self._states.take(FIRST - i)))
         layout = self._layout.pop(i)
         found: dict[str, dict[str, Any]] = {}
         sizes = [shape.numel() * dtype.itemsize for *_, shape, dtype in layout]

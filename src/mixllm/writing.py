@@ -73,13 +73,14 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
         with ThreadPoolExecutor(1, thread_name_prefix="mixllm-write") as thread:
             written: list[Future[None]] = []
             for count in blocks[len(spool) :]:
-                layers = {name: pack(layer, config.format) for name, layer in islice(rounded, count)}
+                layers = dict(islice(rounded, count))
                 notes = {name: asdict(seen[name]) for name in layers if name in seen}
                 for before in written:
                     before.result()
                 if beside is not None:
                     beside.wait_stream(torch.cuda.current_stream(device))
                 written = [thread.submit(_append, spool, layers, notes, beside)]
+                del layers
             deque(rounded, maxlen=0)  # the walk's own end
             for last in written:
                 last.result()
@@ -122,7 +123,8 @@ def rounded_layers(job: Job, plan: Plan, config: QuantConfig) -> dict[str, Round
     """Every linear layer as write_quantized writes it, in memory, in model order."""
     widths = {name: module.widths for name, module in plan.modules.items()}
     with TemporaryDirectory(prefix=SCRATCH) as work:
-        layers = dict(rounded_by(job, widths, config, Path(work), Silent(), {}))
+        rounded = rounded_by(job, widths, config, Path(work), Silent(), {})
+        layers = {name: unpack(layer, config.format) for name, layer in rounded}
     return _tuned(job, config, layers, Silent()) if config.tune else layers
 
 
@@ -134,7 +136,7 @@ def rounded_by(
     progress: Progress,
     seen: dict[str, Observed],
     finished: Spool | None = None,
-) -> Iterator[tuple[str, Rounded]]:
+) -> Iterator[tuple[str, MixedWeight]]:
     """round_model of a job; work: a directory for states that fit no memory."""
     return round_model(
         job.decoder, job.ids, widths, config, room=job.room(work, measured=False), batch=job.batch,

@@ -133,7 +133,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
     tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("mixllm.writing.pack", interrupt)
+        patch.setattr("mixllm.rounding.walk.pack", interrupt)
         assert quantize(tiny, tmp_path / "out", "--quiet") == 130
     partial = tmp_path / ".out.partial"
     line = f"error: interrupted; the same command goes on with what is in {partial}\n"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mixllm import writing
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.pipeline import quantize
 from mixllm.progress import Silent
 from mixllm.resume import partial_of
 from mixllm.resume.lock import locked
+from mixllm.rounding import walk
 from tests.models import write_tiny
 from tests.resume.conftest import TEXT, contents
 
@@ -63,9 +63,9 @@ def cut(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, **f
             raise KeyboardInterrupt
         return pack(*given)
 
-    pack = writing.pack  # type: ignore[attr-defined]
+    pack = walk.pack  # type: ignore[attr-defined]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("mixllm.writing.pack", dying)
+        patch.setattr("mixllm.rounding.walk.pack", dying)
         quantize(str(root / "model"), out, config(root, **fields))
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,10 +12,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mixllm.blocks.pinned import Pinned, pin, unpin
 from mixllm.errors import MixllmError
 
-# Threads that ask the system for the host's buffers, page by page.
-TOUCHING, PAGE = 8, 4096
 # Tensors that work is queued for on a GPU beyond the one it works on: enough to never wait for a launch.
 AHEAD = 2
 
@@ -27,12 +23,14 @@ AHEAD = 2
 class Room:
     """Bytes that states may take on the device and in host memory; what is more goes to files in `disk`.
 
-    reserved: bytes of the device beyond which torch's allocator gives back what it holds for nothing.
+    soon: bytes of the device's that are for what is wanted next. reserved: bytes of the device beyond which
+    torch's allocator gives back what it holds for nothing.
     """
 
     device: int
     host: int = 0
     disk: Path | None = None
+    soon: int = 0
     reserved: int = 2**62
 
     def boundaries(self, size: int, beside: int = 0) -> int:
@@ -51,10 +49,10 @@ class States:
     """
 
     def __init__(self, device: torch.device, room: Room) -> None:
-        self._device, self._disk = device, room.disk
+        self._device, self._disk, self._soon = device, room.disk, room.soon
         self._left = {"device": room.device, "host": room.host if device.type == "cuda" else 0}
         self._kept: dict[int, list[_Part]] = {}
-        self._lane = _Lane(device)
+        self._lane = _Lane(device, room.host)
         self._files = 0
 
     def __enter__(self) -> Self:
@@ -68,11 +66,11 @@ class States:
         self._lane.close()
 
     def put(self, i: int, tensors: Iterable[Tensor], *, soon: bool) -> None:
-        """Keep tensors under number i, which is free. soon: they are wanted next, and get the device's room
-        before others."""
+        """Keep tensors under number i, which is free. soon: they are wanted next, and have some of the
+        device's room for themselves."""
         parts = self._kept[i] = []
         for tensor in tensors:
-            parts.append(self._place(tensor, ("device", "host") if soon else ("host", "device")))
+            parts.append(self._place(tensor, soon))
 
     def read(self, i: int) -> Iterator[Tensor]:
         """The tensors kept under i, on the device; they stay."""
@@ -96,9 +94,10 @@ class States:
             part.held = None
             yield tensor
 
-    def _place(self, tensor: Tensor, order: tuple[str, ...]) -> _Part:
+    def _place(self, tensor: Tensor, soon: bool) -> _Part:
         size = tensor.nbytes
-        for where in order:
+        others = soon or self._left["device"] - size >= self._soon
+        for where in ("device", "host") if others else ("host", "device"):
             if self._left[where] >= size:
                 self._left[where] -= size
                 held = tensor if where == "device" else self._lane.away(tensor)
@@ -188,27 +187,21 @@ class _Coming:
 class _Lane:
     """Copies between device and host on a stream of their own."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, host: int) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._spare: list[Tensor] = []
-        self._buffers: list[Tensor] = []
+        self._pinned = Pinned(host, pin, self._unpin)
         self._queued: deque[torch.cuda.Event] = deque()
-        self._threads = ThreadPoolExecutor(TOUCHING, thread_name_prefix="mixllm-touch")
 
     def close(self) -> None:
         if self._stream is not None:
             self._stream.synchronize()
-        self._threads.shutdown()
-        for buffer in self._buffers:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
-        self._buffers.clear()
-        self._spare.clear()
+        self._pinned.close()
 
     def away(self, tensor: Tensor) -> Tensor:
         """A copy in pinned host memory, whole once the stream has come so far."""
         assert self._stream is not None
-        buffer = self._buffer(tensor)
+        buffer = self._pinned.take(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             buffer.copy_(tensor, non_blocking=True)
@@ -247,33 +240,12 @@ class _Lane:
         if len(self._queued) > AHEAD:
             self._queued.popleft().synchronize()
 
+    def _unpin(self, buffer: Tensor) -> None:
+        assert self._stream is not None
+        self._stream.synchronize()  # what was copied from it last
+        unpin(buffer)
+
     def give_back(self, buffer: Tensor | None) -> None:
-        """A buffer of the host that is free again, for the next tensor of its shape."""
+        """A buffer of the host that is free again."""
         assert buffer is not None
-        self._spare.append(buffer)
-
-    def _buffer(self, like: Tensor) -> Tensor:
-        for number, spare in enumerate(self._spare):
-            if spare.shape == like.shape and spare.dtype == like.dtype:
-                return self._spare.pop(number)
-        buffer = _host(like.nbytes).view(like.dtype).view(like.shape)
-        self._touch(buffer)
-        # Registered rather than allocated pinned: torch's own pinned memory comes in powers of two.
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
-        self._buffers.append(buffer)
-        return buffer
-
-    def _touch(self, buffer: Tensor) -> None:
-        """Have the system give the buffer its memory, by several threads; pinning would do it by one."""
-        pages = buffer.view(-1).view(torch.uint8)[::PAGE]
-        list(self._threads.map(Tensor.zero_, pages.chunk(TOUCHING)))
-
-
-def _host(size: int) -> Tensor:
-    """Bytes of the host's memory that lie in large pages where the system has some: pinned in a few steps."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system that was built without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+        self._pinned.give_back(buffer)

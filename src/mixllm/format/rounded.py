@@ -45,6 +45,11 @@ class Rounded:
         some: dict[str, Any] = {name: None if t is None else t[which] for name, t in vars(self).items()}
         return type(self)(**some)
 
+    def between(self, start: int, stop: int) -> Self:
+        """The rows start .. stop - 1, not copied."""
+        some: dict[str, Any] = {name: None if t is None else t[start:stop] for name, t in vars(self).items()}
+        return type(self)(**some)
+
     def dequantize(self) -> Tensor:
         """(code - zero) * scale, float32 [N, K]; in the rotated basis if the format rotates."""
         k = self.codes.shape[1]

@@ -25,7 +25,9 @@ class LinearKernel(Protocol):
         ...
 
 
-def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> LinearKernel:
+def prepare(
+    weight: MixedWeight, format: Format, backend: Backend = "auto", *, ahead: bool = True
+) -> LinearKernel:
     """Lay a stored weight out for a backend; runs once, at load time.
 
     Every backend has rows of 4 and of 8 bits, and rows of other widths become these.
@@ -34,6 +36,7 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
     mixllm.kernels.cpu, for weights on the CPU. "auto" is the one of the weight's device: on a GPU "cuda",
     on the CPU "cpu", or, with one warning, the reference where mixllm was installed without a compiler;
     elsewhere the reference.
+    ahead: kernels for any number of tokens are compiled and loaded here; otherwise each at its first use.
     Raises MixllmError where the backend cannot run.
     """
     from mixllm.kernels import cpu
@@ -51,7 +54,7 @@ def prepare(weight: MixedWeight, format: Format, backend: Backend = "auto") -> L
                 )
             from mixllm.kernels.cuda import prepare as prepare_cuda
 
-            return prepare_cuda(weight, format, weight.rows.device)
+            return prepare_cuda(weight, format, weight.rows.device, ahead=ahead)
         if backend == "cpu" and not on_cpu:
             raise MixllmError(
                 f"backend cpu: the weight is on {weight.rows.device}; move the model to the CPU"

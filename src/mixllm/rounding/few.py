@@ -10,17 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mixllm.config import QuantConfig
+from mixllm.memory import trim
 from mixllm.rounding import factor_of
 from mixllm.rounding.hessian import Factor, Shared
 
 
-def factor_if_seen(shared: Shared, config: QuantConfig, total: int) -> Factor | None:
+def factor_if_seen(shared: Shared, config: QuantConfig, total: int, reserved: int = 2**62) -> Factor | None:
     """factor_of the layers' Hessian; None where it is of fewer tokens than inputs, too few for GPTQ.
 
-    total: tokens of the text; a layer that saw all of them is no expert.
+    total: tokens of the text; a layer that saw all of them is no expert. reserved: bytes of a GPU that
+    torch's allocator should hold at most while it is factored (see mixllm.memory.trim).
     """
-    enough = shared.tokens >= min(total, len(shared.hessian))
-    return factor_of(shared.hessian, config, shared.names[0]) if enough else None
+    hessian = shared.hessian
+    if shared.tokens < min(total, len(hessian)):
+        return None
+    # A copy of it and the factor, which are the largest tensors of all.
+    trim(hessian.device, reserved, coming=2 * hessian.nbytes)
+    return factor_of(hessian, config, shared.names[0])
 
 
 def warning(layers: Iterable[str]) -> str:

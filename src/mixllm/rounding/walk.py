@@ -14,6 +14,7 @@ from torch import Tensor
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.config import QuantConfig
 from mixllm.format.mixed import MixedWeight
+from mixllm.format.pack import pack
 from mixllm.format.rounded import Rounded
 from mixllm.format.spool import Spool
 from mixllm.memory import trim
@@ -39,8 +40,8 @@ def round_model(
     seen: dict[str, Observed] | None = None,
     ranks: Ranks = ALONE,
     finished: Spool | None = None,
-) -> Iterator[tuple[str, Rounded]]:
-    """Round every linear of the decoder; yields (full name, Rounded) in model order, block by block.
+) -> Iterator[tuple[str, MixedWeight]]:
+    """Round every linear of the decoder; yields (full name, packed layer) in model order, block by block.
 
     ids: int64 [samples, L], calibration windows; widths: uint8 [N] by linear. With a Hessian to be
     had, block i + 1 is fed by the quantized block i, with int8 activations, as at run time.
@@ -72,13 +73,15 @@ def round_model(
         with progress.stage("round", left * max(1, len(batches)), blocks=left) as bar:
             for i, block in walk:
                 trim(decoder.device, room.reserved)
-                done = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
+                rounded = _round_block(block, states.read(i), widths, config, total, seen, few, ranks, room)
+                done = {name: pack(layer, config.format) for name, layer in rounded.items()}
+                del rounded
                 yield from done.items()
                 if not calibrated:
                     bar.advance()
-                for name, rounded in done.items():
-                    linear = block.linears[name]
-                    block.replace(name, MixLinear.from_rounded(rounded, config.format, linear.bias))
+                for name, layer in done.items():
+                    _replace(block, name, layer, config)
+                del done, layer
                 hidden = states.take(i)
                 states.put(i + 1, stepped(map(block, hidden) if i + 1 < n else hidden, bar), soon=True)
     if few:
@@ -93,8 +96,15 @@ def _put_back(
     tensors, _ = ranks.give(0, own)
     for name, linear in block.linears.items():
         stored: dict[str, Any] = {key: tensor for (layer, key), tensor in tensors.items() if layer == name}
-        weight = MixedWeight(linear.in_features, **stored)
-        block.replace(name, MixLinear.from_weight(weight, config.format, linear.bias))
+        _replace(block, name, MixedWeight(linear.in_features, **stored), config)
+
+
+def _replace(block: Block, name: str, weight: MixedWeight, config: QuantConfig) -> None:
+    """Put the quantized layer where the linear was, for one walk: batches of one size, which need few of the
+    kernels that are compiled for a model that generates, some 20 s for those of a GPU."""
+    layer = MixLinear.from_weight(weight, config.format, block.linears[name].bias)
+    layer.ahead = False
+    block.replace(name, layer)
 
 
 # Beside the fields of Rounded, float64 [parts, 2]: what `energies` gave of each part of a layer.
@@ -122,16 +132,20 @@ def _round_block(
         for hidden in states:
             block(hidden)
     inputs = seen_by_all(linears, inputs, ranks)
-    trim(next(iter(linears.values())).weight.device, room.reserved)
 
     def make(
         names: list[str], factor: Factor | None, rows: dict[str, slice]
     ) -> tuple[dict[tuple[str, str], Tensor], list[str]]:
         how = nearest if factor is None else config
+        weights = [linears[name].weight[rows[name]] for name in names]
+        bits = torch.cat([widths[name][rows[name]] for name in names])
+        # Together: what a step costs depends little on how many rows they are.
+        together = round_rows(torch.cat(weights), bits.to(weights[0].device), how, factor)
         fields: dict[tuple[str, str], Tensor] = {}
-        for name in names:
-            weight, bits = linears[name].weight[rows[name]], widths[name][rows[name]]
-            rounded = round_rows(weight, bits.to(weight.device), how, factor)
+        start = 0
+        for name, weight in zip(names, weights, strict=True):
+            rounded = together.between(start, start + len(weight))
+            start += len(weight)
             fields.update({(name, f): t for f, t in vars(rounded).items() if t is not None})
             if seen is not None and factor is not None:
                 rotated = config.format.rotation == "hadamard"
@@ -139,7 +153,7 @@ def _round_block(
                 fields[name, ENERGY] = energy[None]
         return fields, names if factor is None else []
 
-    factor = partial(factor_if_seen, config=config, total=total)
+    factor = partial(factor_if_seen, config=config, total=total, reserved=room.reserved)
     fields, notes = divided(found, linears, ranks, factor, make, dim=0)
     few.extend(dict.fromkeys(chain.from_iterable(notes)))
     done: dict[str, Rounded] = {}

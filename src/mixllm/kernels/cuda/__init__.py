@@ -81,8 +81,10 @@ def order(
     return many, many and scales.unsigned
 
 
-def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) -> CudaLinear:
-    """Lay a stored weight out on a GPU and compile what it will need; runs once, at load time.
+def prepare(
+    weight: MixedWeight, format: Format, device_: torch.device | str, *, ahead: bool = True
+) -> CudaLinear:
+    """Lay a stored weight out on a GPU and, if `ahead`, compile what it will need; runs once, at load time.
 
     Raises MixllmError for a GPU older than sm_80 or where NVRTC is missing.
     """
@@ -95,7 +97,8 @@ def prepare(weight: MixedWeight, format: Format, device_: torch.device | str) ->
         )
     moved = {name: tensor.to(target) for name, tensor in weight.tensors().items()}
     linear = CudaLinear(to_kernel_order(MixedWeight(weight.in_features, **moved), format), format)
-    warm_up(linear, index)
+    if ahead:
+        warm_up(linear, index)
     return linear
 
 
