@@ -38,6 +38,7 @@ CLAIMS = [
             (", swept", ""),
             (", swept, tuned", ", swept"),
             (", swept, tuned", ""),
+            *((", swept, tuned with codes", less) for less in (", swept, tuned", ", swept", "")),
         )
     ),
     *(

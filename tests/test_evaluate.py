@@ -13,12 +13,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mixllm.evaluate
+from mixllm.errors import MixllmError
 from mixllm.evaluate import Measurement, mean_and_error, measure, paired_difference
 from tests.models import VOCAB, tiny_model
 
 
 def tokens(count: int, length: int) -> Tensor:
     return torch.randint(VOCAB, (count, length), generator=torch.Generator().manual_seed(3))
+
+
+def test_a_model_of_another_vocabulary_is_named() -> None:
+    other = tiny_model("llama")
+    other.resize_token_embeddings(VOCAB - 5)
+    with pytest.raises(
+        MixllmError, match=f"^odd: it knows {VOCAB - 5} tokens and the float model {VOCAB}; give"
+    ):
+        measure({"odd": other}, tiny_model("llama"), tokens(1, 9))
 
 
 def naive(model: Any, reference: Any, windows: Tensor) -> dict[str, list[float]]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixllm.errors import MixllmError
+
 REFERENCE = "float"
 
 # Tokens whose probabilities over the vocabulary are there at once, twice, in float32.
@@ -76,8 +78,14 @@ def measure(
     models: causal language models by name; reference: the float model, reported as "float". batch:
     windows that go through a model at once; their logits, the reference's and one model's, are there
     at a time. Logits become float32. progress is called with (windows done, windows).
-    Returns name -> Measurement, the reference first.
+    Returns name -> Measurement, the reference first. MixllmError for a model of another vocabulary.
     """
+    for name, model in models.items():
+        own, theirs = (_vocabulary(m) for m in (model, reference))
+        if own != theirs:
+            raise MixllmError(
+                f"{name}: it knows {own:,} tokens and the float model {theirs:,}; give the one it was made of"
+            )
     sums: dict[str, list[Tensor]] = {name: [] for name in (REFERENCE, *models)}
     for ids in windows.split(batch):
         target = _logits(reference, ids)
@@ -87,6 +95,10 @@ def measure(
         if progress is not None:
             progress(len(sums[REFERENCE]), len(windows))
     return {name: Measurement(*torch.stack(rows, dim=1)) for name, rows in sums.items()}
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:

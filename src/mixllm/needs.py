@@ -175,18 +175,22 @@ def tuning_needs(
 
     Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
     places, gradients and Adam's two moments in float32; the boundary states of a step; what is outside the
-    blocks; and the logits of a part of a step. On the host: the float model's last states.
+    blocks; and the logits of a part of a step. Before that, where it is more: the float model's states of all
+    windows and two of its blocks. On the host: its last states.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
     state = window * sizes.hidden * dtype.itemsize
     states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
     working = (2 + 16 * codes) * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
+    targets = samples * state
+    if device.type == "cuda":
+        block = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
+        working = max(working, targets + 2 * block * dtype.itemsize + ends)
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
             f"{device}; leave --tune out or give another --device"
         )
-    targets = samples * state
     if device.type == "cuda":
         return working, BASE_HOST + _cuda_host() + targets
     return 0, BASE_HOST + working + targets

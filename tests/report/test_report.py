@@ -9,6 +9,8 @@ import pytest
 
 from mixllm.cli import main
 from mixllm.records import MEASURED
+from mixllm.report.findings import gather
+from mixllm.report.tables import worst_table
 from tests.cli.conftest import BUDGET, Tiny, tiny
 
 __all__ = ["tiny"]
@@ -103,6 +105,18 @@ def test_a_uniform_checkpoint_without_salience(tiny: Tiny, tmp_path: Path) -> No
     assert run("report", out, "-o", tmp_path / "page.html") == 0
     text = (tmp_path / "page.html").read_text()
     assert "8 bits for every row" in text and "Bits against loss" not in text and "100.0 %" in text
+
+
+def test_what_is_known_of_no_layer_has_no_column(tiny: Tiny, tmp_path: Path) -> None:
+    out = tmp_path / "nearest"
+    made = ("--rounding", "rtn", "--no-clip", "--error", "rtn", "--calibration", tiny.text, "--samples", 2)
+    assert run("quantize", tiny.model, "-o", out, *made, "--window", 32, "--quiet") == 0
+    tables = [worst_table(gather(of).layers, "8-bit rows") for of in (tiny.out, out)]
+    assert [table and table.columns for table in tables] == [
+        ("layer", "loss", "8-bit rows %", "rounding error", "outliers"),
+        ("layer", "loss", "8-bit rows %"),
+    ]
+    assert all(len(row) == len(table.columns) for table in tables if table for row in table.rows)
 
 
 def test_mistakes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

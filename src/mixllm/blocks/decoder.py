@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixllm.blocks.ahead import ReadAhead
 from mixllm.blocks.block import Arguments, Block
@@ -148,17 +147,19 @@ class Decoder:
             gradient[:, part] = torch.autograd.grad(loss, states)[0]
         return gradient
 
-    def divergence(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
-        """Mean KL(target || hidden) of each sample over its predicted tokens, in nats, float32 [B].
+    def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
+        """d(mean KL(target || hidden), in nats a predicted token) / d(hidden), float [B, L, D].
 
-        hidden, target: states after the last block [B, L, D], of tokens ids [B, L]; differentiable by
-        hidden, made a few tokens at a time, and again in the backward pass.
+        hidden, target: states after the last block, of tokens ids [B, L]; a few tokens at a time, as in
+        loss_gradient.
         """
-        ids = ids.to(hidden.device)
-        total = torch.zeros(len(ids), device=hidden.device)
+        gradient = torch.zeros_like(hidden)
         for part in self._parts(ids):
-            total = total + _again(self._kl, hidden[:, part], target[:, part], ids[:, part])
-        return total / (ids.shape[1] - 1)
+            states = hidden[:, part].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = self._kl(states, target[:, part], ids[:, part])
+            gradient[:, part] = torch.autograd.grad(loss, states)[0]
+        return gradient.div_(len(ids) * (ids.shape[1] - 1))
 
     def _parts(self, ids: Tensor) -> Iterator[slice]:
         """The predicted tokens of windows [B, L], a few at a time."""
@@ -171,14 +172,8 @@ class Decoder:
         q = self.logits(hidden, ids).float().log_softmax(dim=-1)
         with torch.no_grad():
             p = self.logits(target, ids).float().log_softmax(dim=-1)
-        return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=(1, 2))
+        return F.kl_div(q, p, reduction="none", log_target=True).sum()
 
     def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
         logits = self.logits(hidden, ids).float().flatten(0, 1)
         return F.cross_entropy(logits, targets.flatten(), reduction="sum")
-
-
-def _again(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-    """function(*args), computed again in the backward pass instead of kept for it."""
-    result: Tensor = checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-    return result

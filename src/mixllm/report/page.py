@@ -28,7 +28,7 @@ def write_report(findings: Findings, path: Path) -> None:
 def write_comparison(measured: Measured, path: Path) -> None:
     """Draw several models' measurements into the HTML file `path`; needs mixllm[report]."""
     _write(
-        path, "compare.html.j2", title=f"{measured.model}: comparison", m=measured,
+        path, "compare.html.j2", title=f"{Path(measured.model).name}: comparison", m=measured,
         table=measured_table(measured), differences=difference_table(measured), chart=models(measured.rows),
     )  # fmt: skip
 

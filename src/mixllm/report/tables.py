@@ -59,14 +59,17 @@ def worst_table(layers: list[Layer], wide: str) -> Table | None:
     if not known:
         return None
     worst = sorted(known, key=lambda layer: -(layer.loss or 0.0))[:WORST]
-    return Table(
-        "Layers with the largest predicted loss, nats a token, as they are stored",
-        ("layer", "loss", f"{wide} %", "rounding error", "outliers"),
-        [
-            (x.name, _known(x.loss), f"{x.wide_percent:.1f}", _known(x.error), _known(x.peak_over_mean))
-            for x in worst
-        ],
-    )
+    columns = [
+        ("layer", [x.name for x in worst]),
+        ("loss", [_known(x.loss) for x in worst]),
+        (f"{wide} %", [f"{x.wide_percent:.1f}" for x in worst]),
+        ("rounding error", [_known(x.error) for x in worst]),
+        ("outliers", [_known(x.peak_over_mean) for x in worst]),
+    ]
+    # Rounding to nearest sees no text, so that there is nothing to say of what the layers read.
+    names, cells = zip(*(column for column in columns if any(column[1])), strict=True)
+    caption = "Layers with the largest predicted loss, nats a token, as they are stored"
+    return Table(caption, names, list(zip(*cells, strict=True)))
 
 
 def number(value: float) -> str:

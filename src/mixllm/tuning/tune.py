@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mixllm.blocks import Block, Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
-from mixllm.progress import Progress
+from mixllm.progress import Progress, Stage
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
@@ -33,6 +33,8 @@ PLACE_RATE = 3e-3
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
+# Where blocks are compiled for it.
+COMPILED = {"cuda"}
 
 
 def tune_scales(
@@ -53,12 +55,12 @@ def tune_scales(
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
-    with ExitStack() as stack, _quick_products(), progress.stage("tune", (epochs + 1) * steps) as bar:
-        wanted = []
-        for part in ids.split(WINDOWS):
-            wanted.append(_float_states(decoder, part))
-            bar.advance()
-        target = torch.cat(wanted)
+    with (
+        ExitStack() as stack,
+        _quick_products(),
+        progress.stage("tune", len(decoder) + epochs * steps) as bar,
+    ):
+        target = _float_states(decoder, ids, bar)
         blocks = [_open(stack, decoder, i, layers, format, codes) for i in range(len(decoder))]
         tuned = [linears for _, linears, _ in blocks]
         every = [layer for linears in tuned for layer in linears.values()]
@@ -66,11 +68,11 @@ def tune_scales(
         places = [layer.cells.place for layer in every if layer.cells is not None]
         if places:
             groups.append({"params": places, "lr": PLACE_RATE, "eps": TINY})
-        adam = torch.optim.Adam(groups, lr=LEARNING_RATE, betas=(0.9, 0.99))
+        adam = torch.optim.Adam(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
         fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
         for _ in range(epochs):
-            for chosen in torch.randperm(len(ids), generator=order).split(WINDOWS):
-                _set_gradients(decoder, blocks, ids[chosen], target[chosen])
+            for chosen in _order(len(ids), order):
+                _set_gradients(decoder, blocks, *(_brought(t[chosen], decoder.device) for t in (ids, target)))
                 adam.step()
                 fading.step()
                 bar.advance()
@@ -92,13 +94,23 @@ def _quick_products() -> Iterator[None]:
 Tuned = tuple[Block, dict[str, TunedLinear], Seen]
 
 
-def _float_states(decoder: Decoder, ids: Tensor) -> Tensor:
-    """What leaves the float model's last block, on the CPU: [B, L, D]."""
-    hidden = decoder.embed(ids)
-    for i in range(len(decoder)):
-        with decoder.block(i) as block, torch.no_grad():
-            hidden = block(hidden)
-    return hidden.cpu()
+def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:
+    """What leaves the float model's last block, on the CPU: [samples, L, D]."""
+    states = [decoder.embed(part) for part in ids.split(WINDOWS)]
+    for _, block in decoder.walk(range(len(decoder))):
+        with torch.no_grad():
+            for j, hidden in enumerate(states):
+                states[j] = block(hidden)
+        bar.advance()
+    return torch.cat([hidden.cpu() for hidden in states])
+
+
+def _order(count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The windows of each step of a pass: all equally many, if need be by some of them twice."""
+    order = torch.randperm(count, generator=generator)
+    more = -count % WINDOWS if count > WINDOWS else 0
+    steps: tuple[Tensor, ...] = torch.cat((order, order[:more])).split(WINDOWS)
+    return steps
 
 
 def _open(
@@ -119,24 +131,34 @@ def _open(
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+        seen.prepare(linear.in_features, decoder.device, decoder.dtype)
+    if decoder.device.type in COMPILED:
+        block.compile()
     return block, linears, seen
+
+
+def _brought(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, which does not wait for it to finish what it has to do before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _run(block: Block, hidden: Tensor) -> Tensor:
+    """What leaves the block, differentiable; on a GPU its products and attention are in bfloat16."""
+    with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16, enabled=hidden.is_cuda):
+        return block(hidden.requires_grad_())
 
 
 def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
     """Put the gradient of the windows' mean KL divergence into all that is tuned."""
     states = [decoder.embed(ids)]
-    with torch.no_grad():
-        for block, _, seen in blocks:
-            states.append(block(states[-1]))
-            seen.forget()
-    hidden = states.pop().requires_grad_()
-    with torch.enable_grad():
-        loss = decoder.divergence(hidden, target.to(hidden.device), ids).mean()
-    (gradient,) = torch.autograd.grad(loss, hidden)
+    # With gradients asked for, so that compiled code is the same as in the second run; nothing is kept of it.
+    for block, _, seen in blocks:
+        states.append(_run(block, states[-1]).detach())
+        seen.forget()
+    gradient = decoder.divergence_gradient(states.pop(), target, ids)
     for block, linears, seen in reversed(blocks):
-        hidden = states.pop().requires_grad_()
-        with torch.enable_grad():
-            out = block(hidden)
+        hidden = states.pop()
+        out = _run(block, hidden)
         learned = [parameter for layer in linears.values() for parameter in layer.learned]
         # An expert that no token chose has no gradient.
         gradient, *own = torch.autograd.grad(
