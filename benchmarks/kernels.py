@@ -33,6 +33,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, PROFILES, Format
 from mixllm.kernels.cuda import hopper, ops, order, skinny, strips
+from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
 
@@ -45,7 +46,7 @@ Peer = Callable[[int, int, list[int]], Iterator[tuple[str, int, float]]]
 
 def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor]:
     """A weight of random bits in the kernels' order: codes8, codes4, scales8, scales4, rows, row_scales,
-    excess."""
+    blocks and excess."""
     n8 = round(n * share8)
     tiles8, tiles4, groups = -(-n8 // 16), -(-(n - n8) // 16), format.groups(k)
 
@@ -75,7 +76,7 @@ def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor
         scales4,
         rows,
         row_scales,
-        torch.rand(len(rows), device="cuda"),
+        torch.cat((blocks(rows, tiles8), torch.rand(len(rows), device="cuda").view(torch.int32))),
     ]
 
 

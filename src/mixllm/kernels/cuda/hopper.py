@@ -45,7 +45,7 @@ class HopperTile:
     def shared_bytes(self, scales: Scales) -> int:
         """As csrc/hopper_ring.cuh lays it out."""
         meta = ROWS // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
-        notes = self.bn * 8 + ROWS * 16 + 64 + 24
+        notes = self.bn * 8 + ROWS * 20 + 64 + 24
         return self.stages * ((self.bn + ROWS) * 128 + meta + 16) + 2 * (32 * 272 + notes)
 
     def tiles(self, tokens: int, rows16: int) -> int:
@@ -103,7 +103,7 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
 ) -> Tensor:  # fmt: skip
     """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
-    scales4, rows, row_scales, excess (excess.py)."""
+    scales4, rows, row_scales, blocks (blocks.py)."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
     groups, tokens = codes4.shape[1], codes.shape[1]

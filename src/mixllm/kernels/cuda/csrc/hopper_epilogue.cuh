@@ -1,9 +1,10 @@
 // From a warpgroup's accumulators to y: scales, bias, and through shared memory to the original channel order.
 //
-// stmatrix turns 8 x 8 values on their way, so a token's 128 rows lie in one line. Where those are neighbours in y a lane
-// writes eight of them at once. Else it writes one, in y's order: an SM sends L2 a 32-byte sector a cycle, full or
-// not, and rows of both widths that share a sector go there together. Two halves of the staging take turns, so there
-// is one barrier for 32 tokens.
+// A token's 128 rows lie in one line. Where those are neighbours in y, stmatrix turns 8 x 8 values on their way, and a lane
+// writes eight of them at once. Else each value goes to its row's slot of the line, in which whole pieces of eight neighbours come
+// first (blocks.py): these a lane writes at once, of the others one. So rows of both widths that share a sector of y mostly go
+// there together: what an SM sends L2 are sectors, full or not. Two halves of the staging take turns, so there is one
+// barrier for 32 tokens.
 #pragma once
 #include "hopper_notes.cuh"
 #include "wgmma_sums.cuh"
@@ -42,22 +43,23 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   }
 }
 
-// What a thread sends of a chunk of tokens whose rows are neighbours in y: sixteen lanes a token.
-struct Neighbours {
+// What a thread sends of a chunk of tokens: pieces of eight rows that are neighbours in y, sixteen lanes a token.
+struct Pieces {
   static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
   Words4 words[ROUNDS];
   int channel, first;
+  bool there;
 
-  __device__ __forceinline__ explicit Neighbours(const Share64& share)
-      : channel(static_cast<int>(load_shared_u32(share.note + CHANNELS_AT)) + share.thread % LANES * 8),
-        first(share.thread / LANES) {}
+  __device__ __forceinline__ explicit Pieces(const Share64& share, u32 pieces)
+      : channel(static_cast<int>(load_shared_u32(share.note + SORTED_AT + share.thread % LANES * 32)) / BM),
+        first(share.thread / LANES), there(share.thread % LANES < pieces) {}
   __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round)
       words[round] = load_shared(lines + (round * AT_ONCE + first) * LINE + share.thread % LANES * 16);
   }
   __device__ __forceinline__ void send(const Arguments& p, int token) const {
-    const int count = p.shape.tokens - token;
+    const int count = there ? p.shape.tokens - token : 0;
     u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel;
 #pragma unroll
     for (int t = first, round = 0; round < ROUNDS; ++round, t += AT_ONCE)
@@ -65,45 +67,87 @@ struct Neighbours {
   }
 };
 
-// The same where they are not: a warp has a quarter of the tokens and 64 of the sorted rows, a lane two of those.
-struct Scattered {
-  static constexpr int OWN = CHUNK / 4;
-  u32 sorted[2], bits[2][OWN];
-  int first;
+// Rows by themselves, every 32nd slot from `slot` on: a warp has an eighth of the tokens.
+struct Singles {
+  static constexpr int OWN = CHUNK / (CONSUMERS * 4);
+  u32 bits[OWN];
+  int line, slot, first;
 
-  __device__ __forceinline__ explicit Scattered(const Share64& share) : first(share.thread / 32 / CONSUMERS * OWN) {
-    const int row = share.thread / 32 % CONSUMERS * 64 + share.thread % 32;
-    sorted[0] = load_shared_u32(share.note + SORTED_AT + row * 4);
-    sorted[1] = load_shared_u32(share.note + SORTED_AT + row * 4 + 128);
-  }
-  __device__ __forceinline__ void fetch(u32 lines, const Share64&) {
+  __device__ __forceinline__ Singles(const Share64& share, int slot)
+      : line(slot < BM ? static_cast<int>(load_shared_u32(share.note + SORTED_AT + slot * 4)) : -1), slot(min(slot, BM - 1)),
+        first(share.thread / 32 * OWN) {}
+  __device__ __forceinline__ void fetch(u32 lines) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int t = 0; t < OWN; ++t) bits[i][t] = load_shared_u16(lines + (first + t) * LINE + sorted[i] % BM * 2);
+    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(lines + (first + t) * LINE + slot * 2);
   }
   __device__ __forceinline__ void send(const Arguments& p, int token) const {
+    if (line < 0) return;
     const int count = p.shape.tokens - token - first;
     const i64 pitch = p.out.channels;
-    u16* y = static_cast<u16*>(p.out.y) + (token + first) * pitch;
+    u16* to = static_cast<u16*>(p.out.y) + (token + first) * pitch + line / BM;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (sorted[i] == ~0u) continue;
-      u16* to = y + (sorted[i] >> ROW_BITS);
+    for (int t = 0; t < OWN; ++t, to += pitch)
+      if (t < count) *to = static_cast<u16>(bits[t]);
+  }
+};
+
+// A tile's rows that are neighbours in y, all of them.
+struct Neighbours {
+  static constexpr bool SLOTTED = false;
+  Pieces pieces;
+
+  __device__ __forceinline__ explicit Neighbours(const Share64& share) : pieces(share, BM / 8) {}
+  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) { pieces.fetch(lines, share); }
+  __device__ __forceinline__ void send(const Arguments& p, u32, const Share64&, int token) const { pieces.send(p, token); }
+};
+
+// Rows that are not: pieces, two rows a lane that are asked for beside them, and what there seldom is more.
+struct Mixed {
+  static constexpr bool SLOTTED = true;
+  Pieces pieces;
+  Singles near, far;
+  int rest;
+
+  __device__ __forceinline__ explicit Mixed(const Share64& share) : Mixed(share, load_shared_u32(share.note + PIECES_AT)) {}
+  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
+    pieces.fetch(lines, share), near.fetch(lines), far.fetch(lines);
+  }
+  __device__ __forceinline__ void send(const Arguments& p, u32 lines, const Share64& share, int token) const {
+    pieces.send(p, token), near.send(p, token), far.send(p, token);
+#pragma unroll 1
+    for (int slot = rest; slot < BM; slot += 32) {
+      Singles more(share, slot);
+      more.fetch(lines);
+      more.send(p, token);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Mixed(const Share64& share, u32 count)
+      : pieces(share, count), near(share, count * 8 + share.thread % 32), far(share, near.slot + 32),
+        rest(count * 8 + share.thread % 32 + 64) {}
+};
+
+// Where a thread's values of rows g and g + 8 go in a line that is not in the rows' order.
+struct Slots {
+  u32 at[2];
+
+  __device__ __forceinline__ explicit Slots(const Share64& share) {
 #pragma unroll
-      for (int t = 0; t < OWN; ++t, to += pitch)
-        if (t < count) *to = static_cast<u16>(bits[i][t]);
+    for (int h = 0; h < 2; ++h) {
+      const int row = share.thread / 32 * 16 + share.thread % 32 / 4 + 8 * h;
+      at[h] = share.staging + share.thread % 4 * 2 * LINE + load_shared_u32(share.note + SLOTS_AT + row * 4) * 2;
     }
   }
 };
 
-// Values of a chunk of tokens, as lines.
-template <Type TYPE>
-__device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& share, const Pair& pair, int chunk) {
+// Values of a chunk of tokens, as lines: in the rows' order, or each value in its slot.
+template <Type TYPE, bool SLOTTED>
+__device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& share, const Pair& pair, const Slots& slots, int chunk) {
   const int warp = share.thread / 32, lane = share.thread % 32;
+  const u32 half = chunk / CHUNK % 2 * CHUNK * LINE;
   // Matrix lane / 8 of the four: rows 8 (m % 2), tokens 8 (m / 2); its line lane % 8.
-  const u32 corner = share.staging + chunk / CHUNK % 2 * CHUNK * LINE + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 +
-                     lane / 8 % 2 * 16;
+  const u32 corner = share.staging + half + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 + lane / 8 % 2 * 16;
   Words4 tokens[CHUNK / 8];
 #pragma unroll
   for (int j = 0; j < CHUNK / 8; ++j)
@@ -118,7 +162,15 @@ __device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& shar
       finished(y, sums + j * 4, pair, tokens[j]);
       packed[side * 2] = to_pair<TYPE>(y[0], y[1]), packed[side * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
     }
-    store_transposed(corner + t * LINE, packed);
+    if constexpr (SLOTTED) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const u32 to = slots.at[i % 2] + half + (t + i / 2 * 8) * LINE;
+        store_shared_u16(to, packed[i]), store_shared_u16(to + LINE, packed[i] >> 16);
+      }
+    } else {
+      store_transposed(corner + t * LINE, packed);
+    }
   }
 }
 
@@ -127,26 +179,28 @@ template <Type TYPE, typename Sent>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
   Sent sent(share);
+  const Slots slots(share);
   const int left = p.shape.tokens - share.token;
-  stage_chunk<TYPE>(d, share, pair, 0);
+  stage_chunk<TYPE, Sent::SLOTTED>(d, share, pair, slots, 0);
 #pragma unroll
   for (int chunk = 0; chunk < BN; chunk += CHUNK) {
     if (chunk >= left) break;
     // All have written this half, and so have read the other.
     named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
-    sent.fetch(share.staging + chunk / CHUNK % 2 * CHUNK * LINE, share);
-    if (chunk + CHUNK < BN) stage_chunk<TYPE>(d + (chunk + CHUNK) / 2, share, pair, chunk + CHUNK);
-    sent.send(p, share.token + chunk);
+    const u32 lines = share.staging + chunk / CHUNK % 2 * CHUNK * LINE;
+    sent.fetch(lines, share);
+    if (chunk + CHUNK < BN) stage_chunk<TYPE, Sent::SLOTTED>(d + (chunk + CHUNK) / 2, share, pair, slots, chunk + CHUNK);
+    sent.send(p, lines, share, share.token + chunk);
   }
 }
 
 template <Type TYPE>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
-  if (load_shared_u32(share.note + DENSE_AT))
+  if (load_shared_u32(share.note + PIECES_AT) == ALL_NEIGHBOURS)
     write_narrow<TYPE, Neighbours>(d, p, share, pair);
   else
-    write_narrow<TYPE, Scattered>(d, p, share, pair);
+    write_narrow<TYPE, Mixed>(d, p, share, pair);
 }
 
 // float32 goes out as it lies in the registers: it is no one's fast path.

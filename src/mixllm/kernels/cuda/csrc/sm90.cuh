@@ -54,7 +54,10 @@ __device__ __forceinline__ void store_transposed(u32 to, const u32 (&m)[4]) {
                : "memory");
 }
 
-// One and two words to and from shared memory.
+// A half, one and two words to and from shared memory.
+__device__ __forceinline__ void store_shared_u16(u32 to, u32 x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(static_cast<u16>(x)) : "memory");
+}
 __device__ __forceinline__ void store_shared_u32(u32 to, u32 x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");
 }
