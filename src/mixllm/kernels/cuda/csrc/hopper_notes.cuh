@@ -50,7 +50,6 @@ __device__ __forceinline__ void note_rows(const Arguments& p, u32 note, const Pl
 __device__ __forceinline__ void take_notes(const Arguments& p, u32 ring) {
   const int lane = threadIdx.x % 32;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Round<2> turn;
   Place place;
   for (int index = 0;; ++index, turn.next()) {
@@ -69,6 +68,7 @@ __device__ __forceinline__ void take_notes(const Arguments& p, u32 ring) {
     }
     barrier_arrive(ring + PLACED_AT + turn.stage * 8);
     if (!some) return;
+    if (index == 0) wait_for_earlier_kernels();
     note_tokens(p, note, place.token, lane);
     note_rows(p, note, place, lane);
     barrier_arrive(ring + NOTED_AT + turn.stage * 8);

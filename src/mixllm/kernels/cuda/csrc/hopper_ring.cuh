@@ -82,11 +82,10 @@ __device__ __forceinline__ void copy_zeros(const Arguments& p, u32 to, int at, u
   }
 }
 
-// A warp: four 16-row tiles' codes.
+// A warp: four 16-row tiles' codes. Weights are no earlier kernel's, so it waits for none.
 __device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int quarter) {
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Turn turn;
   Place place;
   for (int number = 0; tiles.at(number, place); ++number) {
@@ -130,7 +129,6 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
   constexpr int PIECES = META4 / 16, ROUNDS = (TILES16 * PIECES + 31) / 32;
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Turn turn;
   Place place;
   for (int number = 0; tiles.at(number, place); ++number) {
@@ -153,17 +151,19 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
       const bool scaled = !UNSIGNED || stage < groups;
       const u32 full = ring + FULL_AT + turn.stage * 8, scales = ring + SCALES_AT + turn.stage * SCALE_STAGE;
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
+#pragma unroll
+      for (int round = 0; round < ROUNDS; ++round) {
+        if (scaled && meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
+        from[round] += meta[round];
+      }
+      // Tokens may be the kernel's before.
+      if (stage == place.begin && number == 0) wait_for_earlier_kernels();
       if (lane == 0) {
         barrier_expect(full, left * 128 + x_scale_bytes);
         copy_bulk(ring + turn.stage * STAGE_BYTES, x, left * 128, full);
         if (!TOKEN_SCALES)
           copy_bulk(scales + W_SCALE_BYTES, p.x_scales + place.token + static_cast<i64>(stage >> p.x_group_shift) * p.x_stride,
                     x_scale_bytes, full);
-      }
-#pragma unroll
-      for (int round = 0; round < ROUNDS; ++round) {
-        if (scaled && meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
-        from[round] += meta[round];
       }
       barrier_arrive_after_copies(full);
       x += step;
