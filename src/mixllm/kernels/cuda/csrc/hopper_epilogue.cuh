@@ -43,51 +43,65 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   }
 }
 
-// What a thread sends of a chunk of tokens: pieces of eight rows that are neighbours in y, sixteen lanes a token.
-struct Pieces {
-  static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
-  Words4 words[ROUNDS];
-  int channel, first;
-  bool there;
+// Where in y a thread's channel is, from its first token on, and how many tokens there are from that on.
+struct Column {
+  u8* to;
+  i64 pitch;
+  int left;
 
-  __device__ __forceinline__ explicit Pieces(const Share64& share, u32 pieces)
-      : channel(static_cast<int>(load_shared_u32(share.note + SORTED_AT + share.thread % LANES * 32)) / BM),
-        first(share.thread / LANES), there(share.thread % LANES < pieces) {}
-  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
-#pragma unroll
-    for (int round = 0; round < ROUNDS; ++round)
-      words[round] = load_shared(lines + (round * AT_ONCE + first) * LINE + share.thread % LANES * 16);
-  }
-  __device__ __forceinline__ void send(const Arguments& p, int token) const {
-    const int count = there ? p.shape.tokens - token : 0;
-    u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel;
-#pragma unroll
-    for (int t = first, round = 0; round < ROUNDS; ++round, t += AT_ONCE)
-      if (t < count) store_l2(to + static_cast<i64>(t) * p.out.channels, words[round]);
+  __device__ __forceinline__ Column(const Arguments& p, int token, int channel)
+      : pitch(static_cast<i64>(p.out.channels) * 2), left(p.shape.tokens - token) {
+    to = static_cast<u8*>(p.out.y) + token * pitch + channel * 2;
   }
 };
 
-// Rows by themselves, every 32nd slot from `slot` on: a warp has an eighth of the tokens.
-struct Singles {
-  static constexpr int OWN = CHUNK / (CONSUMERS * 4);
-  u32 bits[OWN];
-  int line, slot, first;
+// What a thread sends of each chunk of tokens: pieces of eight rows that are neighbours in y, sixteen lanes a token.
+struct Pieces {
+  static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
+  Words4 words[ROUNDS];
+  u32 from;
+  Column column;
 
-  __device__ __forceinline__ Singles(const Share64& share, int slot)
-      : line(slot < BM ? static_cast<int>(load_shared_u32(share.note + SORTED_AT + slot * 4)) : -1), slot(min(slot, BM - 1)),
-        first(share.thread / 32 * OWN) {}
+  __device__ __forceinline__ Pieces(const Arguments& p, const Share64& share, u32 pieces)
+      : from(share.thread / LANES * LINE + share.thread % LANES * 16),
+        column(p, share.token + share.thread / LANES,
+               static_cast<int>(load_shared_u32(share.note + SORTED_AT + share.thread % LANES * 32)) / BM) {
+    if (share.thread % LANES >= pieces) column.left = 0;
+  }
   __device__ __forceinline__ void fetch(u32 lines) {
 #pragma unroll
-    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(lines + (first + t) * LINE + slot * 2);
+    for (int round = 0; round < ROUNDS; ++round) words[round] = load_shared(lines + from + round * AT_ONCE * LINE);
   }
-  __device__ __forceinline__ void send(const Arguments& p, int token) const {
-    if (line < 0) return;
-    const int count = p.shape.tokens - token - first;
-    const i64 pitch = p.out.channels;
-    u16* to = static_cast<u16*>(p.out.y) + (token + first) * pitch + line / BM;
+  __device__ __forceinline__ void send(int chunk) {
 #pragma unroll
-    for (int t = 0; t < OWN; ++t, to += pitch)
-      if (t < count) *to = static_cast<u16>(bits[t]);
+    for (int round = 0; round < ROUNDS; ++round, column.to += AT_ONCE * column.pitch)
+      if (chunk + round * AT_ONCE < column.left) store_l2(column.to, words[round]);
+  }
+};
+
+// A row by itself, in this slot: a warp has an eighth of the tokens.
+struct Single {
+  static constexpr int OWN = CHUNK / (CONSUMERS * 4);
+  u32 bits[OWN], from;
+  Column column;
+
+  __device__ __forceinline__ Single(const Arguments& p, const Share64& share, int slot)
+      : from(share.thread / 32 * OWN * LINE + min(slot, BM - 1) * 2),
+        column(p, share.token + share.thread / 32 * OWN,
+               static_cast<int>(load_shared_u32(share.note + SORTED_AT + min(slot, BM - 1) * 4)) / BM) {
+    const bool there = static_cast<int>(load_shared_u32(share.note + SORTED_AT + min(slot, BM - 1) * 4)) >= 0;
+    if (slot >= BM || !there) column.left = 0;
+  }
+  __device__ __forceinline__ void fetch(u32 lines) {
+#pragma unroll
+    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(lines + from + t * LINE);
+  }
+  __device__ __forceinline__ void send(int chunk) {
+    u8* to = column.to;
+#pragma unroll
+    for (int t = 0; t < OWN; ++t, to += column.pitch)
+      if (chunk + t < column.left) *reinterpret_cast<u16*>(to) = static_cast<u16>(bits[t]);
+    column.to += CHUNK * column.pitch;
   }
 };
 
@@ -96,36 +110,32 @@ struct Neighbours {
   static constexpr bool SLOTTED = false;
   Pieces pieces;
 
-  __device__ __forceinline__ explicit Neighbours(const Share64& share) : pieces(share, BM / 8) {}
-  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) { pieces.fetch(lines, share); }
-  __device__ __forceinline__ void send(const Arguments& p, u32, const Share64&, int token) const { pieces.send(p, token); }
+  __device__ __forceinline__ Neighbours(const Arguments& p, const Share64& share) : pieces(p, share, BM / 8) {}
+  __device__ __forceinline__ void fetch(u32 lines) { pieces.fetch(lines); }
+  __device__ __forceinline__ void send(const Arguments&, const Share64&, u32, int chunk) { pieces.send(chunk); }
 };
 
-// Rows that are not: pieces, two rows a lane that are asked for beside them, and what there seldom is more.
+// Rows that are not: pieces, up to 64 rows that are asked for beside them, and what there seldom is more.
 struct Mixed {
   static constexpr bool SLOTTED = true;
+  int slot;
   Pieces pieces;
-  Singles near, far;
-  int rest;
+  Single near, far;
 
-  __device__ __forceinline__ explicit Mixed(const Share64& share) : Mixed(share, load_shared_u32(share.note + PIECES_AT)) {}
-  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
-    pieces.fetch(lines, share), near.fetch(lines), far.fetch(lines);
-  }
-  __device__ __forceinline__ void send(const Arguments& p, u32 lines, const Share64& share, int token) const {
-    pieces.send(p, token), near.send(p, token), far.send(p, token);
+  __device__ __forceinline__ Mixed(const Arguments& p, const Share64& share)
+      : slot(static_cast<int>(load_shared_u32(share.note + PIECES_AT)) * 8 + share.thread % 32),
+        pieces(p, share, slot / 8 - share.thread % 32 / 8), near(p, share, slot), far(p, share, slot + 32) {}
+  __device__ __forceinline__ void fetch(u32 lines) { pieces.fetch(lines), near.fetch(lines), far.fetch(lines); }
+  __device__ __forceinline__ void send(const Arguments& p, const Share64& share, u32 lines, int chunk) {
+    pieces.send(chunk), near.send(chunk), far.send(chunk);
 #pragma unroll 1
-    for (int slot = rest; slot < BM; slot += 32) {
-      Singles more(share, slot);
-      more.fetch(lines);
-      more.send(p, token);
+    for (int more = slot + 64; more < BM; more += 32) {
+      Single its(p, share, more);
+      its.fetch(lines);
+      its.column.to += chunk * its.column.pitch;
+      its.send(chunk);
     }
   }
-
- private:
-  __device__ __forceinline__ Mixed(const Share64& share, u32 count)
-      : pieces(share, count), near(share, count * 8 + share.thread % 32), far(share, near.slot + 32),
-        rest(count * 8 + share.thread % 32 + 64) {}
 };
 
 // Where a thread's values of rows g and g + 8 go in a line that is not in the rows' order.
@@ -178,7 +188,7 @@ __device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& shar
 template <Type TYPE, typename Sent>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
-  Sent sent(share);
+  Sent sent(p, share);
   const Slots slots(share);
   const int left = p.shape.tokens - share.token;
   stage_chunk<TYPE, Sent::SLOTTED>(d, share, pair, slots, 0);
@@ -188,9 +198,9 @@ __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Argum
     // All have written this half, and so have read the other.
     named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
     const u32 lines = share.staging + chunk / CHUNK % 2 * CHUNK * LINE;
-    sent.fetch(lines, share);
+    sent.fetch(lines);
     if (chunk + CHUNK < BN) stage_chunk<TYPE, Sent::SLOTTED>(d + (chunk + CHUNK) / 2, share, pair, slots, chunk + CHUNK);
-    sent.send(p, lines, share, share.token + chunk);
+    sent.send(p, share, lines, chunk);
   }
 }
 
