@@ -176,7 +176,7 @@ __device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& shar
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const u32 to = slots.at[i % 2] + half + (t + i / 2 * 8) * LINE;
-        store_shared_u16(to, packed[i]), store_shared_u16(to + LINE, packed[i] >> 16);
+        store_shared_halves(to, to + LINE, packed[i]);
       }
     } else {
       store_transposed(corner + t * LINE, packed);
