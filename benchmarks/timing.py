@@ -14,8 +14,8 @@ ROTATE_BYTES = 300e6
 REPLAYS = 25
 LEAST_REPLAYS = 7
 LEAST_GRAPH_US = 400.0
-# A first launch that takes so many seconds compiles or loads something: meanwhile the idle GPU's clock falls, and
-# takes some tens of ms of work to rise again.
+# A first launch that takes so many seconds compiles or loads something: meanwhile the idle GPU's clock falls,
+# and takes some tens of ms of work to rise again.
 IDLE_S = 0.02
 WAKE_US = 60e3
 # No time is worth more of a lent machine than this.

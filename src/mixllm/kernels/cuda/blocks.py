@@ -1,8 +1,8 @@
 """Which rows csrc/hopper.cu multiplies together, and in which order it writes them; made at load.
 
 A block of it has 128 rows, eight 16-row tiles of both widths. Rows that are neighbours in y should be in the
-same block: so tiles are in the order of their channels. And of eight neighbours that begin at a multiple of eight
-the block writes 16 bytes at once, if it has them all.
+same block: so tiles are in the order of their channels. And of eight neighbours that begin at a multiple of
+eight the block writes 16 bytes at once, if it has them all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def blocks(rows: Tensor, tiles8: int) -> Tensor:
     """int32 [A + 1 + 128 B] for the channels `rows` of A tiles, the first `tiles8` of 8 bits, -1 where a row
     is missing; B = ceil(A / 8) blocks.
 
-    First how many 8-bit tiles are before each tile in the order of channels, and how many in all. Then of each
-    block 128 c + r for its rows r = 0 .. 127 and their channels c: those of whole pieces of eight neighbours,
-    the others, each by their channels, and missing ones (c = -1).
+    First how many 8-bit tiles are before each tile in the order of channels, and how many in all. Then of
+    each block 128 c + r for its rows r = 0 .. 127 and their channels c: those of whole pieces of eight
+    neighbours, the others, each by their channels, and missing ones (c = -1).
     """
     tiles = rows.view(-1, TILE)
     there = tiles >= 0
