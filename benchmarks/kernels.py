@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels_report import SHAPES, insert, report
+from kernels_report import FORMATS, SHAPES, insert, report
 from peers import HUMMING, compile_humming, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE, PROFILES, Format
+from mixllm.config import GROUP_SIZE, Format
 from mixllm.kernels.cuda import hopper, ops, order, skinny, strips
 from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.launch import device
@@ -141,9 +141,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for n, k in SHAPES:
             if late():
                 return
-            weights = copies(random_tensors(PROFILES[name], n, k, share8))
+            weights = copies(random_tensors(FORMATS[name], n, k, share8))
             for t in tokens:
-                alone, both = time_mixllm(PROFILES[name], weights, n, k, t)
+                alone, both = time_mixllm(FORMATS[name], weights, n, k, t)
                 add("mixllm", name, share8, n, k, t, alone)
                 add("mixllm+quant", name, share8, n, k, t, both)
 
@@ -168,6 +168,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for tokens, shares in ((decode, (0.1, 0.0)), (many, (0.1,))):
         steps.append(partial(peers, time_cublas, tokens))
         steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+        if tokens == many:
+            steps.append(partial(mixed, "group", 0.1, tokens))
         steps.append(partial(peers, time_torch, tokens))
     for tokens, shares in ((decode, (1.0, 0.2)), (many, (0.0, 1.0, 0.2))):
         steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
