@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels_report import SHAPES, insert, report
+from kernels_report import FORMATS, SHAPES, insert, report
 from peers import HUMMING, compile_humming, humming_version, time_cublas, time_humming, time_torch
 from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
-from mixllm.config import GROUP_SIZE, PROFILES, Format
+from mixllm.config import GROUP_SIZE, Format
 from mixllm.kernels.cuda import hopper, ops, order, skinny, strips
+from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
 
@@ -45,7 +46,7 @@ Peer = Callable[[int, int, list[int]], Iterator[tuple[str, int, float]]]
 
 def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor]:
     """A weight of random bits in the kernels' order: codes8, codes4, scales8, scales4, rows, row_scales,
-    excess."""
+    blocks and excess."""
     n8 = round(n * share8)
     tiles8, tiles4, groups = -(-n8 // 16), -(-(n - n8) // 16), format.groups(k)
 
@@ -75,7 +76,7 @@ def random_tensors(format: Format, n: int, k: int, share8: float) -> list[Tensor
         scales4,
         rows,
         row_scales,
-        torch.rand(len(rows), device="cuda"),
+        torch.cat((blocks(rows, tiles8), torch.rand(len(rows), device="cuda").view(torch.int32))),
     ]
 
 
@@ -140,9 +141,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for n, k in SHAPES:
             if late():
                 return
-            weights = copies(random_tensors(PROFILES[name], n, k, share8))
+            weights = copies(random_tensors(FORMATS[name], n, k, share8))
             for t in tokens:
-                alone, both = time_mixllm(PROFILES[name], weights, n, k, t)
+                alone, both = time_mixllm(FORMATS[name], weights, n, k, t)
                 add("mixllm", name, share8, n, k, t, alone)
                 add("mixllm+quant", name, share8, n, k, t, both)
 
@@ -167,6 +168,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for tokens, shares in ((decode, (0.1, 0.0)), (many, (0.1,))):
         steps.append(partial(peers, time_cublas, tokens))
         steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]
+        if tokens == many:
+            steps.append(partial(mixed, "group", 0.1, tokens))
         steps.append(partial(peers, time_torch, tokens))
     for tokens, shares in ((decode, (1.0, 0.2)), (many, (0.0, 1.0, 0.2))):
         steps += [partial(mixed, name, share, tokens) for share in shares for name in ("fast", "paper")]

@@ -13,6 +13,8 @@ SHAPES = [
     (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336),
     (10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672),
 ]  # fmt: skip
+# The profiles, and what is between them: float group scales with one activation scale a token.
+FORMATS = {**PROFILES, "group": PROFILES["fast"].model_copy(update={"weight_scale": "group"})}
 
 
 def weight_bytes(format: Format, n: int, k: int, share8: float) -> int:
@@ -63,8 +65,8 @@ def report(data: dict[str, Any]) -> str:
     lines += ["| N x K | format | " + " | ".join(f"T = {t}" for t in few) + " |"]
     lines += ["|---" * (len(few) + 2) + "|"]
     for n, k in SHAPES:
-        for name in sorted({r["format"] for r in data["rows"]} - {""}):
-            floor = weight_bytes(PROFILES[name], n, k, 0.1) / data["read_GBps"] / 1e3
+        for name in sorted({r["format"] for r in data["rows"] if r["T"] in few} - {""}):
+            floor = weight_bytes(FORMATS[name], n, k, 0.1) / data["read_GBps"] / 1e3
             found = {t: times["mixllm", name, 0.1].get((n, k, t), math.nan) for t in few}
             cells = " | ".join("" if math.isnan(us) else f"{us - floor:.1f}" for us in found.values())
             lines.append(f"| {n} x {k} | {name} | {cells} |")

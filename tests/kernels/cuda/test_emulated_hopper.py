@@ -28,6 +28,11 @@ CASES = [
     ({}, HopperTile(256, 4, True), 70, 20, 640, 270, 2, HALF),
     ({}, HopperTile(256, 4, True), 300, 40, 1100, 300, 5, BFLOAT),
     ({}, HopperTile(128, 3, False), 70, 0, 200, 20, 2, FLOAT),
+    # Rows of y on 16 bytes: pieces of eight neighbours.
+    ({}, HopperTile(256, 4, False), 230, 42, 300, 201, 2, BFLOAT),
+    ({}, HopperTile(64, 3, True), 50, 214, 400, 67, 2, HALF),
+    ({}, HopperTile(192, 5, True), 150, 30, 700, 200, 3, BFLOAT),
+    ({"weight_scale": "group"}, HopperTile(128, 4, False), 200, 8, 200, 99, 2, BFLOAT),
     ({"weight_scale": "row"}, HopperTile(128, 6, True), 0, 150, 128, 9, 2, BFLOAT),
     ({}, HopperTile(128, 3, True), 264, 0, 900, 150, 7, BFLOAT),
     ({"weight_scale": "group"}, HopperTile(128, 6, True), 130, 20, 700, 70, 3, BFLOAT),

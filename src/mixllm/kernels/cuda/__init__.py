@@ -11,6 +11,7 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
 from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.excess import excess
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.layout import KernelWeight, to_kernel_order
@@ -27,10 +28,11 @@ class CudaLinear:
         self.scales = Scales.of(format, weight.scales4.shape[2] > 48)
         self.group = 0 if format.activation_group == "token" else format.activation_group
         self.tensors = [
-            weight.codes8, weight.codes4, weight.scales8, weight.scales4, weight.rows, weight.row_scales
+            weight.codes8, weight.codes4, weight.scales8, weight.scales4, weight.rows, weight.row_scales,
+            blocks(weight.rows, len(weight.codes8)),
         ]  # fmt: skip
         if self.scales.unsigned:
-            self.tensors.append(excess(weight))
+            self.tensors[-1] = torch.cat((self.tensors[-1], excess(weight).view(torch.int32)))
         self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
         self.number = number(self)
 

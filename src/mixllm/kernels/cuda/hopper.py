@@ -45,7 +45,7 @@ class HopperTile:
     def shared_bytes(self, scales: Scales) -> int:
         """As csrc/hopper_ring.cuh lays it out."""
         meta = ROWS // 16 * (16 + (0, 32, 64)[scales.weight]) + (0 if scales.token else self.bn * 4)
-        notes = self.bn * 8 + ROWS * 16 + 64 + 24
+        notes = self.bn * 8 + ROWS * 20 + 64 + 24
         return self.stages * ((self.bn + ROWS) * 128 + meta + 16) + 2 * (32 * 272 + notes)
 
     def tiles(self, tokens: int, rows16: int) -> int:
@@ -57,16 +57,21 @@ class HopperTile:
         return rest + blocks * (tiles >= blocks) if self.cut and rest else 0
 
 
-STAGES = {256: 4, 128: 6, 64: 8}
+STAGES = {256: 4, 192: 5, 128: 6, 64: 8}
 TILES = {
-    key: [HopperTile(bn, stages, cut) for bn, stages in STAGES.items() for cut in (False, True)]
-    for key in ("whole", "grouped")
+    key: [HopperTile(bn, STAGES[bn], cut) for bn in sizes for cut in (False, True)]
+    for key, sizes in {"whole": (256, 192, 128, 64), "grouped": (256, 128, 64)}.items()
 }
 # Microseconds on an H200, fitted to the benchmark's shapes at 256 to 4,096 tokens: a stage, what a tile takes
 # beside its stages, and handing partial sums over. By (scales.key, scales.token). ("grouped", True), 128:
 # a loop without zero points, and a sixteenth of a stage of those more (docs/hopper.md, version 7).
 TIMES = {
-    ("whole", True): {256: (0.660, 7.0, 9.0), 128: (0.397, 3.9, 4.9), 64: (0.362, 1.8, 1.9)},
+    ("whole", True): {
+        256: (0.660, 7.0, 9.0),
+        192: (0.500, 5.4, 7.0),
+        128: (0.397, 3.9, 4.9),
+        64: (0.362, 1.8, 1.9),
+    },
     ("grouped", True): {256: (1.007, 6.1, 11.0), 128: (0.493, 4.2, 5.8), 64: (0.442, 1.6, 7.5)},
     ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
 }
@@ -103,7 +108,7 @@ def gemm_into(
     bias: Tensor | None, scales: Scales, group: int, tile: HopperTile,
 ) -> Tensor:  # fmt: skip
     """The kernel with a given tile -> where it hands partial sums on. weight: codes8, codes4, scales8,
-    scales4, rows, row_scales, excess (excess.py)."""
+    scales4, rows, row_scales, blocks (blocks.py)."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
     groups, tokens = codes4.shape[1], codes.shape[1]

@@ -64,7 +64,7 @@ class Gemm(ctypes.Structure):
         ("codes8", c_void_p), ("codes4", c_void_p), ("scales8", c_void_p), ("scales4", c_void_p),
         ("x", c_void_p), ("x_scales", c_void_p), ("partials", c_void_p), ("flags", c_void_p),
         ("out", Outputs), ("shape", Shape), ("x_stride", c_int), ("x_group_shift", c_int),
-        ("excess", c_void_p),
+        ("blocks", c_void_p),
     ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def gemm_arguments(
 ) -> Gemm:  # fmt: skip
     """What csrc/epilogue.cuh calls Arguments; partials and flags only where something is cut along K, and
     no codes, scales and sums where the kernel makes them."""
-    codes8, codes4, scales8, scales4, rows, row_scales, *excess = weight
+    codes8, codes4, scales8, scales4, rows, row_scales, *blocks = weight
 
     def address(tensor: Tensor | None) -> int | None:
         return None if tensor is None else tensor.data_ptr()
@@ -229,7 +229,7 @@ def gemm_arguments(
                 y.shape[1], TYPES[y.dtype]),
         shape, -(-shape.tokens // 4) * 4 if x_scales is None else x_scales.shape[1],
         (max(group, GROUP_SIZE) // GROUP_SIZE).bit_length() - 1,
-        address(excess[0] if excess else None),
+        address(blocks[0] if blocks else None),
     )  # fmt: skip
 
 

@@ -28,6 +28,10 @@ inline void store_transposed(u32 to, const u32 (&m)[4]) {
   }
   __syncwarp();
 }
+inline void store_shared_halves(u32 low_to, u32 high_to, u32 x) {
+  const u16 halves[2] = {static_cast<u16>(x), static_cast<u16>(x >> 16)};
+  std::memcpy(shared_memory + low_to, halves, 2), std::memcpy(shared_memory + high_to, halves + 1, 2);
+}
 inline void store_shared_u32(u32 to, u32 x) { std::memcpy(shared_memory + to, &x, 4); }
 inline void store_shared_pair(u32 to, u32 x, u32 y) {
   std::memcpy(shared_memory + to, &x, 4), std::memcpy(shared_memory + to + 4, &y, 4);

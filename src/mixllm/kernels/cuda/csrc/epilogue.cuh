@@ -26,7 +26,7 @@ struct Arguments {
   Shape shape;
   int x_stride;
   int x_group_shift;       // weight groups in an activation group, log2
-  const void* excess;      // hopper.cu only; see excess.py
+  const int* blocks;       // hopper.cu only; see blocks.py, and behind that excess.py
 };
 
 // Who hands over partial sums together: a whole block (gemm.cu), or each warp for itself (decode.cu).

@@ -1,9 +1,10 @@
 // From a warpgroup's accumulators to y: scales, bias, and through shared memory to the original channel order.
 //
-// stmatrix turns 8 x 8 values on their way, so a token's 128 rows lie in one line. Where those are neighbours in y a lane
-// writes eight of them at once. Else it writes one, in y's order: an SM sends L2 a 32-byte sector a cycle, full or
-// not, and rows of both widths that share a sector go there together. Two halves of the staging take turns, so there
-// is one barrier for 32 tokens.
+// A token's 128 rows lie in one line. Where those are neighbours in y, stmatrix turns 8 x 8 values on their way, and a lane
+// writes eight of them at once. Else each value goes to its row's slot of the line, in which whole pieces of eight neighbours come
+// first (blocks.py): these a lane writes at once, of the others one. So rows of both widths that share a sector of y mostly go
+// there together: what an SM sends L2 are sectors, full or not. Two halves of the staging take turns, so there is one
+// barrier for 32 tokens.
 #pragma once
 #include "hopper_notes.cuh"
 #include "wgmma_sums.cuh"
@@ -42,68 +43,121 @@ __device__ __forceinline__ void finished(float (&y)[4], const Sum* sums, const P
   }
 }
 
-// What a thread sends of a chunk of tokens whose rows are neighbours in y: sixteen lanes a token.
-struct Neighbours {
-  static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
-  Words4 words[ROUNDS];
-  int channel, first;
+// Where in y a thread's channel is, from its first token on, and how many tokens there are from that on.
+struct Column {
+  u8* to;
+  i64 pitch;
+  int left;
 
-  __device__ __forceinline__ explicit Neighbours(const Share64& share)
-      : channel(static_cast<int>(load_shared_u32(share.note + CHANNELS_AT)) + share.thread % LANES * 8),
-        first(share.thread / LANES) {}
-  __device__ __forceinline__ void fetch(u32 lines, const Share64& share) {
-#pragma unroll
-    for (int round = 0; round < ROUNDS; ++round)
-      words[round] = load_shared(lines + (round * AT_ONCE + first) * LINE + share.thread % LANES * 16);
-  }
-  __device__ __forceinline__ void send(const Arguments& p, int token) const {
-    const int count = p.shape.tokens - token;
-    u16* to = static_cast<u16*>(p.out.y) + static_cast<i64>(token) * p.out.channels + channel;
-#pragma unroll
-    for (int t = first, round = 0; round < ROUNDS; ++round, t += AT_ONCE)
-      if (t < count) store_l2(to + static_cast<i64>(t) * p.out.channels, words[round]);
+  __device__ __forceinline__ Column(const Arguments& p, int token, int channel)
+      : pitch(static_cast<i64>(p.out.channels) * 2), left(p.shape.tokens - token) {
+    to = static_cast<u8*>(p.out.y) + token * pitch + channel * 2;
   }
 };
 
-// The same where they are not: a warp has a quarter of the tokens and 64 of the sorted rows, a lane two of those.
-struct Scattered {
-  static constexpr int OWN = CHUNK / 4;
-  u32 sorted[2], bits[2][OWN];
-  int first;
+// What a thread sends of each chunk of tokens: pieces of eight rows that are neighbours in y, sixteen lanes a token.
+struct Pieces {
+  static constexpr int LANES = BM / 8, AT_ONCE = CONSUMERS * 128 / LANES, ROUNDS = CHUNK / AT_ONCE;
+  Words4 words[ROUNDS];
+  u32 from;
+  Column column;
 
-  __device__ __forceinline__ explicit Scattered(const Share64& share) : first(share.thread / 32 / CONSUMERS * OWN) {
-    const int row = share.thread / 32 % CONSUMERS * 64 + share.thread % 32;
-    sorted[0] = load_shared_u32(share.note + SORTED_AT + row * 4);
-    sorted[1] = load_shared_u32(share.note + SORTED_AT + row * 4 + 128);
+  __device__ __forceinline__ Pieces(const Arguments& p, const Share64& share, u32 pieces)
+      : from(share.thread / LANES * LINE + share.thread % LANES * 16),
+        column(p, share.token + share.thread / LANES,
+               static_cast<int>(load_shared_u32(share.note + SORTED_AT + share.thread % LANES * 32)) / BM) {
+    if (share.thread % LANES >= pieces) column.left = 0;
   }
-  __device__ __forceinline__ void fetch(u32 lines, const Share64&) {
+  __device__ __forceinline__ void fetch(u32 lines) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int t = 0; t < OWN; ++t) bits[i][t] = load_shared_u16(lines + (first + t) * LINE + sorted[i] % BM * 2);
+    for (int round = 0; round < ROUNDS; ++round) words[round] = load_shared(lines + from + round * AT_ONCE * LINE);
   }
-  __device__ __forceinline__ void send(const Arguments& p, int token) const {
-    const int count = p.shape.tokens - token - first;
-    const i64 pitch = p.out.channels;
-    u16* y = static_cast<u16*>(p.out.y) + (token + first) * pitch;
+  __device__ __forceinline__ void send(int chunk) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (sorted[i] == ~0u) continue;
-      u16* to = y + (sorted[i] >> ROW_BITS);
+    for (int round = 0; round < ROUNDS; ++round, column.to += AT_ONCE * column.pitch)
+      if (chunk + round * AT_ONCE < column.left) store_l2(column.to, words[round]);
+  }
+};
+
+// A row by itself, in this slot: a warp has an eighth of the tokens.
+struct Single {
+  static constexpr int OWN = CHUNK / (CONSUMERS * 4);
+  u32 bits[OWN], from;
+  Column column;
+
+  __device__ __forceinline__ Single(const Arguments& p, const Share64& share, int slot)
+      : from(share.thread / 32 * OWN * LINE + min(slot, BM - 1) * 2),
+        column(p, share.token + share.thread / 32 * OWN,
+               static_cast<int>(load_shared_u32(share.note + SORTED_AT + min(slot, BM - 1) * 4)) / BM) {
+    const bool there = static_cast<int>(load_shared_u32(share.note + SORTED_AT + min(slot, BM - 1) * 4)) >= 0;
+    if (slot >= BM || !there) column.left = 0;
+  }
+  __device__ __forceinline__ void fetch(u32 lines) {
 #pragma unroll
-      for (int t = 0; t < OWN; ++t, to += pitch)
-        if (t < count) *to = static_cast<u16>(bits[i][t]);
+    for (int t = 0; t < OWN; ++t) bits[t] = load_shared_u16(lines + from + t * LINE);
+  }
+  __device__ __forceinline__ void send(int chunk) {
+    u8* to = column.to;
+#pragma unroll
+    for (int t = 0; t < OWN; ++t, to += column.pitch)
+      if (chunk + t < column.left) *reinterpret_cast<u16*>(to) = static_cast<u16>(bits[t]);
+    column.to += CHUNK * column.pitch;
+  }
+};
+
+// A tile's rows that are neighbours in y, all of them.
+struct Neighbours {
+  static constexpr bool SLOTTED = false;
+  Pieces pieces;
+
+  __device__ __forceinline__ Neighbours(const Arguments& p, const Share64& share) : pieces(p, share, BM / 8) {}
+  __device__ __forceinline__ void fetch(u32 lines) { pieces.fetch(lines); }
+  __device__ __forceinline__ void send(const Arguments&, const Share64&, u32, int chunk) { pieces.send(chunk); }
+};
+
+// Rows that are not: pieces, up to 64 rows that are asked for beside them, and what there seldom is more.
+struct Mixed {
+  static constexpr bool SLOTTED = true;
+  int slot;
+  Pieces pieces;
+  Single near, far;
+
+  __device__ __forceinline__ Mixed(const Arguments& p, const Share64& share)
+      : slot(static_cast<int>(load_shared_u32(share.note + PIECES_AT)) * 8 + share.thread % 32),
+        pieces(p, share, slot / 8 - share.thread % 32 / 8), near(p, share, slot), far(p, share, slot + 32) {}
+  __device__ __forceinline__ void fetch(u32 lines) { pieces.fetch(lines), near.fetch(lines), far.fetch(lines); }
+  __device__ __forceinline__ void send(const Arguments& p, const Share64& share, u32 lines, int chunk) {
+    pieces.send(chunk), near.send(chunk), far.send(chunk);
+#pragma unroll 1
+    for (int more = slot + 64; more < BM; more += 32) {
+      Single its(p, share, more);
+      its.fetch(lines);
+      its.column.to += chunk * its.column.pitch;
+      its.send(chunk);
     }
   }
 };
 
-// Values of a chunk of tokens, as lines.
-template <Type TYPE>
-__device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& share, const Pair& pair, int chunk) {
+// Where a thread's values of rows g and g + 8 go in a line that is not in the rows' order.
+struct Slots {
+  u32 at[2];
+
+  __device__ __forceinline__ explicit Slots(const Share64& share) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int row = share.thread / 32 * 16 + share.thread % 32 / 4 + 8 * h;
+      at[h] = share.staging + share.thread % 4 * 2 * LINE + load_shared_u32(share.note + SLOTS_AT + row * 4) * 2;
+    }
+  }
+};
+
+// Values of a chunk of tokens, as lines: in the rows' order, or each value in its slot.
+template <Type TYPE, bool SLOTTED>
+__device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& share, const Pair& pair, const Slots& slots, int chunk) {
   const int warp = share.thread / 32, lane = share.thread % 32;
+  const u32 half = chunk / CHUNK % 2 * CHUNK * LINE;
   // Matrix lane / 8 of the four: rows 8 (m % 2), tokens 8 (m / 2); its line lane % 8.
-  const u32 corner = share.staging + chunk / CHUNK % 2 * CHUNK * LINE + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 +
-                     lane / 8 % 2 * 16;
+  const u32 corner = share.staging + half + (lane / 16 * 8 + lane % 8) * LINE + warp * 32 + lane / 8 % 2 * 16;
   Words4 tokens[CHUNK / 8];
 #pragma unroll
   for (int j = 0; j < CHUNK / 8; ++j)
@@ -118,7 +172,15 @@ __device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& shar
       finished(y, sums + j * 4, pair, tokens[j]);
       packed[side * 2] = to_pair<TYPE>(y[0], y[1]), packed[side * 2 + 1] = to_pair<TYPE>(y[2], y[3]);
     }
-    store_transposed(corner + t * LINE, packed);
+    if constexpr (SLOTTED) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const u32 to = slots.at[i % 2] + half + (t + i / 2 * 8) * LINE;
+        store_shared_halves(to, to + LINE, packed[i]);
+      }
+    } else {
+      store_transposed(corner + t * LINE, packed);
+    }
   }
 }
 
@@ -126,27 +188,29 @@ __device__ __forceinline__ void stage_chunk(const Sum* sums, const Share64& shar
 template <Type TYPE, typename Sent>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
-  Sent sent(share);
+  Sent sent(p, share);
+  const Slots slots(share);
   const int left = p.shape.tokens - share.token;
-  stage_chunk<TYPE>(d, share, pair, 0);
+  stage_chunk<TYPE, Sent::SLOTTED>(d, share, pair, slots, 0);
 #pragma unroll
   for (int chunk = 0; chunk < BN; chunk += CHUNK) {
     if (chunk >= left) break;
     // All have written this half, and so have read the other.
     named_barrier<CONSUMERS * 128>(BOTH_GROUPS);
-    sent.fetch(share.staging + chunk / CHUNK % 2 * CHUNK * LINE, share);
-    if (chunk + CHUNK < BN) stage_chunk<TYPE>(d + (chunk + CHUNK) / 2, share, pair, chunk + CHUNK);
-    sent.send(p, share.token + chunk);
+    const u32 lines = share.staging + chunk / CHUNK % 2 * CHUNK * LINE;
+    sent.fetch(lines);
+    if (chunk + CHUNK < BN) stage_chunk<TYPE, Sent::SLOTTED>(d + (chunk + CHUNK) / 2, share, pair, slots, chunk + CHUNK);
+    sent.send(p, share, lines, chunk);
   }
 }
 
 template <Type TYPE>
 __device__ __forceinline__ void write_narrow(const Sum (&d)[BN / 2], const Arguments& p, const Share64& share,
                                              const Pair& pair) {
-  if (load_shared_u32(share.note + DENSE_AT))
+  if (load_shared_u32(share.note + PIECES_AT) == ALL_NEIGHBOURS)
     write_narrow<TYPE, Neighbours>(d, p, share, pair);
   else
-    write_narrow<TYPE, Scattered>(d, p, share, pair);
+    write_narrow<TYPE, Mixed>(d, p, share, pair);
 }
 
 // float32 goes out as it lies in the registers: it is no one's fast path.

@@ -4,10 +4,9 @@
 #include "hopper_ring.cuh"
 
 // The head: the place; for each 16-row tile where its codes begin in a stage, in KB, and whether they are of 8 bits;
-// whether the rows are neighbours in y that 16-byte stores can serve.
-constexpr int PLACE_AT = HEAD_AT, ROWS16_AT = HEAD_AT + 16, DENSE_AT = ROWS16_AT + TILES16 * 4;
-constexpr int ROW_BITS = 7;
-static_assert(1 << ROW_BITS == BM, "a sorted row is its channel and, in its lowest bits, its number in the tile");
+// how many pieces of eight neighbours in y the rows have that 16-byte stores can serve, or that all are neighbours.
+constexpr int PLACE_AT = HEAD_AT, ROWS16_AT = HEAD_AT + 16, PIECES_AT = ROWS16_AT + TILES16 * 4;
+constexpr u32 ALL_NEIGHBOURS = ~0u;
 
 __device__ __forceinline__ void note_tokens(const Arguments& p, u32 note, int token, int lane) {
 #pragma unroll
@@ -17,49 +16,40 @@ __device__ __forceinline__ void note_tokens(const Arguments& p, u32 note, int to
   }
 }
 
-// A lane has every 32nd row. Rows that are not there have negative channels, no two the same.
+// A lane has every 32nd row.
 __device__ __forceinline__ void note_rows(const Arguments& p, u32 note, const Place& place, int lane) {
-  const bool aligned = (reinterpret_cast<u64>(p.out.y) | p.out.channels * 2) % 16 == 0;
-  int channel[BM / 32], rank[BM / 32];
+  const int all = p.shape.rows8 + p.shape.rows4;
+  const int* lines = p.blocks + all + 1;
+  const float* excess = reinterpret_cast<const float*>(lines + (all + TILES16 - 1) / TILES16 * BM);
+  lines += place.row16 * 16;
+  const float* scales = UNSIGNED ? excess : p.out.row_scales;
+  const int first = lines[0] / BM;
+  bool neighbours = true;
 #pragma unroll
   for (int i = 0; i < BM / 32; ++i) {
-    const int at = i * 32 + lane;
-    const Row16 row16(p.shape, place.row16 + at / 16);
+    const int at = i * 32 + lane, line = lines[at];
+    const Row16 row16(p, place.row16 + at / 16);
     const int row = (row16.index + (row16.eight ? 0 : p.shape.rows8)) * 16 + at % 16;
     const int its = row16.there ? p.out.rows[row] : -1;
-    const float* scales = UNSIGNED ? static_cast<const float*>(p.excess) : p.out.row_scales;
     const float scale = row16.there && (WEIGHT_SCALES == 0 || UNSIGNED) ? scales[row] : 1.0f;
     const float bias = its >= 0 ? bias_of(p.out, its) : 0.0f;
-    channel[i] = its >= 0 ? its : at - (1 << 30), rank[i] = 0;
-    store_shared_u32(note + CHANNELS_AT + at * 4, channel[i]);
+    store_shared_u32(note + CHANNELS_AT + at * 4, its);
     store_shared_pair(note + FACTORS_AT + at * 8, __float_as_uint(scale), __float_as_uint(bias));
+    store_shared_u32(note + SORTED_AT + at * 4, line);
+    store_shared_u32(note + SLOTS_AT + line % static_cast<u32>(BM) * 4, at);
+    neighbours = neighbours && line == (first + at) * BM + at;
   }
-  __syncwarp();
-  const int first = static_cast<int>(load_shared_u32(note + CHANNELS_AT));
-  bool dense = aligned && first >= 0 && first % 8 == 0;
-#pragma unroll 1
-  for (int at = 0; at < BM; at += 4) {
-    const Words4 four = load_shared(note + CHANNELS_AT + at * 4);
-#pragma unroll
-    for (int i = 0; i < BM / 32; ++i) {
-      const u32 own = static_cast<u32>(channel[i]);
-      rank[i] += (four.x < own) + (four.y < own) + (four.z < own) + (four.w < own);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < BM / 32; ++i) {
-    const int at = i * 32 + lane;
-    dense = dense && channel[i] == first + at;
-    store_shared_u32(note + SORTED_AT + rank[i] * 4, channel[i] >= 0 ? channel[i] << ROW_BITS | at : ~0u);
-  }
-  const u32 all = __reduce_add_sync(~0u, dense) == 32;
-  if (lane == 0) store_shared_u32(note + DENSE_AT, all);
+  // A lane has a piece.
+  const int from = lane < BM / 8 ? lines[lane * 8] : -1, to = lane < BM / 8 ? lines[lane * 8 + 7] : 0;
+  const bool aligned = (reinterpret_cast<u64>(p.out.y) | p.out.channels * 2) % 16 == 0;
+  const bool whole = aligned && from >= 0 && from / BM % 8 == 0 && to / BM == from / BM + 7;
+  const int pieces = __reduce_add_sync(~0u, whole), alike = __reduce_add_sync(~0u, neighbours);
+  if (lane == 0) store_shared_u32(note + PIECES_AT, pieces == BM / 8 && alike == 32 ? ALL_NEIGHBOURS : pieces);
 }
 
 __device__ __forceinline__ void take_notes(const Arguments& p, u32 ring) {
   const int lane = threadIdx.x % 32;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Round<2> turn;
   Place place;
   for (int index = 0;; ++index, turn.next()) {
@@ -73,11 +63,12 @@ __device__ __forceinline__ void take_notes(const Arguments& p, u32 ring) {
     }
     if (some && lane < TILES16) {
       const int at = place.row16 + lane;
-      const u32 eight = Row16(p.shape, at).eight;
-      store_shared_u32(note + ROWS16_AT + lane * 4, kilobytes_before(p.shape, place.row16, at) << 1 | eight);
+      const u32 eight = Row16(p, at).eight;
+      store_shared_u32(note + ROWS16_AT + lane * 4, kilobytes_before(p, place.row16, at) << 1 | eight);
     }
     barrier_arrive(ring + PLACED_AT + turn.stage * 8);
     if (!some) return;
+    if (index == 0) wait_for_earlier_kernels();
     note_tokens(p, note, place.token, lane);
     note_rows(p, note, place, lane);
     barrier_arrive(ring + NOTED_AT + turn.stage * 8);

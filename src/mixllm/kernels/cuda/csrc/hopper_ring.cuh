@@ -12,9 +12,10 @@ constexpr int SCALE_STAGE = W_SCALE_BYTES + X_SCALE_BYTES;
 constexpr int CHUNK = 32, LINE = BM * 2 + 16;  // the epilogue's tokens at a time; bytes a token, over all banks
 constexpr int SCALES_AT = STAGES * STAGE_BYTES, STAGING_AT = SCALES_AT + STAGES * SCALE_STAGE;
 constexpr int NOTES_AT = STAGING_AT + 2 * CHUNK * LINE;
-// What is to be known of a tile, twice: tokens; rows: channel, scale and bias; rows in y's order; the head.
+// What is to be known of a tile, twice: tokens; rows: channel, scale and bias; the order in which they are written, and where
+// in that a row is; the head.
 constexpr int TOKENS_AT = 0, CHANNELS_AT = BN * 8, FACTORS_AT = CHANNELS_AT + BM * 4, SORTED_AT = FACTORS_AT + BM * 8;
-constexpr int HEAD_AT = SORTED_AT + BM * 4, NOTE_BYTES = HEAD_AT + 64;
+constexpr int SLOTS_AT = SORTED_AT + BM * 4, HEAD_AT = SLOTS_AT + BM * 4, NOTE_BYTES = HEAD_AT + 64;
 constexpr int FULL_AT = NOTES_AT + 2 * NOTE_BYTES, EMPTY_AT = FULL_AT + STAGES * 8;
 constexpr int PLACED_AT = EMPTY_AT + STAGES * 8, NOTED_AT = PLACED_AT + 2 * 8, READ_AT = NOTED_AT + 2 * 8;
 
@@ -58,8 +59,8 @@ struct Span {
 };
 
 // Where in a stage a 16-row tile's codes begin, in KB after the tokens: `first` is the first of the block's.
-__device__ __forceinline__ int kilobytes_before(const Shape& shape, int first, int at) {
-  return at - first + Row16::eights_before(shape, at) - Row16::eights_before(shape, first);
+__device__ __forceinline__ int kilobytes_before(const Arguments& p, int first, int at) {
+  return at - first + Row16::eights_before(p, at) - Row16::eights_before(p, first);
 }
 
 // The copy engine takes 34 to 45 ns a piece, whatever its size up to a KB, and a stage's 1,024 cycles are hardly more
@@ -81,25 +82,24 @@ __device__ __forceinline__ void copy_zeros(const Arguments& p, u32 to, int at, u
   }
 }
 
-// A warp: four 16-row tiles' codes.
+// A warp: four 16-row tiles' codes. Weights are no earlier kernel's, so it waits for none.
 __device__ __forceinline__ void produce_codes(const Arguments& p, u32 ring, int quarter) {
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Turn turn;
   Place place;
   for (int number = 0; tiles.at(number, place); ++number) {
     const u8* from[4];
     u32 to[4];
     int slot[4];
-    const int before = Row16::eights_before(p.shape, place.row16 + quarter * 4);
+    const int before = Row16::eights_before(p, place.row16 + quarter * 4);
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
       const int at = place.row16 + quarter * 4 + t;
-      const Row16 row16(p.shape, at);
+      const Row16 row16(p, at);
       slot[t] = row16.there ? row16.eight ? 2048 : 1024 : 0;
       from[t] = (row16.eight ? p.codes8 : p.codes4) + (static_cast<i64>(row16.index) * groups + place.begin) * slot[t] + lane * 16;
-      to[t] = ring + X_BYTES + kilobytes_before(p.shape, place.row16, at) * 1024 + lane * 16;
+      to[t] = ring + X_BYTES + kilobytes_before(p, place.row16, at) * 1024 + lane * 16;
     }
 #pragma unroll 1
     for (int stage = place.begin; stage < place.end; ++stage, turn.next()) {
@@ -129,7 +129,6 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
   constexpr int PIECES = META4 / 16, ROUNDS = (TILES16 * PIECES + 31) / 32;
   const int lane = threadIdx.x % 32, groups = p.shape.groups;
   const Tiles tiles{p.shape};
-  wait_for_earlier_kernels();
   Turn turn;
   Place place;
   for (int number = 0; tiles.at(number, place); ++number) {
@@ -142,7 +141,7 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
       const int piece = round * 32 + lane, part = piece % PIECES * 16;
-      const Row16 row16(p.shape, place.row16 + min(piece / PIECES, TILES16 - 1));
+      const Row16 row16(p, place.row16 + min(piece / PIECES, TILES16 - 1));
       meta[round] = row16.eight ? META8 : META4;
       from[round] = (row16.eight ? p.scales8 : p.scales4) + (static_cast<i64>(row16.index) * groups + place.begin) * meta[round] + part;
       if (!row16.there || piece >= TILES16 * PIECES || part >= meta[round]) meta[round] = 0;
@@ -152,17 +151,19 @@ __device__ __forceinline__ void produce_tokens(const Arguments& p, u32 ring) {
       const bool scaled = !UNSIGNED || stage < groups;
       const u32 full = ring + FULL_AT + turn.stage * 8, scales = ring + SCALES_AT + turn.stage * SCALE_STAGE;
       barrier_wait(ring + EMPTY_AT + turn.stage * 8, turn.parity ^ 1);
+#pragma unroll
+      for (int round = 0; round < ROUNDS; ++round) {
+        if (scaled && meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
+        from[round] += meta[round];
+      }
+      // Tokens may be the kernel's before.
+      if (stage == place.begin && number == 0) wait_for_earlier_kernels();
       if (lane == 0) {
         barrier_expect(full, left * 128 + x_scale_bytes);
         copy_bulk(ring + turn.stage * STAGE_BYTES, x, left * 128, full);
         if (!TOKEN_SCALES)
           copy_bulk(scales + W_SCALE_BYTES, p.x_scales + place.token + static_cast<i64>(stage >> p.x_group_shift) * p.x_stride,
                     x_scale_bytes, full);
-      }
-#pragma unroll
-      for (int round = 0; round < ROUNDS; ++round) {
-        if (scaled && meta[round] > 0) copy_async(scales + (round * 32 + lane) * 16, from[round]);
-        from[round] += meta[round];
       }
       barrier_arrive_after_copies(full);
       x += step;

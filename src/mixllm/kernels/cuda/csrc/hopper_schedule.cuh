@@ -1,8 +1,8 @@
 // Which tile of 128 rows x BN tokens a block works on: one persistent grid (hopper.cu).
 //
-// A tile's eight 16-row tiles are of both widths, mixed evenly over the whole weight: so all tiles cost the same,
-// and what writes to the same channels' neighbourhood does so at about the same time, while it is in L2 (ten 8-bit
-// rows of a hundred put an 8-bit channel into four of five 32-byte sectors of y). Bands of token blocks with the
+// A tile's eight 16-row tiles are of both widths, in the order of their channels (blocks.py): so that it has most rows of
+// most 32-byte sectors of y that it writes to (ten 8-bit rows of a hundred put an 8-bit channel into four of five of
+// those), and who has the rest writes at about the same time, while it is in L2. Bands of token blocks with the
 // rows outermost: what runs at one time is about as many rows as tokens, and stays in L2. The first `split` tiles are cut into equal shares
 // of stages, as in schedule.cuh: a block works from its highest tile down, and whoever has a tile's end adds up.
 #pragma once
@@ -13,16 +13,14 @@ struct Row16 {
   int index;
   bool eight, there;
 
-  __device__ __forceinline__ Row16(const Shape& shape, int at) {
-    const int all = shape.rows8 + shape.rows4, before = eights_before(shape, at);
-    there = at < all;
-    eight = there && eights_before(shape, at + 1) > before;
+  __device__ __forceinline__ Row16(const Arguments& p, int at) {
+    const int before = eights_before(p, at);
+    there = at < p.shape.rows8 + p.shape.rows4;
+    eight = eights_before(p, at + 1) > before;
     index = eight ? before : at - before;
   }
-  // Half a step ahead: an 8-bit tile comes amid the 4-bit ones that its channels lie among.
-  __device__ __forceinline__ static int eights_before(const Shape& shape, int at) {
-    const int all = shape.rows8 + shape.rows4;
-    return static_cast<int>((static_cast<u32>(at) * shape.rows8 + all / 2) / all);
+  __device__ __forceinline__ static int eights_before(const Arguments& p, int at) {
+    return p.blocks[min(at, p.shape.rows8 + p.shape.rows4)];
   }
 };
 

@@ -54,6 +54,13 @@ __device__ __forceinline__ void store_transposed(u32 to, const u32 (&m)[4]) {
                : "memory");
 }
 
+// Two halves of a word to two places in shared memory.
+__device__ __forceinline__ void store_shared_halves(u32 low_to, u32 high_to, u32 x) {
+  asm volatile("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\nst.shared.b16 [%0], low;\nst.shared.b16 [%1], high;\n}" ::"r"(low_to),
+               "r"(high_to), "r"(x)
+               : "memory");
+}
+
 // One and two words to and from shared memory.
 __device__ __forceinline__ void store_shared_u32(u32 to, u32 x) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(x) : "memory");

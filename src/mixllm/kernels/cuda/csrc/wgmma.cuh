@@ -48,9 +48,11 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
   NAMES_0_31 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define NAMES_64_127 \
+#define NAMES_64_95 \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, " \
-  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, " \
+  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_96_127 \
+  "%96, %97, %98, %99, %100, %101, %102, " \
   "%103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, " \
   "%119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PLACES_4(KIND, i) KIND(d[i]), KIND(d[i + 1]), KIND(d[i + 2]), KIND(d[i + 3])
@@ -79,7 +81,8 @@ WGMMA(true, false, "u8.s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", 
 WGMMA(false, false, "s8.s8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
 WGMMA(true, false, "u8.s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64("+r", 0))
 WGMMA(false, false, "s8.s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69", PLACES_64("+r", 0))
-WGMMA(true, false, "u8.s8", 256, NAMES_0_63 ", " NAMES_64_127, "128", "129", "130", "131", "132", "133", PLACES_64("+r", 0), PLACES_64("+r", 64))
+WGMMA(true, false, "u8.s8", 192, NAMES_0_63 ", " NAMES_64_95, "96", "97", "98", "99", "100", "101", PLACES_64("+r", 0), PLACES_32("+r", 64))
+WGMMA(true, false, "u8.s8", 256, NAMES_0_63 ", " NAMES_64_95 ", " NAMES_96_127, "128", "129", "130", "131", "132", "133", PLACES_64("+r", 0), PLACES_64("+r", 64))
 WGMMA(true, true, "u8.u8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
 
 // The same of bfloat16s and 64 tokens, 16 inputs in as many bytes as 32 of the others.
@@ -94,7 +97,8 @@ __device__ __forceinline__ void wgmma_bfloat(float (&d)[32], const u32 (&a)[4], 
 #undef PLACES_32
 #undef PLACES_8
 #undef PLACES_4
-#undef NAMES_64_127
+#undef NAMES_96_127
+#undef NAMES_64_95
 #undef NAMES_0_63
 #undef NAMES_0_31
 #undef NAMES_0_15
