@@ -25,7 +25,6 @@ from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("strips.json")
 
-Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
 HALF, WHOLE = 113664, 232448
 
@@ -40,13 +39,15 @@ class _Given(ctypes.Structure):
 @dataclass(frozen=True)
 class StripTile:
     """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
-    of so many groups of activations; chunk 0: all of them."""
+    of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, quantize
+    activations together; 0: these come quantized."""
 
     bn: int
     warps: int
     slots: int
     shared: int
     chunk: int = 0
+    peers: int = 0
 
     bm = 16
     blocks = 1
@@ -60,8 +61,9 @@ class StripTile:
         return 32 * (self.warps + 2 + (self.chunk > 0))
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
-        return {**sizes, "SHARED": self.shared, "BLOCKS": 2 if self.shared <= HALF else 1}
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk}
+        blocks = 2 if self.shared <= HALF else 1
+        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
@@ -69,19 +71,15 @@ class StripTile:
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
         """As csrc/strips.cu divides what X and its scales leave."""
         sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
-        notes = 320 + self.bn * 8 + self.warps * 8 + sums
+        notes = 320 + self.bn * 8 + -(-self.peers * self.bn * 8 // 16) * 16 + sums
         x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
         ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
-    def prologue(self, tokens: int, groups: int) -> Prologue | None:
-        """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
-        places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
-        if not places or self.chunk:
-            return None
-        each = 32 * self.warps // places
-        vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
-        return (places, vectors) if vectors else None
+    def vectors(self, tokens: int, groups: int) -> int | None:
+        """Of 8 inputs a thread, where the kernel quantizes; None where that is too much for it."""
+        own = tokens * -(-groups // self.peers)
+        return next((n for n in VECTORS if own <= n * self.warps * 2), None)
 
 
 def _up(size: int) -> int:
@@ -89,6 +87,8 @@ def _up(size: int) -> int:
 
 
 LEAST_STAGES = 3
+# Vectors of 8 inputs that a thread may have to quantize.
+VECTORS = (1, 2, 4, 8)
 
 
 @cache
@@ -108,14 +108,13 @@ def tiles(key: str) -> set[StripTile]:
 
 
 @lru_cache(4096)
-def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> tuple[StripTile, Prologue] | None:
-    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't.
+def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> StripTile | None:
+    """The tile with which the kernel quantizes so many tokens; None where it doesn't.
 
     groups: of 128 inputs."""
     for tile in fitting(table(scales.key, "fresh"), tokens, channels, groups) if scales.token else ():
-        prologue = tile.prologue(tokens, groups)
-        if prologue and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
-            return tile, prologue
+        if tile.vectors(tokens, groups) and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
+            return tile
     return None
 
 
@@ -133,31 +132,39 @@ def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) 
 
 @cache
 def product(
-    index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
-    tail: bool,
-) -> Kernel:  # fmt: skip
+    index: int, scales: Scales, tile: StripTile, vectors: int, dtype: torch.dtype, rotate: bool, tail: bool
+) -> Kernel:
     """The kernel that quantizes by itself."""
-    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype], "ROTATE": int(rotate)}
-    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail)}
+    own = {"VECTORS": vectors, "INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail)}
+    macros = {**tile.macros(), **scales.macros(), **own}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
+
+
+@cache
+def blocks_alone(run: Kernel, tile: StripTile) -> int:
+    """One an SM."""
+    return run.blocks_alone(tile.peers, tile.threads)
 
 
 def linear_into(
     y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
-    tile: StripTile, prologue: Prologue,
+    tile: StripTile,
 ) -> None:  # fmt: skip
-    """x [T, K] times a mixed weight, in one launch."""
+    """x [T, K] times a mixed weight, in one launch; `quantizes` gives the tile."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
     tokens, inputs = x.shape
+    vectors = tile.vectors(tokens, codes4.shape[1])
+    if vectors is None:
+        raise MixllmError(f"linear_few: {tokens} tokens of {inputs} inputs have no room; quantize first")
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
+    run = product(target.index, scales, tile, vectors, x.dtype, rotate, tail > 0)
     shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
     gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, 0, shape)
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
-    run.launch(target.multiprocessors, tile.threads, given)
+    run.launch(blocks_alone(run, tile), tile.threads, given)
 
 
 @operator("mixllm::linear_few")
@@ -175,7 +182,7 @@ def linear_few(
     if found is None:
         raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
     with torch.cuda.device(y.device):
-        linear_into(y, x, weight, bias, scales, rotate, *found)
+        linear_into(y, x, weight, bias, scales, rotate, found)
     return y
 
 

@@ -19,6 +19,37 @@ __device__ __forceinline__ void store_to_block(u32 to, u32 rank, u32 v) {
       : "memory");
 }
 
+// The same place in block `rank`'s shared memory, for what follows.
+__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
+  u32 there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ __forceinline__ void store_there(u32 there, u32 v) {
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(v) : "memory");
+}
+__device__ __forceinline__ void store_there(u32 there, u64 v) {
+  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(v) : "memory");
+}
+
+// An arrival at another block's barrier, and the wait at an own one for others': what they had written before is there then.
+__device__ __forceinline__ void arrive_there(u32 there) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+__device__ __forceinline__ void wait_for_peers(u32 barrier, u32 parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred over;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%0], %1;\n"
+      "@over bra done;\n"
+      "bra again;\n"
+      "done:\n"
+      "}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
