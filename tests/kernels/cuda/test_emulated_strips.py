@@ -35,6 +35,10 @@ CASES = [
     ({"weight_scale": "row"}, StripTile(8, 4, 4, 60000), 60, 33, 700, 7, 3, BFLOAT),
     ({}, StripTile(16, 2, 4, 50000, 4), 170, 40, 2050, 13, 2, BFLOAT),
     ({}, StripTile(8, 4, 8, 60000, 6), 400, 40, 1100, 5, 3, HALF),
+    ({}, StripTile(8, 2, 4, 60000, peers=2), 90, 40, 1100, 5, 2, BFLOAT),
+    (PAPER, StripTile(8, 2, 4, 60000, peers=4), 70, 50, 1500, 3, 1, HALF),
+    # Sixteen and seventeen strips in two blocks: one batch more than the other would have.
+    ({}, StripTile(16, 2, 4, 60000, 3, 2), 272, 0, 1100, 11, 1, BFLOAT),
     (
         {"weight_scale": "group", "activation_group": 128},
         StripTile(16, 2, 2, 60000, 3),
@@ -60,6 +64,7 @@ def test_as_the_reference(
     kernel = build("strips.cu", "mixed_gemm", macros, tmp_path, 900)
     monkeypatch.setattr(skinny, "product", lambda *_: kernel)
     monkeypatch.setattr(skinny, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
+    monkeypatch.setattr(strips, "blocks_alone", lambda *_: multiprocessors * tile.peers)
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, scales, sums, flags = quantized(x, format)
     y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)

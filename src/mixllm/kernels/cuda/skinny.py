@@ -106,7 +106,8 @@ def gemm_into(
     target = device(y.device.index)
     in_rows = isinstance(tile, StripTile)
     tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
-    blocks = target.multiprocessors * tile.blocks
+    run = product(target.index, scales, tile)
+    blocks = strips.blocks_alone(run, tile) if in_rows else target.multiprocessors * tile.blocks
     rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
     cut = 0 if in_rows else tiles if tiles < 2 * blocks else tiles % blocks
@@ -116,7 +117,7 @@ def gemm_into(
         raise MixllmError(f"mixed linear: {blocks} blocks need more than {flags.numel()} flags")
     partials = torch.empty(blocks * tile.bm * tile.bn if cut else 0, dtype=torch.int32, device=y.device)
     shape = Shape(tokens, len(codes8), len(codes4), groups, cut, 1, 1, 1)
-    product(target.index, scales, tile).launch(
+    run.launch(
         blocks,
         tile.threads,
         gemm_arguments(y, codes, x_scales, sums, partials, flags, weight, bias, group, shape),

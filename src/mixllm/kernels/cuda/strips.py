@@ -39,15 +39,15 @@ class _Given(ctypes.Structure):
 @dataclass(frozen=True)
 class StripTile:
     """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
-    of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, quantize
-    activations together; 0: these come quantized."""
+    of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, bring
+    activations for each other, or quantize them together."""
 
     bn: int
     warps: int
     slots: int
     shared: int
     chunk: int = 0
-    peers: int = 0
+    peers: int = 1
 
     bm = 16
     blocks = 1
@@ -63,15 +63,17 @@ class StripTile:
     def macros(self) -> dict[str, int]:
         sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk}
         blocks = 2 if self.shared <= HALF else 1
-        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers}
+        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers, "QUANTIZE": 0}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
-    def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
-        """As csrc/strips.cu divides what X and its scales leave."""
+    def stages(
+        self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0, quantizes: bool = False
+    ) -> int:
+        """As csrc/strips_ring.cuh divides what X and its scales leave."""
         sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
-        notes = 320 + self.bn * 8 + -(-self.peers * self.bn * 8 // 16) * 16 + sums
+        notes = 320 + self.bn * 8 + quantizes * self.peers * self.bn * 8 + sums
         x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
         ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
@@ -113,7 +115,8 @@ def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> StripT
 
     groups: of 128 inputs."""
     for tile in fitting(table(scales.key, "fresh"), tokens, channels, groups) if scales.token else ():
-        if tile.vectors(tokens, groups) and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
+        stages = tile.stages(scales, tokens, groups, quantizes=True)
+        if tile.vectors(tokens, groups) and stages >= LEAST_STAGES:
             return tile
     return None
 
@@ -135,7 +138,7 @@ def product(
     index: int, scales: Scales, tile: StripTile, vectors: int, dtype: torch.dtype, rotate: bool, tail: bool
 ) -> Kernel:
     """The kernel that quantizes by itself."""
-    own = {"VECTORS": vectors, "INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail)}
+    own = {"QUANTIZE": 1, "VECTORS": vectors, "INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail)}
     macros = {**tile.macros(), **scales.macros(), **own}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
 

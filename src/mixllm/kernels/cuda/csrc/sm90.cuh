@@ -5,6 +5,7 @@
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ void lane_waits_for_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
   cluster_arrive();
   cluster_wait();
@@ -30,6 +31,21 @@ __device__ __forceinline__ void store_there(u32 there, u32 v) {
 }
 __device__ __forceinline__ void store_there(u32 there, u64 v) {
   asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(v) : "memory");
+}
+
+// copy_bulk to the same place in all blocks of a cluster, whose barriers at that place each count the bytes.
+template <int PEERS_THERE>
+__device__ __forceinline__ void copy_to_all(u32 to, const void* from, int bytes, u32 barrier) {
+  if constexpr (PEERS_THERE == 1) {
+    copy_bulk(to, from, bytes, barrier);
+  } else {
+    const u16 all = (1 << PEERS_THERE) - 1;
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+            to),
+        "l"(from), "r"(bytes), "r"(barrier), "h"(all)
+        : "memory");
+  }
 }
 
 // An arrival at another block's barrier, and the wait at an own one for others': what they had written before is there then.

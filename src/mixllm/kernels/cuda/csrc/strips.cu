@@ -2,8 +2,8 @@
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
 // block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. CHUNK 0: all of X is there at one
-// time; else so many groups of it and the next ones. PEERS 0: X comes quantized. Else so many blocks, a cluster, quantize all of
-// it for themselves, one scale a token, VECTORS of 8 inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
+// time; else so many groups of it and the next ones. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: it
+// comes quantized; 1: they do that, one scale a token, VECTORS of 8 inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
@@ -17,7 +17,7 @@
 // Where all of X has no room, up to BATCH strips are multiplied by one chunk of it after the other, which another warp asks
 // for; their sums are kept meanwhile.
 constexpr int BM = 16, WM = 1;
-#if PEERS > 0
+#if QUANTIZE
 #include "strips_fresh.cuh"
 #else
 #include "strips_given.cuh"
@@ -45,16 +45,17 @@ __device__ __forceinline__ void fetch_all(const Given& given, const Strips& stri
 // begin_chunk(turn, chunk), end_chunk(turn): before the first and behind the last strip of each.
 template <typename Begin, typename Visit, typename End>
 __device__ __forceinline__ void go_through(const Strips& strips, Begin begin_chunk, Visit visit, End end_chunk) {
-  const int chunks = chunks_of(strips.shape);
   Strip here;
-  int turn = 0;
-  for (int begin = 0; strips.at(begin, here); begin += BATCH) {
-    for (int chunk = 0; chunk < chunks; ++chunk, ++turn) {
+  if constexpr (!CHUNKED) {
+    for (int index = 0; strips.at(index, here); ++index) visit(here, index, 0);
+  } else {
+    const int chunks = chunks_of(strips.shape), turns = batches_of(strips.shape) * chunks;
+    for (int turn = 0; turn < turns; ++turn) {
+      const int begin = turn / chunks * BATCH, chunk = turn % chunks;
       begin_chunk(turn, chunk);
-      for (int index = begin; (!CHUNKED || index < begin + BATCH) && strips.at(index, here); ++index) visit(here, index, chunk);
-      end_chunk(turn);
+      for (int index = begin; index < begin + BATCH && strips.at(index, here); ++index) visit(here, index, chunk);
+      end_chunk(turn, turns);
     }
-    if (!CHUNKED) break;
   }
 }
 
@@ -68,7 +69,6 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
   go_through(
       strips,
       [&](int x_turn, int chunk) {
-        if (!CHUNKED) return;
         barrier_wait(space.base + X_FULL_AT + x_turn % 2 * 8, x_turn / 2 % 2);
         x = Tokens(product_of(given), space, x_turn, chunk, lane);
       },
@@ -102,10 +102,7 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
         if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
         ++pieces;
       },
-      [&](int x_turn) {
-        __syncwarp();
-        if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
-      });
+      [&](int x_turn, int turns) { leave_chunk(space, x_turn, turns, lane); });
 }
 
 // All that the writing warp does.
@@ -148,7 +145,7 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
         write(tile, p, rows, space.base + TABLE_AT, !here.eight, lane % 4);
         ask(index + 1);
       },
-      [](int) {});
+      [](int, int) {});
 }
 
 // Two blocks leave registers for the kernels between two products: as many as a third would have.
@@ -177,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER 
   if (threadIdx.x == 32) {
     for (int turn = 0; turn < 2; ++turn) {
       barrier_init(space.base + X_FULL_AT + turn * 8, X_ARRIVALS);
-      barrier_init(space.base + X_EMPTY_AT + turn * 8, PEERS > 1 ? PEERS - 1 : WARPS);
+      barrier_init(space.base + X_EMPTY_AT + turn * 8, X_LEAVING);
       barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
       barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
     }
@@ -186,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER 
   prepare_x(shared);
   __syncthreads();
   if constexpr (PEERS > 1) cluster_arrive();
-  const Strips strips(p.shape);
+  const Strips strips(p.shape, blockIdx.x);
   if (warp < WARPS)
     consume(given, strips, space, shared, warp, lane);
   else if (warp == WRITER)
@@ -195,6 +192,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER 
     fetch_all(given, strips, space);
 #if CHUNK > 0
   else if (lane == 0)
-    fetch_chunks(given, strips, space);
+    fetch_chunks(given, space);
 #endif
 }

@@ -18,6 +18,7 @@ static_assert(TOKEN_SCALES && !CHUNKED, "a token's one scale wants all of it");
 
 __device__ __forceinline__ const Arguments& product_of(const Given& given) { return given.product; }
 __device__ __forceinline__ void fetch_x(const Given&, const Space&) {}
+__device__ __forceinline__ void leave_chunk(const Space&, int, int, int) {}
 
 // Of each token, by peers: the largest value's bits and the sum of codes.
 struct Notes {
