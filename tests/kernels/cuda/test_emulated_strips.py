@@ -78,8 +78,8 @@ def test_as_the_reference(
         assert error < (1e-6 if dtype == torch.float32 else 1e-4)
 
 
-# What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, type: blocks for themselves and clusters, some of
-# whose blocks have fewer groups than others or none.
+# What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, type: blocks for themselves and
+# clusters, some of whose blocks have fewer groups than others or none.
 FRESH = [
     ({}, StripTile(8, 4, 4, 60000, peers=1), 50, 20, 1000, 1, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000, peers=1), 20, 9, 700, 3, HALF),

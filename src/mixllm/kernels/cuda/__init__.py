@@ -115,10 +115,10 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for tile in tiles:
             if tile:
                 skinny.product(index, scales, tile)
-        for found in {strips.quantizes(scales, t, channels, groups) for t in few}:
-            if found:
-                for dtype in dtypes:
-                    strips.product(index, scales, *found, dtype, rotate, tail)
+        fresh = {(strips.quantizes(scales, t, channels, groups), t) for t in few}
+        for tile, vectors in {(tile, tile.vectors(t, groups)) for tile, t in fresh if tile}:
+            for dtype in dtypes:
+                strips.product(index, scales, tile, vectors, dtype, rotate, tail)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:

@@ -77,8 +77,8 @@ class Kernel:
             self._attributes = [ahead]
 
     def blocks_alone(self, peers: int, threads: int) -> int:
-        """How many run at one time where each has an SM for itself: whole clusters of `peers`, so that SMs which
-        are over in their part of the GPU have none."""
+        """How many run at one time where each has an SM for itself: whole clusters of `peers`, so that SMs
+        which are over in their part of the GPU have none."""
         if peers < 2:
             return self._target.multiprocessors
         driver, config, size = self._driver, self._driver.CUlaunchConfig(), self._driver.CUlaunchAttribute()
