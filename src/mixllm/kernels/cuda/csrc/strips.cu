@@ -23,6 +23,9 @@ constexpr int BM = 16, WM = 1;
 #include "strips_given.cuh"
 #endif
 #include "strips_sums.cuh"
+#ifndef ARRIVE_ALL
+#define ARRIVE_ALL 0
+#endif
 
 // All that the fetching lane does.
 __device__ __forceinline__ void fetch_all(const Given& given, const Strips& strips, const Space& space) {
@@ -99,7 +102,7 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
 #pragma unroll
         for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tiles[0].words(0, j);
         __syncwarp();
-        if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
+        if (ARRIVE_ALL || lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
         ++pieces;
       },
       [&](int x_turn, int turns) { leave_chunk(space, x_turn, turns, lane); });
@@ -135,7 +138,7 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
 #pragma unroll
           for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(warp * NJ + j) * 32]);
         __syncwarp();
-        if (lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
+        if (ARRIVE_ALL || lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
         ++pieces;
         if (CHUNKED && chunk + 1 < chunks) {
 #pragma unroll
@@ -175,8 +178,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER 
     for (int turn = 0; turn < 2; ++turn) {
       barrier_init(space.base + X_FULL_AT + turn * 8, X_ARRIVALS);
       barrier_init(space.base + X_EMPTY_AT + turn * 8, X_LEAVING);
-      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
-      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
+      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS * (ARRIVE_ALL ? 32 : 1));
+      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, ARRIVE_ALL ? 32 : 1);
     }
     barriers_made();
   }
