@@ -17,6 +17,7 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda import strips
+from mixllm.kernels.cuda.clusters import ClusterTile
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
@@ -91,14 +92,14 @@ def takes(index: int, scales: Scales, tokens: int, channels: int, groups: int) -
     return device(index).capability == (9, 0)
 
 
-def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
+def product(index: int, scales: Scales, tile: SkinnyTile | StripTile | ClusterTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
-    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile,
+    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile | ClusterTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile; for a StripTile codes are [T, 128 G]. weight: codes8, codes4, scales8,
     scales4, rows, row_scales."""
@@ -107,10 +108,11 @@ def gemm_into(
     in_rows = isinstance(tile, StripTile)
     tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
     run = product(target.index, scales, tile)
-    blocks = strips.blocks_alone(run, tile) if in_rows else target.multiprocessors * tile.blocks
+    clusters = isinstance(tile, ClusterTile)
+    blocks = strips.blocks_alone(run, tile) if in_rows or clusters else target.multiprocessors * tile.blocks
     rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = 0 if in_rows else tiles if tiles < 2 * blocks else tiles % blocks
+    cut = 0 if in_rows or clusters else tiles if tiles < 2 * blocks else tiles % blocks
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():
@@ -137,7 +139,7 @@ def gemm_few(
     y = codes.new_empty((tokens, channels), dtype=dtype)
     if y.numel():
         scales = Scales(weight_scales, group == 0)
-        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels, groups)
+        tile: SkinnyTile | StripTile | ClusterTile | None = choose(scales, tokens, channels, groups)
         if in_rows:
             tile = strips.choose(scales, group, tokens, channels, groups)
         if tile is None:

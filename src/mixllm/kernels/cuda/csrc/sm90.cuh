@@ -32,6 +32,10 @@ __device__ __forceinline__ void store_there(u32 there, u32 v) {
 __device__ __forceinline__ void store_there(u32 there, u64 v) {
   asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(v) : "memory");
 }
+__device__ __forceinline__ void store_there(u32 there, Words4 v) {
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(there), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
 
 // copy_bulk to the same place in all blocks of a cluster, whose barriers at that place each count the bytes.
 template <int PEERS_THERE>
