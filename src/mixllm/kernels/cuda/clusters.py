@@ -26,13 +26,18 @@ class ClusterTile:
 
     def macros(self) -> dict[str, int]:
         sizes = {"BN": self.bn, "PEERS": self.peers, "SLOTS": self.slots, "SHARED": self.shared}
-        return {**sizes, "BLOCKS": 2 if self.shared <= 113664 else 1}
+        return {**sizes, "BLOCKS": 2 if self.shared <= 113664 else 1, "QUANTIZE": 0}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
-    def stages(self, tokens: int, groups: int) -> int:
+    def vectors(self, tokens: int, groups: int) -> int | None:
+        """Of 8 inputs a thread, where the kernel quantizes; None where that is too much for it."""
+        return next((n for n in (1, 2, 4, 8) if tokens * -(-groups // self.peers) <= n * 16), None)
+
+    def stages(self, tokens: int, groups: int, quantizes: bool = False) -> int:
         """As csrc/cluster_ring.cuh divides what sums and X leave."""
-        notes = -(-(272 + self.peers * 8) // 16) * 16 + self.bn * 8 + self.peers * 2 * 64 * self.bn
+        notes = -(-(288 + self.peers * 8) // 16) * 16 + self.bn * 8 + self.peers * 2 * 64 * self.bn
+        notes += quantizes * self.peers * self.bn * 8
         x = -(-groups // self.peers) * -(-tokens // 8) * 1024
         return (self.shared - -(-notes // 1024) * 1024 - x) // (4 * self.slots * 1040)

@@ -2,12 +2,14 @@
 // in shared memory throughout and partial sums go from block to block there.
 //
 // Compiled once for each set of these macros: BN tokens; PEERS blocks of a cluster; SLOTS a stage; SHARED bytes that a block
-// has; BLOCKS that an SM has room for. Sums are whole (WEIGHT_SCALES 0, TOKEN_SCALES 1).
+// has; BLOCKS that an SM has room for. Sums are whole (WEIGHT_SCALES 0, TOKEN_SCALES 1). QUANTIZE 1: the blocks quantize their
+// parts of X by themselves; VECTORS, INPUT, ROTATE and TAIL as in fresh.cuh.
 //
 // Two warpgroups have every second slot of a tile's part. Each warp sends the sums of its 16 rows to one block of the
 // cluster, by turns where there are more than four, where a warp of its own adds them up and writes them.
 constexpr int BM = 64, WM = 4;
 #include "cluster_ring.cuh"
+#include "cluster_x.cuh"
 #include "wgmma_slots.cuh"
 
 // Which block a warp's rows of a tile belong to, and how many tiles' it had before.
@@ -20,11 +22,11 @@ struct Owner {
 
 __device__ __forceinline__ u32 sums_at(const Space& space, int part) { return space.base + SUMS_AT + part * PART_BYTES; }
 
-__device__ __forceinline__ void consume(const Tiles& tiles, const Space& space, int warp, int lane) {
+__device__ __forceinline__ void consume(const Given& given, const Tiles& tiles, const Space& space, u8* shared, int warp,
+                                        int lane) {
   constexpr int OWN = SLOTS / CREWS;
   const int wm = warp % WM, crew = warp / WM, rank = cluster_rank();
-  cluster_wait();
-  barrier_wait(space.base + X_FULL_AT, 0);
+  await_x(given, tiles, space, shared, warp, lane);
   Turn turn;
   Part part;
   u32 a[2][4][4], d[BN / 2];
@@ -62,7 +64,8 @@ __device__ __forceinline__ void consume(const Tiles& tiles, const Space& space, 
 }
 
 // All that the writing warp does.
-__device__ __forceinline__ void write_all(const Arguments& p, const Tiles& tiles, const Space& space, int lane) {
+__device__ __forceinline__ void write_all(const Given& given, const Tiles& tiles, const Space& space, u8* shared, int lane) {
+  const Arguments& p = product_of(given);
   const int rank = cluster_rank();
   Pair rows;
   Part part;
@@ -78,8 +81,7 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Tiles& tiles
   };
   int index = 0, turn = 0;
   bool more = find(index);
-  wait_for_earlier_kernels();
-  note_tokens<32>(p, space.base + TABLE_AT, lane);
+  note_all_tokens(given, space, shared, lane);
   __syncwarp();
   while (more) {
     Tile tile;
@@ -99,20 +101,39 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Tiles& tiles
   }
 }
 
+// All that the fetching lane does.
+__device__ __forceinline__ void fetch_all(const Given& given, const Tiles& tiles, const Space& space) {
+  const Arguments& p = product_of(given);
+  Walk at(tiles);
+  for (int stage = 0; stage < space.stages && at.more; ++stage) {
+    fill(p, at, space, stage);
+    at.step(tiles);
+  }
+  fetch_x(given, tiles, space);
+  Turn turn;
+  for (; at.more; turn.next(space.stages)) {
+    barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);
+    fill(p, at, space, turn.stage);
+    at.step(tiles);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) __attribute__((cluster_dims(PEERS, 1, 1)))
-mixed_gemm(const __grid_constant__ Arguments p) {
+mixed_gemm(const __grid_constant__ Given given) {
   extern __shared__ __align__(1024) u8 shared[];
   let_next_kernel_start();
+  const Arguments& p = product_of(given);
   const Tiles tiles(p.shape);
   const Space space(p, tiles, shared_address(shared));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) ring_init(space);
+  prepare_x(shared);
   __syncthreads();
   cluster_arrive();
   if (warp < CONSUMERS)
-    consume(tiles, space, warp, lane);
+    consume(given, tiles, space, shared, warp, lane);
   else if (warp == WRITER)
-    write_all(p, tiles, space, lane);
+    write_all(given, tiles, space, shared, lane);
   else if (lane == 0)
-    fetch_all(p, tiles, space);
+    fetch_all(given, tiles, space);
 }

@@ -6,8 +6,9 @@ constexpr int CREWS = 2, CONSUMERS = WM * CREWS, WRITER = CONSUMERS, THREADS = 3
 constexpr int SCALES_AT = WM * SLOTS * 1024, STAGE_BYTES = SCALES_AT + WM * SLOTS * META4;
 constexpr int MOST_STAGES = 16, PART_BYTES = 16 * BN * 4;
 constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8, SUMS_FULL_AT = X_FULL_AT + 8;
-constexpr int SUMS_EMPTY_AT = SUMS_FULL_AT + 8, TABLE_AT = (SUMS_EMPTY_AT + PEERS * 8 + 15) / 16 * 16;
-constexpr int SUMS_AT = TABLE_AT + BN * 8, X_AT = (SUMS_AT + PEERS * CREWS * PART_BYTES + 1023) / 1024 * 1024;
+constexpr int SUMS_EMPTY_AT = SUMS_FULL_AT + 8, TOPS_FULL_AT = SUMS_EMPTY_AT + PEERS * 8;
+constexpr int TABLE_AT = (TOPS_FULL_AT + 8 + 15) / 16 * 16, NOTES_AT = TABLE_AT + BN * 8;
+constexpr int SUMS_AT = NOTES_AT + QUANTIZE * PEERS * BN * 8, X_AT = (SUMS_AT + PEERS * CREWS * PART_BYTES + 1023) / 1024 * 1024;
 static_assert(WHOLE_SUM, "integers are handed over");
 static_assert(PEERS % WM == 0 && SLOTS % (2 * CREWS) == 0, "equal shares; two sets of weights take turns");
 
@@ -73,7 +74,8 @@ __device__ __forceinline__ void ring_init(const Space& space) {
     barrier_init(space.base + FULL_AT + stage * 8, 1);
     barrier_init(space.base + EMPTY_AT + stage * 8, CONSUMERS);
   }
-  barrier_init(space.base + X_FULL_AT, 1);
+  barrier_init(space.base + X_FULL_AT, QUANTIZE ? PEERS : 1);
+  barrier_init(space.base + TOPS_FULL_AT, PEERS - 1);
   barrier_init(space.base + SUMS_FULL_AT, PEERS * CREWS);
   for (int peer = 0; peer < PEERS; ++peer) barrier_init(space.base + SUMS_EMPTY_AT + peer * 8, 1);
   barriers_made();
@@ -105,36 +107,5 @@ __device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const S
     const i64 slot = static_cast<i64>(at.part.row16 + row) * slots + at.part.first + at.slot;
     copy_once(to + row * SLOTS * 1024, (eight ? p.codes8 : p.codes4) + slot * 1024, count * 1024, full);
     if (meta > 0) copy_once(to + SCALES_AT + row * SLOTS * META4, p.scales4 + slot * META4, count * META4, full);
-  }
-}
-
-// The block's groups of X: one piece where tokens are whole eights.
-__device__ __forceinline__ void fetch_x(const Arguments& p, const Tiles& tiles, const Space& space) {
-  const u32 full = space.base + X_FULL_AT;
-  const int line = p.shape.tokens * 128;
-  const i8* from = p.x + static_cast<i64>(tiles.first) * line;
-  barrier_expect(full, tiles.own * line);
-  if (line == space.x_pitch) {
-    if (tiles.own > 0) copy_bulk(space.x(), from, tiles.own * line, full);
-  } else {
-    for (int group = 0; group < tiles.own; ++group)
-      copy_bulk(space.x() + group * space.x_pitch, from + static_cast<i64>(group) * line, line, full);
-  }
-}
-
-// All that the fetching lane does.
-__device__ __forceinline__ void fetch_all(const Arguments& p, const Tiles& tiles, const Space& space) {
-  Walk at(tiles);
-  for (int stage = 0; stage < space.stages && at.more; ++stage) {
-    fill(p, at, space, stage);
-    at.step(tiles);
-  }
-  wait_for_earlier_kernels();
-  fetch_x(p, tiles, space);
-  Turn turn;
-  for (; at.more; turn.next(space.stages)) {
-    barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);
-    fill(p, at, space, turn.stage);
-    at.step(tiles);
   }
 }

@@ -76,6 +76,9 @@ __device__ __forceinline__ u32 cluster_rank() {
   return rank;
 }
 
+// What this thread has written to shared memory is there for products that read it from there, behind the next barrier.
+__device__ __forceinline__ void seen_by_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Where dynamic shared memory begins in a block that has no other: the first KB is the system's.
 constexpr u32 DYNAMIC_SHARED = 1024;
 __device__ __forceinline__ void trap() { asm volatile("trap;"); }
