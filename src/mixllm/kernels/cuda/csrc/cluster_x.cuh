@@ -15,9 +15,10 @@ __device__ __forceinline__ void await_x(const Given& given, const Tiles& tiles, 
   const Notes notes(shared + NOTES_AT);
   wait_for_earlier_kernels();
   quantize_own<CREW>(given, notes, rank, tiles.first, tiles.own, space.base + TOPS_FULL_AT,
-                     [&](int token, int at, const u32 (&packed)[2]) {
-                       const int group = at / 128 - tiles.first;
-                       place_in_line(reinterpret_cast<i8*>(shared + X_AT) + group * space.x_pitch + token * 128, token, packed);
+                     [&](const Place& at, const u32 (&packed)[2]) {
+                       const int group = at.at / 128 - tiles.first;
+                       i8* line = reinterpret_cast<i8*>(shared + X_AT) + group * space.x_pitch + at.token * 128;
+                       place_in_line(line, at.token, packed, at.there);
                      });
   seen_by_tensor_cores();
   named_barrier<CREW>(1);

@@ -71,8 +71,8 @@ struct Place {
   }
 };
 
-// The block's share of X, its groups first .. first + own - 1: put(token, at, packed) has the codes of inputs at .. at + 7, sixteen
-// lanes those of a group. Then the sums of codes are in notes.totals for all of the CREW to tell. tops_told: a barrier for the
+// The block's share of X, its groups first .. first + own - 1: put(place, packed) has the codes of eight inputs, sixteen lanes
+// those of a group, and is called by all. Then the sums of codes are in notes.totals for all of the CREW to tell. tops_told: a barrier for the
 // other peers' arrivals.
 template <int CREW, typename Put>
 __device__ __forceinline__ void quantize_own(const Given& given, const Notes& notes, int rank, int first, int own, u32 tops_told,
@@ -122,10 +122,8 @@ __device__ __forceinline__ void quantize_own(const Given& given, const Notes& no
   for (int k = 0; k < VECTORS; ++k) {
     const Place at = place(k);
     u32 packed[2] = {0, 0};
-    if (at.there) {
-      round_to_codes(v[k], scale_of(notes.top(at.token)), packed);
-      put(at.token, at.at, packed);
-    }
+    if (at.there) round_to_codes(v[k], scale_of(notes.top(at.token)), packed);
+    put(at, packed);
     int sum = __dp4a(static_cast<int>(packed[0]), static_cast<int>(ONES), 0);
     sum = __dp4a(static_cast<int>(packed[1]), static_cast<int>(ONES), sum);
 #pragma unroll

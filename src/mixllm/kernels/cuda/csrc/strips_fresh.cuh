@@ -19,9 +19,10 @@ __device__ __forceinline__ void await_x(const Given& given, const Space& space, 
   const int rank = PEERS > 1 ? static_cast<int>(cluster_rank()) : 0;
   const int each = (shape.groups + PEERS - 1) / PEERS, first = rank * each, own = max(0, min(each, shape.groups - first));
   const Notes notes(shared + NOTES_AT);
-  quantize_own<CREW>(given, notes, rank, first, own, space.base + TOPS_FULL_AT, [&](int token, int at, const u32 (&packed)[2]) {
+  quantize_own<CREW>(given, notes, rank, first, own, space.base + TOPS_FULL_AT, [&](const Place& at, const u32 (&packed)[2]) {
+    if (!at.there) return;
     const u64 codes = packed[0] | static_cast<u64>(packed[1]) << 32;
-    const u32 to = X_AT + token * space.x_pitch + at;
+    const u32 to = X_AT + at.token * space.x_pitch + at.at;
     *reinterpret_cast<u64*>(shared + to) = codes;
 #pragma unroll
     for (int other = 1; other < PEERS; ++other) store_there(in_block(space.base + to, (rank + other) % PEERS), codes);
