@@ -21,8 +21,8 @@ from tests.kernels.cuda.weights import random_weight
 pytestmark = pytest.mark.nvcc
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
-# Tile, rows of 4 and of 8 bits, inputs, tokens, clusters, type: parts of K that are shorter, or nothing; rings that go
-# round; missing rows, tokens and slots; blocks of a cluster that own rows by turns.
+# Tile, rows of 4 and of 8 bits, inputs, tokens, clusters, type: parts of K that are shorter, or nothing; rings
+# that go round; missing rows, tokens and slots; blocks of a cluster that own rows by turns.
 CASES = [
     (ClusterTile(32, 4, 4, 80000), 300, 90, 1100, 29, 2, BFLOAT),
     (ClusterTile(64, 4, 8, 200000), 150, 40, 2050, 64, 1, HALF),
@@ -43,7 +43,7 @@ def test_as_the_reference(
     kernel = build("cluster.cu", "mixed_gemm", {**tile.macros(), **linear.scales.macros()}, tmp_path, 900)
     monkeypatch.setattr(skinny, "product", lambda *_: kernel)
     monkeypatch.setattr(skinny, "device", lambda _: Device(0, (9, 0), 132, 232448))
-    monkeypatch.setattr(strips, "blocks_alone", lambda *_: clusters * tile.peers)
+    kernel.blocks_alone = lambda peers, _threads: clusters * peers
     assert tile.stages(tokens, -(-k // 128)) >= 2
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, scales, sums, flags = quantized(x, format)
@@ -71,11 +71,12 @@ def test_quantizing_by_itself(
     linear = CudaLinear(layout.to_kernel_order(weight, format), format)
 
     def kernel(_source: str, entry: str, macros: tuple[tuple[str, int], ...], *_: int) -> object:
-        return build("cluster.cu", entry, {**dict(macros), "NAMED_BARRIER": 256}, tmp_path, 900)
+        kernel = build("cluster.cu", entry, {**dict(macros), "NAMED_BARRIER": 256}, tmp_path, 900)
+        kernel.blocks_alone = lambda peers, _threads: peers
+        return kernel
 
     monkeypatch.setattr(strips, "kernel", kernel)
     monkeypatch.setattr(strips, "device", lambda _: Device(0, (9, 0), 132, 232448))
-    monkeypatch.setattr(strips, "blocks_alone", lambda *_: tile.peers)
     assert tile.stages(tokens, -(-k // 128), True) >= 2
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     x[1, k // 2], x[2] = torch.nan, 0

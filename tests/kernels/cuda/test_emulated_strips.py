@@ -64,7 +64,7 @@ def test_as_the_reference(
     kernel = build("strips.cu", "mixed_gemm", macros, tmp_path, 900)
     monkeypatch.setattr(skinny, "product", lambda *_: kernel)
     monkeypatch.setattr(skinny, "device", lambda _: Device(0, (9, 0), multiprocessors, 232448))
-    monkeypatch.setattr(strips, "blocks_alone", lambda *_: multiprocessors * tile.peers)
+    kernel.blocks_alone = lambda peers, _threads: multiprocessors * peers
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     codes, scales, sums, flags = quantized(x, format)
     y = torch.full((tokens, n4 + n8), 7777.0, dtype=dtype)
@@ -102,11 +102,12 @@ def test_quantizing_by_itself(
 
     def kernel(_source: str, entry: str, macros: tuple[tuple[str, int], ...], *_: int) -> object:
         given = {**dict(macros), "NAMED_BARRIER": 32 * tile.warps}
-        return build("strips.cu", entry, given, tmp_path, 900)
+        kernel = build("strips.cu", entry, given, tmp_path, 900)
+        kernel.blocks_alone = lambda peers, _threads: 2 * peers
+        return kernel
 
     monkeypatch.setattr(strips, "kernel", kernel)
     monkeypatch.setattr(strips, "device", lambda _: Device(0, (9, 0), 2, 232448))
-    monkeypatch.setattr(strips, "blocks_alone", lambda *_: 2 * tile.peers)
     x, bias = shapes.inputs(tokens, k, 1).to(dtype), torch.randn(n4 + n8).to(dtype)
     if tokens > 2:
         x[1, k // 2], x[2] = torch.nan, 0

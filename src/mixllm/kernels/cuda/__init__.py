@@ -76,7 +76,8 @@ def order(
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
     if skinny.takes(index, scales, tokens, channels, groups):
-        return strips.choose(scales, group, tokens, channels, groups) is None, False
+        tile = strips.choose(scales, group, tokens, channels, groups)
+        return not isinstance(tile, strips.StripTile), False
     many = hopper.takes(index, scales, tokens)
     return many, many and scales.unsigned
 
@@ -114,11 +115,14 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         }
         for tile in tiles:
             if tile:
-                skinny.product(index, scales, tile)
+                run = skinny.product(index, scales, tile)
+                if not isinstance(tile, skinny.SkinnyTile):
+                    run.blocks_alone(tile.peers, tile.threads)
         fresh = {(strips.quantizes(scales, t, channels, groups), t) for t in few}
         for tile, vectors in {(tile, tile.vectors(t, groups)) for tile, t in fresh if tile}:
             for dtype in dtypes:
-                strips.product(index, scales, tile, vectors, dtype, rotate, tail)
+                run = strips.product(index, scales, tile, vectors, dtype, rotate, tail)
+                run.blocks_alone(tile.peers, tile.threads)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:

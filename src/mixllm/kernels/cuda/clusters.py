@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mixllm.kernels.cuda.tiles import Scales
 
+LEAST_STAGES = 2
+
 
 @dataclass(frozen=True)
 class ClusterTile:
@@ -34,6 +36,14 @@ class ClusterTile:
     def vectors(self, tokens: int, groups: int) -> int | None:
         """Of 8 inputs a thread, where the kernel quantizes; None where that is too much for it."""
         return next((n for n in (1, 2, 4, 8) if tokens * -(-groups // self.peers) <= n * 16), None)
+
+    def room(
+        self, scales: Scales, tokens: int, groups: int, _x_scale_bytes: int = 0, quantizes: bool = False
+    ) -> bool:
+        """Whether sums are whole, X leaves enough of a ring, and so many threads can quantize it."""
+        if scales.key != "whole" or (quantizes and not self.vectors(tokens, groups)):
+            return False
+        return self.stages(tokens, groups, quantizes) >= LEAST_STAGES
 
     def stages(self, tokens: int, groups: int, quantizes: bool = False) -> int:
         """As csrc/cluster_ring.cuh divides what sums and X leave."""

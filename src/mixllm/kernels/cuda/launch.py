@@ -76,6 +76,7 @@ class Kernel:
             ahead.value.programmaticStreamSerializationAllowed = 1
             self._attributes = [ahead]
 
+    @cache  # noqa: B019  (a kernel lives as long as the process)
     def blocks_alone(self, peers: int, threads: int) -> int:
         """How many run at one time where each has an SM for itself: whole clusters of `peers`, so that SMs
         which are over in their part of the GPU have none."""

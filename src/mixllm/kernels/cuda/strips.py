@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.clusters import ClusterTile
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
@@ -68,6 +69,14 @@ class StripTile:
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
+    def room(
+        self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0, quantizes: bool = False
+    ) -> bool:
+        """Whether X and its scales leave enough of a ring, and so many threads can quantize them."""
+        if quantizes and not (scales.token and self.vectors(tokens, groups)):
+            return False
+        return self.stages(scales, tokens, groups, x_scale_bytes, quantizes) >= LEAST_STAGES
+
     def stages(
         self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0, quantizes: bool = False
     ) -> int:
@@ -93,36 +102,40 @@ LEAST_STAGES = 3
 VECTORS = (1, 2, 4, 8)
 
 
+Few = StripTile | ClusterTile
+
+
+def _tile(**fields: int) -> Few:
+    return StripTile(**fields) if "warps" in fields else ClusterTile(**fields)
+
+
 @cache
-def table(key: str, use: str) -> tuple[Row[StripTile], ...]:
+def table(key: str, use: str) -> tuple[Row[Few], ...]:
     """use "fresh": where the kernel quantizes; "given": where it could, but gets activations quantized;
     "after": where it can't, so that a quantizer comes between two products. The first row is taken that has a
     product's sizes and room for its activations.
 
     With two blocks on an SM the next product's weights are on their way; but with a quantizer between two
     products one block is faster (docs/kernels.md)."""
-    return read(json.loads(TABLE.read_text())[key][use], StripTile)
+    return read(json.loads(TABLE.read_text())[key][use], _tile)
 
 
-def tiles(key: str) -> set[StripTile]:
+def tiles(key: str) -> set[Few]:
     """All that the tables hold."""
     return {row.tile for use in ("fresh", "given", "after") for row in table(key, use)}
 
 
 @lru_cache(4096)
-def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> StripTile | None:
+def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> Few | None:
     """The tile with which the kernel quantizes so many tokens; None where it doesn't.
 
     groups: of 128 inputs."""
-    for tile in fitting(table(scales.key, "fresh"), tokens, channels, groups) if scales.token else ():
-        stages = tile.stages(scales, tokens, groups, quantizes=True)
-        if tile.vectors(tokens, groups) and stages >= LEAST_STAGES:
-            return tile
-    return None
+    fits = fitting(table(scales.key, "fresh"), tokens, channels, groups)
+    return next((tile for tile in fits if tile.room(scales, tokens, groups, quantizes=True)), None)
 
 
 @lru_cache(4096)
-def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
+def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> Few | None:
     """The tile for activations that are quantized before; None where there is no room for X and enough of a
     ring, or skinny.cu is faster.
 
@@ -130,12 +143,12 @@ def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) 
     x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
     use = "given" if quantizes(scales, tokens, channels, groups) else "after"
     fits = fitting(table(scales.key, use), tokens, channels, groups)
-    return next((t for t in fits if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
+    return next((tile for tile in fits if tile.room(scales, tokens, groups, x_scales)), None)
 
 
 @cache
 def product(
-    index: int, scales: Scales, tile: StripTile, vectors: int, dtype: torch.dtype, rotate: bool, tail: bool
+    index: int, scales: Scales, tile: Few, vectors: int, dtype: torch.dtype, rotate: bool, tail: bool
 ) -> Kernel:
     """The kernel that quantizes by itself."""
     own = {"QUANTIZE": 1, "VECTORS": vectors, "INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail)}
@@ -143,15 +156,9 @@ def product(
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
 
 
-@cache
-def blocks_alone(run: Kernel, tile: StripTile) -> int:
-    """One an SM."""
-    return run.blocks_alone(tile.peers, tile.threads)
-
-
 def linear_into(
     y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
-    tile: StripTile,
+    tile: Few,
 ) -> None:  # fmt: skip
     """x [T, K] times a mixed weight, in one launch; `quantizes` gives the tile."""
     codes8, codes4 = weight[:2]
@@ -167,7 +174,7 @@ def linear_into(
     shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
     gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, 0, shape)
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
-    run.launch(blocks_alone(run, tile), tile.threads, given)
+    run.launch(run.blocks_alone(tile.peers, tile.threads), tile.threads, given)
 
 
 @operator("mixllm::linear_few")
