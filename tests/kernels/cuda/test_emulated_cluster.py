@@ -21,8 +21,8 @@ from tests.kernels.cuda.weights import random_weight
 pytestmark = pytest.mark.nvcc
 
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
-# Tile, rows of 4 and of 8 bits, inputs, tokens, clusters, type: parts of K that are shorter, or nothing; rings
-# that go round; missing rows, tokens and slots; blocks of a cluster that own rows by turns.
+# Tile, rows of 4 and of 8 bits, inputs, tokens, clusters, type: parts of K that are shorter, or nothing;
+# rings that go round; missing rows, tokens and slots; blocks of a cluster that own rows by turns.
 CASES = [
     (ClusterTile(32, 4, 4, 80000), 300, 90, 1100, 29, 2, BFLOAT),
     (ClusterTile(64, 4, 8, 200000), 150, 40, 2050, 64, 1, HALF),

@@ -134,9 +134,10 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
-        (vectors, parts, sum(order(index, scales, group, n, channels, groups)))
+        (vectors, parts, sum(tiled))
         for n in tokens
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
+        for tiled in [order(index, scales, group, n, channels, groups)]
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group, tiled[0])]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:
