@@ -27,15 +27,14 @@ KINDS = [Scales(0, True), Scales(1, False), Scales(1, True), Scales(0, False), S
 # VECTORS, ROTATE, TAIL, GROUP, FUSED, PARTS
 QUANTIZERS = [
     (1, 1, 0, 0, 0, 1), (2, 0, 0, 128, 0, 1), (4, 1, 1, 0, 0, 1), (4, 1, 0, 512, 0, 1), (4, 1, 1, 256, 0, 1),
-    (4, 1, 0, 0, 1, 1), (4, 1, 0, 0, 2, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
+    (2, 1, 0, 0, 1, 1), (2, 1, 0, 0, 2, 1), (2, 1, 0, 512, 0, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
 ]  # fmt: skip
 # ROTATE, TAIL, GROUP, SUMMED
 MANY = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 128, 0), (1, 0, 512, 0)]
-# How strips.cu quantizes: not at all, one token, several.
-FRESH: list[dict[str, int]] = [
-    {},
-    {"QUANTIZE": 1, "VECTORS": 4, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
-    {"QUANTIZE": 2, "VECTORS": 4, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
+# How products quantize by themselves: few and many vectors a thread, whole ones of bfloat16 or not.
+FRESH = [
+    {"QUANTIZE": 1, "VECTORS": 2, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
+    {"QUANTIZE": 1, "VECTORS": 8, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
 ]
 CLUSTERS = {"sm_90a", "sm_100", "sm_120"}
 REPORT = Path(__file__).with_name("ptxas.json")
@@ -67,12 +66,11 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
             alone = {row.tile for row in strips.table(scales.key, "fresh")} if scales.token else set()
-            every = strips.tiles(scales.key)
-            pairs = [(strip, fresh) for fresh in FRESH for strip in (alone if fresh else every)]
-            for strip, fresh in sorted(pairs, key=str):
-                macros = {**strip.macros(), **scales.macros(), **fresh}
-                name = " ".join(["strips.cu", *map(str, macros.values())])
-                found[name] = ("strips.cu", macros, strip.shared)
+            pairs = [(tile, dict[str, int]()) for tile in strips.tiles(scales.key)]
+            pairs += [(tile, fresh) for fresh in FRESH for tile in alone]
+            for few, fresh in sorted(pairs, key=str):
+                macros = {**few.macros(), **scales.macros(), **fresh}
+                found[" ".join([few.source, *map(str, macros.values())])] = (few.source, macros, few.shared)
         for kind, many_of in product((0, 1), MANY):
             values = (kind, *many_of, ops.MANY_THREADS)
             macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))
@@ -83,8 +81,9 @@ def jobs(arch: str) -> dict[str, Job]:
             names = ("VECTORS", "ROTATE", "TAIL", "GROUP", "FUSED", "PARTS")
             if quantizer[-1] > 1 and arch not in CLUSTERS:
                 continue
-            summed = quantizer[3] == 0 and quantizer[-1] == 1
-            for tiled in range(2 + summed if arch == "sm_90a" else 1):
+            vectors, group, parts = quantizer[0], quantizer[3], quantizer[-1]
+            heavy = arch == "sm_90a" and (vectors < 4 or parts > 1)
+            for tiled in range(2 + (group == 0 and parts == 1) if heavy else 1):
                 macros = {"INPUT": kind, **dict(zip(names, quantizer, strict=True)), "TILED": tiled}
                 found[" ".join(["quantize.cu", *map(str, macros.values())])] = ("quantize.cu", macros, 0)
     return found

@@ -61,7 +61,9 @@ def build(source: str, entry: str, macros: dict[str, int], directory: Path, arch
         (directory / file.name).write_text(text)
     given = {"NAMED_BARRIER": 32 * macros.get("WN", 1), **macros, "__CUDA_ARCH__": arch, "ENTRY": entry}
     given["KERNEL"] = f'"{source}"'
-    command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-pthread", "-shared", "-fPIC", "-w"]
+    # Without unique symbols, or kernels of other sizes would share their arrays.
+    command = ["g++", "-O1", "-std=c++20", "-ffp-contract=off", "-fno-gnu-unique", "-pthread"]
+    command += ["-shared", "-fPIC", "-w"]
     command += [f"-D{name}={value}" for name, value in given.items()]
     subprocess.run([*command, "-o", "kernel.so", "main.cc"], cwd=directory, check=True)
     library = ctypes.CDLL(str(directory / "kernel.so"))

@@ -43,9 +43,13 @@ def test_scales_of_a_format() -> None:
     groups=st.integers(1, 1024),
     clusters=st.booleans(),
     group=st.sampled_from([0, 128]),
+    heavy=st.booleans(),
 )
-def test_quantizing_blocks_cover_their_token(tokens: int, groups: int, clusters: bool, group: int) -> None:
-    vectors, threads, rounds, parts = ops.launch_shape(tokens, groups * 128, clusters, group)
+def test_quantizing_blocks_cover_their_token(
+    tokens: int, groups: int, clusters: bool, group: int, heavy: bool
+) -> None:
+    vectors, threads, rounds, parts = ops.launch_shape(tokens, groups * 128, clusters, group, heavy)
+    assert vectors in (1, 2, 4) and (vectors < 4 or not heavy or parts > 1)
     assert threads % 64 == 0
     assert threads <= (ops.MOST_THREADS if parts == 1 else (1 if tokens <= 16 else 2) * ops.PART_THREADS)
     assert parts == 1 or (clusters and parts == rounds <= 8)

@@ -78,7 +78,8 @@ def order(
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
     if skinny.takes(index, scales, tokens, channels, groups):
-        return strips.choose(scales, group, tokens, channels, groups) is None, False
+        tile = strips.choose(scales, group, tokens, channels, groups)
+        return not isinstance(tile, strips.StripTile), False
     many = hopper.takes(index, scales, tokens)
     return many, many and scales.unsigned
 
@@ -119,11 +120,14 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         }
         for tile in tiles:
             if tile:
-                skinny.product(index, scales, tile)
-        for found in {strips.quantizes(scales, t, channels, groups) for t in few}:
-            if found:
-                for dtype in dtypes:
-                    strips.product(index, scales, *found, dtype, rotate, tail)
+                run = skinny.product(index, scales, tile)
+                if not isinstance(tile, skinny.SkinnyTile):
+                    run.blocks_alone(tile.peers, tile.threads)
+        fresh = {(strips.quantizes(scales, t, channels, groups), t) for t in few}
+        for tile, vectors in {(tile, tile.vectors(t, groups)) for tile, t in fresh if tile}:
+            for dtype in dtypes:
+                run = strips.product(index, scales, tile, vectors, dtype, rotate, tail)
+                run.blocks_alone(tile.peers, tile.threads)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:
@@ -135,9 +139,10 @@ def warm_up(linear: CudaLinear, index: int) -> None:
     tokens = range(1, max(ops.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
-        (vectors, parts, sum(order(index, scales, group, n, channels, groups)))
+        (vectors, parts, sum(tiled))
         for n in tokens
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group)]
+        for tiled in [order(index, scales, group, n, channels, groups)]
+        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group, tiled[0])]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:

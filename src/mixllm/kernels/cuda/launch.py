@@ -62,8 +62,8 @@ class Kernel:
         # A library belongs to no context: the same handle serves every device of this architecture.
         self._library = _checked(driver.cuLibraryLoadData(code, None, None, 0, None, None, 0))
         self._function = _checked(driver.cuLibraryGetKernel(self._library, name.encode()))
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuKernelSetAttribute(attribute, shared, self._function, index))
+        self._target = target
+        self._allow(shared)
         # All that an SM can give as shared memory: the next kernel's blocks find room beside this one's.
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
         _checked(driver.cuKernelSetAttribute(attribute, 100 if shared else -1, self._function, index))
@@ -75,6 +75,26 @@ class Kernel:
             ahead.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             ahead.value.programmaticStreamSerializationAllowed = 1
             self._attributes = [ahead]
+
+    @cache  # noqa: B019  (a kernel lives as long as the process)
+    def blocks_alone(self, peers: int, threads: int) -> int:
+        """How many run at one time where each has an SM for itself: whole clusters of `peers`, so that SMs
+        which are over in their part of the GPU have none."""
+        if peers < 2:
+            return self._target.multiprocessors
+        driver, config, size = self._driver, self._driver.CUlaunchConfig(), self._driver.CUlaunchAttribute()
+        size.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = peers, 1, 1
+        config.gridDimX, config.gridDimY, config.gridDimZ = peers, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.sharedMemBytes = self._target.shared_limit
+        config.attrs, config.numAttrs = [size], 1
+        self._allow(config.sharedMemBytes)
+        return int(_checked(driver.cuOccupancyMaxActiveClusters(self._handle, config))) * peers
+
+    def _allow(self, shared: int) -> None:
+        attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(self._driver.cuKernelSetAttribute(attribute, shared, self._function, self._target.index))
 
     def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
         """Enqueue blocks x columns on the current stream of the current device; arguments is the kernel's one

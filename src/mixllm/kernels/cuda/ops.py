@@ -103,7 +103,7 @@ def quantize_into(
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
         many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed)
         return many.launch(blocks, threads, arguments)
-    shape = launch_shape(tokens, padded, target.capability >= (9, 0), group)
+    shape = launch_shape(tokens, padded, target.capability >= (9, 0), group, tiled or kind > 0)
     vectors, threads, arguments.rounds, parts = shape
     run = quantizer(target.index, x.dtype, vectors, rotate, tail > 0, group, kind, tiled + summed, parts)
     run.launch(tokens * parts, threads, arguments)
@@ -135,10 +135,13 @@ def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed
     return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS}
 
 
-def launch_shape(tokens: int, padded: int, clusters: bool, group: int) -> tuple[int, int, int, int]:
+def launch_shape(
+    tokens: int, padded: int, clusters: bool, group: int, heavy: bool
+) -> tuple[int, int, int, int]:
     """Vectors of 8 a thread, threads a block, rounds, blocks a token: many threads for few tokens, else many
     vectors. Where blocks can be clusters few tokens are shared among small ones, a round each; but short
-    tokens with one scale (group 0) are a block's each, which takes less than to meet for it."""
+    tokens with one scale (group 0) are a block's each, which takes less than to meet for it. heavy: where
+    codes are tiled, or something is fused, a block has no registers for more than two vectors a thread."""
     total = padded // 8
     wide = total > 2 * PART_THREADS
     if clusters and tokens <= MOST_SHARED and total <= 8 * 4 * PART_THREADS and (wide or group > 0):
@@ -150,16 +153,17 @@ def launch_shape(tokens: int, padded: int, clusters: bool, group: int) -> tuple[
         if few or (parts > 1 and wide):
             vectors = next(n for n in (1, 2, 4) if total <= parts * n * (1 if few else 2) * PART_THREADS)
             return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
-    for vectors in (1, 2, 4) if tokens <= 64 else (2, 4):
+    most = 2 if heavy else 4
+    for vectors in range(1 if tokens <= 64 else 2, most + 1):
         threads = -(-total // vectors // 64) * 64
-        if threads <= (MOST_THREADS if tokens <= 64 or vectors == 4 else 256):
+        if vectors != 3 and threads <= (MOST_THREADS if tokens <= 64 or vectors == most else 256):
             return vectors, max(threads, 64), 1, 1
-    return 4, MOST_THREADS, -(-total // (4 * MOST_THREADS)), 1
+    return most, MOST_THREADS, -(-total // (most * MOST_THREADS)), 1
 
 
 def launch_shapes(padded: int, clusters: bool, group: int) -> set[tuple[int, int]]:
-    """Vectors and blocks a token of every number of tokens."""
-    every = (launch_shape(tokens, padded, clusters, group) for tokens in range(1, MOST_SHARED + 2))
+    """Vectors and blocks a token of every number of tokens, codes in rows."""
+    every = (launch_shape(tokens, padded, clusters, group, False) for tokens in range(1, MOST_SHARED + 2))
     return {(vectors, parts) for vectors, _, _, parts in every}
 
 

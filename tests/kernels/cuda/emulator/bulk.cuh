@@ -17,7 +17,8 @@ struct Barrier {
     if (pending == 0 && bytes == 0) pending = arrivals, ++phase;
   }
 };
-inline Barrier barriers_there[sizeof shared_memory / 8];
+inline Barrier barriers_of[MOST_PEERS][sizeof shared_memory / 8];
+#define barriers_there barriers_of[block_in_cluster]
 inline std::atomic_flag engine_busy;
 
 struct Engine {
@@ -58,3 +59,4 @@ inline void barrier_wait(u32 barrier, u32 parity) {
     if (there.phase % 2 != parity) return;
   }
 }
+inline void copy_once(u32 to, const void* from, int bytes, u32 barrier) { copy_bulk(to, from, bytes, barrier); }

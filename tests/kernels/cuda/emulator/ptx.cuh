@@ -1,5 +1,6 @@
 // What csrc/ptx.cuh and CUDA itself give a kernel, for a CPU: every CUDA thread is a thread here, blocks run one after
-// the other (a block waits for lower-numbered ones only), shared memory is an array that begins as rubbish.
+// the other (a block waits for lower-numbered ones only) or as many at one time as are a cluster, shared memory is an array
+// that begins as rubbish.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -43,17 +44,27 @@ struct Dim {
 };
 inline thread_local Dim threadIdx, blockIdx;
 inline Dim gridDim, blockDim;
-inline u8 shared_memory[1 << 18];
+#ifndef PEERS
+#define PEERS 0
+#endif
+constexpr int MOST_PEERS = PEERS > 1 ? PEERS : 1;  // blocks of a cluster
+inline thread_local int block_in_cluster;
+inline u8 shared_memories[MOST_PEERS][1 << 18];
+#define shared_memory shared_memories[block_in_cluster]
 
 struct Warp {
   std::barrier<> barrier{32};
   u32 a[32][4], b[32][2];
 };
-inline std::vector<std::unique_ptr<Warp>> warps;
-inline std::unique_ptr<std::barrier<>> block_barrier, named_barriers[16];
+inline std::vector<std::unique_ptr<Warp>> warps_of[MOST_PEERS];
+inline Warp& own_warp() { return *warps_of[block_in_cluster][threadIdx.x / 32]; }
+using OneBarrier = std::unique_ptr<std::barrier<>>;
+inline OneBarrier cluster_barrier, block_barriers[MOST_PEERS], named_barriers_of[MOST_PEERS][16];
+#define block_barrier block_barriers[block_in_cluster]
+#define named_barriers named_barriers_of[block_in_cluster]
 
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
-inline void __syncwarp() { warps[threadIdx.x / 32]->barrier.arrive_and_wait(); }
+inline void __syncwarp() { own_warp().barrier.arrive_and_wait(); }
 template <int THREADS_THERE>
 inline std::barrier<>& made_barrier(int number) {
   static std::mutex making;
@@ -103,7 +114,7 @@ inline void let_next_kernel_start() {}
 // mma.m16n8k32 by its definition: which lane holds what is in the PTX manual.
 template <bool UNSIGNED_A>
 inline void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-  Warp& warp = *warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   std::copy(a, a + 4, warp.a[lane]);
   warp.b[lane][0] = b0, warp.b[lane][1] = b1;
@@ -123,7 +134,7 @@ inline void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 // A warp's values, seen by all its lanes.
 template <typename T>
 inline std::vector<T> of_warp(T mine) {
-  Warp& warp = *warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   static_assert(sizeof(T) == 4);
   warp.a[threadIdx.x % 32][0] = bits_as<u32>(mine);
   __syncwarp();
@@ -153,6 +164,12 @@ inline int __reduce_add_sync(u32, int v) {
   return sum;
 }
 inline int atomicAdd(int* to, int v) { return std::atomic_ref(*to).fetch_add(v); }
+inline u32 atomicMax(u32* to, u32 v) {
+  u32 before = std::atomic_ref(*to).load();
+  while (before < v && !std::atomic_ref(*to).compare_exchange_weak(before, v)) {
+  }
+  return before;
+}
 inline int __dp4a(int a, int b, int sum) {
   for (int shift = 0; shift < 32; shift += 8) sum += static_cast<i8>(a >> shift) * static_cast<i8>(b >> shift);
   return sum;

@@ -1,23 +1,48 @@
-// csrc/sm90.cuh for a CPU: a cluster is one block.
+// csrc/sm90.cuh for a CPU: a cluster is PEERS blocks.
 #pragma once
+#include <optional>
+
 #include "bulk.cuh"
 
 constexpr u32 DYNAMIC_SHARED = 1024;
 inline void trap() { std::abort(); }
 inline u32 moved(u32 x) { return x; }
 
-inline void cluster_sync() { __syncthreads(); }
-inline void cluster_arrive() {}
-inline void cluster_wait() {}
-inline void store_to_block(u32 to, u32, u32 v) { std::memcpy(shared_memory + to, &v, 4); }
-inline u32 cluster_rank() { return 0; }
+inline thread_local std::optional<std::barrier<>::arrival_token> arrived;
+inline void cluster_arrive() { arrived = cluster_barrier->arrive(); }
+inline void cluster_wait() {
+  cluster_barrier->wait(std::move(*arrived));
+  arrived.reset();
+}
+inline void lane_waits_for_cluster() { cluster_wait(); }
+inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
+inline u32 cluster_rank() { return block_in_cluster; }
+// An address in another block: its rank is above the 18 bits of the place.
+inline u32 in_block(u32 address, u32 rank) { return address | (rank + 1) << 20; }
+template <typename T>
+inline void store_there(u32 there, T v) {
+  std::memcpy(shared_memories[(there >> 20) - 1] + (there & 0xFFFFF), &v, sizeof v);
+}
+inline void store_to_block(u32 to, u32 rank, u32 v) { store_there(in_block(to, rank), v); }
+inline void seen_by_tensor_cores() {}
+inline void arrive_there(u32 there) {
+  const Engine engine;
+  barriers_of[(there >> 20) - 1][(there & 0xFFFFF) / 8].count(1, 0);
+}
+template <int PEERS_THERE>
+inline void copy_to_all(u32 to, const void* from, int bytes, u32 barrier) {
+  const int own = block_in_cluster;
+  for (block_in_cluster = 0; block_in_cluster < PEERS_THERE; ++block_in_cluster) copy_bulk(to, from, bytes, barrier);
+  block_in_cluster = own;
+}
+inline void wait_for_peers(u32 barrier, u32 parity) { barrier_wait(barrier, parity); }
 template <int EACH>
 inline void shrink_registers() {}
 template <int EACH>
 inline void grow_registers() {}
 
 inline void store_transposed(u32 to, const u32 (&m)[4]) {
-  Warp& warp = *warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   const int lane = threadIdx.x % 32;
   std::copy(m, m + 4, warp.a[lane]);
   __syncwarp();

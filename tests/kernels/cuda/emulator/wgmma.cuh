@@ -21,7 +21,7 @@ inline u8 line_byte(u64 b, int token, int at) {
 
 template <bool UNSIGNED_A, bool UNSIGNED_B, int N>
 inline void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate) {
-  Warp& warp = *warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   std::copy(a, a + 4, warp.a[lane]);
   __syncwarp();
@@ -44,7 +44,7 @@ inline void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b, u32 accumulate) {
 }
 
 inline void wgmma_bfloat(float (&d)[32], const u32 (&a)[4], u64 b, u32 accumulate) {
-  Warp& warp = *warps[threadIdx.x / 32];
+  Warp& warp = own_warp();
   const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   std::copy(a, a + 4, warp.a[lane]);
   __syncwarp();

@@ -1,0 +1,106 @@
+// A warp's share of a stage of strips.cu, multiplied.
+#pragma once
+#include "strips_ring.cuh"
+
+// A lane's activations: of tokens 8 j + lane / 4, or of the last one where there are fewer.
+struct Tokens {
+  u32 line[NJ], scales;
+  int shift, stride;
+
+  // chunk: which one X's turn is.
+  __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int turn, int chunk, int lane) {
+    const u32 x = (CHUNKED ? space.x(turn) - chunk * CHUNK * 128 : space.x(0)) + lane % 4 * 16;
+#pragma unroll
+    for (int j = 0; j < NJ; ++j) line[j] = x + min(j * 8 + lane / 4, p.shape.tokens - 1) * space.x_pitch;
+    scales = space.base + X_AT + space.x_bytes + lane % 4 * 8;
+    shift = p.x_group_shift, stride = p.x_stride * 4;
+  }
+  // Its sixteen of inputs 64 n .. 64 n + 63.
+  __device__ __forceinline__ Words4 words(int n, int j) const { return load_shared(line[j] + n * 64); }
+  // Of token 8 j + 2 (lane % 4) + e; of a token that is not there, whatever lies there.
+  __device__ __forceinline__ float scale(int group, int j, int e) const {
+    return __uint_as_float(load_shared_u32(scales + (group >> shift) * stride + j * 32 + e * 4));
+  }
+};
+
+// A product waits for the one before into the same registers; so that four are under way, whole sums have several, added
+// up at the strip's end.
+#ifndef CHAINED
+#define CHAINED (NJ == 1 ? 4 : 2)
+#endif
+constexpr int CHAINS = WHOLE_SUM ? CHAINED : 1;
+
+// What a lane needs of a slot where sums are whole: asked for before the slot before is multiplied.
+template <bool EIGHT>
+struct Slot {
+  static constexpr int PANELS = EIGHT ? 1 : 2;  // of 64 inputs
+  Words4 codes[2], x[PANELS][NJ];
+  u32 affine;
+
+  // w: where the lane's codes are; scales: its tile's; number: of the slot in its row.
+  __device__ __forceinline__ void load(const Tokens& tokens, u32 w, u32 scales, int number, int lane) {
+    codes[0] = load_shared(w), codes[1] = load_shared(w + 512);
+    if constexpr (!EIGHT) affine = load_shared_u16(scales + lane / 4 * 2);
+#pragma unroll
+    for (int panel = 0; panel < PANELS; ++panel)
+#pragma unroll
+      for (int j = 0; j < NJ; ++j) x[panel][j] = tokens.words(number * PANELS + panel, j);
+  }
+  // number: of the slot in the warp's share of the stage.
+  __device__ __forceinline__ void add_to(Tile (&tiles)[CHAINS], int number) const {
+    u32 a[2][4];
+    if constexpr (EIGHT) {
+      unpack8(codes[0], codes[1], a);
+      multiply<false>(tiles[number % CHAINS], 0, a, x[0]);
+    } else {
+      const Affine low = integer_scale(affine & 255u), high = integer_scale(affine >> 8);
+#pragma unroll
+      for (int panel = 0; panel < PANELS; ++panel) {
+        unpack4<false>(codes[panel], low, high, a);
+        multiply<true>(tiles[(number * PANELS + panel) % CHAINS], 0, a, x[panel]);
+      }
+    }
+  }
+};
+
+// A warp's share of a stage that has `count` slots, the strip's slot `first` the first.
+template <bool EIGHT>
+__device__ __forceinline__ void add_stage(Tile (&tiles)[CHAINS], const Tokens& x, u32 stage, int first, int count, int warp,
+                                          int lane) {
+  constexpr int OWN = SLOTS / WARPS;
+  const u32 w = stage + lane * 16, scales = stage + SCALES_AT;
+  const auto scales_of = [&](int u) { return scales + (EIGHT ? u / 2 * META8 : u * META4); };
+  if constexpr (WHOLE_SUM) {
+    Slot<EIGHT> slots[OWN];
+    if (count == SLOTS) {
+#pragma unroll
+      for (int own = 0; own < OWN; ++own) {
+        const int u = own * WARPS + warp;
+        slots[own].load(x, w + u * 1024, scales_of(u), first + u, lane);
+      }
+#pragma unroll
+      for (int own = 0; own < OWN; ++own) slots[own].add_to(tiles, own);
+      return;
+    }
+  }
+  const auto add = [&](int u) {
+    if constexpr (WHOLE_SUM) {
+      Slot<EIGHT> slot;
+      slot.load(x, w + u * 1024, scales_of(u), first + u, lane);
+      slot.add_to(tiles, 0);
+    } else {
+      const int n = (first + u) * (EIGHT ? 1 : 2);
+      accumulate<EIGHT, true>(
+          tiles[0], w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
+          [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
+    }
+  };
+  // In a row, so that a slot's loads are asked for before the sums of the one before are there.
+  if (!WHOLE_SUM && count == SLOTS) {
+#pragma unroll
+    for (int own = 0; own < OWN; ++own) add(own * WARPS + warp);
+    return;
+  }
+#pragma unroll 1
+  for (int u = warp; u < count; u += WARPS) add(u);
+}
