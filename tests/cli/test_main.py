@@ -1,3 +1,4 @@
+import re
 import shlex
 import signal
 import subprocess
@@ -37,6 +38,16 @@ def test_version_and_help(capsys):
         for command in ("quantize", "plan", "inspect", "eval", "export", "generate", "chat", "demo"):
             assert f"\n  {command} " in out
         assert "..." not in out.partition("Commands:")[2]
+
+
+def test_every_command_has_a_help(capsys):
+    assert main.run(["-h"]) == 0
+    commands = re.findall(r"^  ([a-z]+) ", capsys.readouterr().out.partition("Commands:")[2], re.MULTILINE)
+    assert len(commands) == 10
+    for command in commands:
+        assert main.run([command, "-h"]) == main.run([command, "--help"]) == 0
+        short, long = capsys.readouterr().out.split("Usage: ")[1:]
+        assert short == long and "-h, --help" in short
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -30,22 +30,28 @@ _REFUSALS = {
 # typer has had click inside and outside of itself; the class is reached through what it has always exported.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+_HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     help="Quantize language models with 4 and 8 bits by output channel, chosen over the whole model.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=_HELP,
 )
-app.command("quantize")(quantize.quantize)
-app.command("plan")(plan.plan)
-app.command("inspect")(inspect.inspect)
-app.command("eval")(evaluate.evaluate)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("compare")(report.compare)
-app.command("generate")(generate.generate)
-app.command("chat")(generate.chat)
-app.command("demo")(demo.demo)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "quantize": quantize.quantize,
+    "plan": plan.plan,
+    "inspect": inspect.inspect,
+    "eval": evaluate.evaluate,
+    "export": export.export,
+    "report": report.report,
+    "compare": report.compare,
+    "generate": generate.generate,
+    "chat": generate.chat,
+    "demo": demo.demo,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, context_settings=_HELP)(_command)
 
 
 @app.callback(invoke_without_command=True)
