@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixllm.rounding.clip import best_grid
+from mixllm.rounding.clip import SHRINKS, best_grid
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor
@@ -24,23 +24,37 @@ def gptq(
     """
     order = torch.cat(factor.groups)
     # Column by column in memory: a group's columns lie together, for every step that takes them.
-    w = weight.T[order].T
-    diagonal = factor.diagonal[order]
+    w, diagonal = weight.T[order], factor.diagonal[order]
+    if w.is_cuda and fixed is None:
+        from mixllm.rounding.gptq_triton import launch
+
+        codes, found = launch(w, grids, factor, diagonal, SHRINKS if clip else SHRINKS[:1])
+    else:
+        codes, found = _walk(w.T, grids, factor, diagonal, clip, fixed)
+    del w
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    grid_of = dict(zip(factor.numbers, found, strict=True))
+    return codes[back].T.contiguous(), [grid_of[g] for g in sorted(grid_of)]
+
+
+def _walk(
+    w: Tensor, grids: Grids, factor: Factor, diagonal: Tensor, clip: bool, fixed: Grid | None
+) -> tuple[Tensor, list[Grid]]:
+    """Codes float32 [K, N] and the grid of each group as it is processed, of w [N, K], which is spoiled.
+
+    w and diagonal [K]: in the order of processing.
+    """
     codes: list[Tensor] = []
-    found: dict[int, Grid] = {}
+    found: list[Grid] = []
     start = 0
-    for number, columns in zip(factor.numbers, factor.groups, strict=True):
+    for columns in factor.groups:
         stop = start + len(columns)
         block = w[:, start:stop]
         grid = fixed or best_grid(grids, block, diagonal[start:stop], clip)
         rounded, errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
         w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
         codes.append(rounded.T)
-        found[number] = grid
+        found.append(grid)
         start = stop
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    del w
-    by_column = torch.cat(codes)
-    codes.clear()
-    return by_column[back].T.contiguous(), [found[g] for g in sorted(found)]
+    return torch.cat(codes), found

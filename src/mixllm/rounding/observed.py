@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mixllm.format.rounded import Rounded, rows_at_once
 from mixllm.ranks import Ranks
 from mixllm.rotation import rotate
+from mixllm.rounding.products import on_tensor_cores
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def energies(weight: Tensor, rounded: Rounded, hessian: Tensor, *, rotated: bool
     weight: [N, K], the model's own; rounded and hessian [K, K]: in the rotated basis if `rotated`.
     """
     total = torch.zeros(2, dtype=torch.float64, device=weight.device)
-    with _on_tensor_cores():
+    # Sums of millions that are looked at and no more.
+    with on_tensor_cores():
         for rows in torch.arange(len(weight), device=weight.device).split(rows_at_once(weight.shape[1])):
             w = weight.detach()[rows].float()
             w = rotate(w) if rotated else w
@@ -115,15 +117,3 @@ def energies(weight: Tensor, rounded: Rounded, hessian: Tensor, *, rotated: bool
 def _energy(weight: Tensor, hessian: Tensor) -> Tensor:
     """||X W'||^2, which rounding can bring a hair below 0."""
     return ((weight @ hessian) * weight).sum(dtype=torch.float64)
-
-
-@contextmanager
-def _on_tensor_cores() -> Iterator[None]:
-    """Products of float32 matrices on a GPU take their factors at 11 bits, several times as fast: plenty for
-    sums of millions that are looked at and no more."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

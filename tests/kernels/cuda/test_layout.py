@@ -37,7 +37,8 @@ def test_many_rows_are_converted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     format = Format()
     weight = random_weight(150, 90, 200, format, 0)
     whole = to_kernel_order(weight, format)
-    monkeypatch.setattr(layout, "CHUNK", 2)
+    monkeypatch.setattr(layout, "AT_ONCE", 2 * layout.TILE * 200 + 7)
+    assert layout.tiles_at_once(200) == 2
     pieces = to_kernel_order(weight, format)
     assert torch.equal(whole.codes4, pieces.codes4)
     assert torch.equal(whole.codes8, pieces.codes8)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.kernels.cuda import layout
-from mixllm.kernels.cuda.layout import CHUNK, TILE, KernelWeight
+from mixllm.kernels.cuda.layout import TILE, KernelWeight, tiles_at_once
 
 
 def excess(weight: KernelWeight) -> Tensor:
@@ -23,8 +23,9 @@ def excess(weight: KernelWeight) -> Tensor:
         (weight.codes4, weight.scales4[..., :-TILE], 15),
     ):
         kind = torch.float16 if scales.shape[2] == 2 * TILE else torch.float32
-        for start in range(0, len(stored), CHUNK):
-            tiles = slice(start, start + CHUNK)
+        step = tiles_at_once(weight.in_features)
+        for start in range(0, len(stored), step):
+            tiles = slice(start, start + step)
             if most == 15:
                 codes = layout.in_rows4(stored[tiles]).int()
             else:

@@ -32,8 +32,8 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack_nibbles, unpack_nibbles
 
 TILE = 16
-# Tiles converted at a time: the copy beside a layer stays small however large the layer is.
-CHUNK = 64
+# Weights converted at a time: copies beside a layer stay small however large the layer is, launches few.
+AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
         row_scales = torch.cat((_pad(weight.scales8, 0), _pad(weight.scales4, 0)))
     return KernelWeight(
         k, n4, n8,
-        codes8=_convert(n8, eight), codes4=_convert(n4, four),
-        scales8=_convert(n8, scales8), scales4=_convert(n4, scales4),
+        codes8=_convert(n8, k, eight), codes4=_convert(n4, k, four),
+        scales8=_convert(n8, k, scales8), scales4=_convert(n4, k, scales4),
         rows=torch.cat((_pad(weight.rows[n4:], -1), _pad(weight.rows[:n4], -1))),
         row_scales=row_scales.float(),
     )  # fmt: skip
@@ -133,11 +133,17 @@ def from_kernel_order(weight: KernelWeight, format: Format) -> MixedWeight:
     )
 
 
-def _convert(n: int, convert: Callable[[slice], Tensor]) -> Tensor:
-    """convert's tiles for rows 0 .. n - 1, made CHUNK tiles at a time."""
+def tiles_at_once(k: int) -> int:
+    """Of rows of k weights."""
+    return max(1, AT_ONCE // (TILE * k))
+
+
+def _convert(n: int, k: int, convert: Callable[[slice], Tensor]) -> Tensor:
+    """convert's tiles for rows 0 .. n - 1 of k weights, made some at a time."""
     out: Tensor | None = None
-    for start in range(0, max(n, 1), CHUNK * TILE):
-        part = convert(slice(start, min(start + CHUNK * TILE, n)))
+    step = tiles_at_once(k) * TILE
+    for start in range(0, max(n, 1), step):
+        part = convert(slice(start, min(start + step, n)))
         if out is None:
             out = part.new_empty((-(-n // TILE), *part.shape[1:]))
         out[start // TILE : start // TILE + len(part)] = part
