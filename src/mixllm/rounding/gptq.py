@@ -9,18 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mixllm.rounding.clip import best_grid
+from mixllm.config import ClipBy
+from mixllm.rounding.clip import best_grid, best_grid_for_gptq
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
 from mixllm.rounding.hessian import Factor
 
 
 def gptq(
-    weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, fixed: Grid | None
+    weight: Tensor, grids: Grids, factor: Factor, *, clip: bool, clip_by: ClipBy, fixed: Grid | None
 ) -> tuple[Tensor, list[Grid]]:
     """Round weight [N, K] -> codes float32 [N, K] and the grid of each group, both in the layer's own order.
 
-    fixed: the grid of every group, for weights with one scale a row.
+    fixed: the grid of every group, for weights with one scale a row. clip, clip_by: see QuantConfig.
     """
     order = torch.cat(factor.groups)
     # Column by column in memory: a group's columns lie together, for every step that takes them.
@@ -32,8 +33,14 @@ def gptq(
     for number, columns in zip(factor.numbers, factor.groups, strict=True):
         stop = start + len(columns)
         block = w[:, start:stop]
-        grid = fixed or best_grid(grids, block, diagonal[start:stop], clip)
-        rounded, errors = round_columns(block, grid, factor.upper[start:stop, start:stop])
+        upper = factor.upper[start:stop, start:stop]
+        if fixed is not None:
+            grid = fixed
+        elif clip and clip_by == "gptq":
+            grid = best_grid_for_gptq(grids, block, upper)
+        else:
+            grid = best_grid(grids, block, diagonal[start:stop], clip)
+        rounded, errors = round_columns(block, grid, upper)
         w[:, stop:].addmm_(errors, factor.upper[start:stop, stop:], alpha=-1)
         codes.append(rounded.T)
         found[number] = grid
