@@ -23,10 +23,15 @@ def candidates(
 
     Layers of one K read one input, and their rows are rounded together: what a step costs depends little on
     how many they are.
-    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but no sweeps after
-    it, which lower all rows' errors alike; None: round to nearest without clip, the paper's choice.
+    inputs: GPTQ with the config's clip and order, however the model itself is rounded, but without what
+    lowers all rows' errors alike, sweeps and grids by GPTQ's own error; None: round to nearest without
+    clip, the paper's choice.
     """
-    how = {"rounding": "rtn", "clip": False} if inputs is None else {"rounding": "gptq", "sweeps": 0}
+    how = (
+        {"rounding": "rtn", "clip": False}
+        if inputs is None
+        else {"rounding": "gptq", "clip_by": "diagonal", "sweeps": 0}
+    )
     config = config.model_copy(update=how)
     found: dict[str, Rounded] = {}
     for k in dict.fromkeys(weight.shape[1] for weight in weights.values()):

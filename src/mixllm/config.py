@@ -27,6 +27,7 @@ KERNEL_WIDTHS = (4, 8)
 Scope = Literal["global", "local", "random"]
 Score = Literal["fisher", "taylor"]
 Rounding = Literal["gptq", "rtn"]
+ClipBy = Literal["diagonal", "gptq"]
 T = TypeVar("T", bound=BaseModel)
 T_VALUE = TypeVar("T_VALUE")
 
@@ -79,6 +80,7 @@ class QuantConfig(BaseModel):
     score: "fisher", token-level Fisher; "taylor", the paper's S_c.
     error: whose rounding error the salience is computed with.
     rounding, clip, order, sweeps, damping: how the chosen widths are rounded (see mixllm.rounding).
+    clip_by: the error that the clip search counts, weighted by the Hessian's diagonal or GPTQ's own.
     tune: how often windows are seen in tuning row scales after GPTQ (see mixllm.tuning): tune_samples windows
     of tune_text, by default as many as `samples` and of the calibration text. tune_codes: codes too.
     calibration: text file, JSONL, Parquet, hub data set or "builtin"; samples windows of `window` tokens.
@@ -95,6 +97,7 @@ class QuantConfig(BaseModel):
     error: Rounding = "gptq"
     rounding: Rounding = "gptq"
     clip: bool = True
+    clip_by: ClipBy = "diagonal"
     order: bool = True
     sweeps: int = Field(default=0, ge=0)
     damping: float = Field(default=0.01, gt=0, lt=1)

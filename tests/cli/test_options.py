@@ -47,9 +47,9 @@ def test_all_values_arrive(monkeypatch):
     monkeypatch.setattr("mixllm.pipeline.quantize", record)
     flags = (
         "--profile paper --widths 3,5,8 --bits 5.5 --scope random --score taylor --error rtn --no-clip "
-        "--no-order --sweeps 2 --damping 0.02 --tune 3 --tune-codes --tune-text more.jsonl --tune-samples 7 "
-        "--calibration text.txt --samples 3 --window 64 --seed 9 --weight-scale row --rotation hadamard "
-        "--activation-group 512"
+        "--no-order --sweeps 2 --clip-by gptq --damping 0.02 --tune 3 --tune-codes --tune-text more.jsonl "
+        "--tune-samples 7 --calibration text.txt --samples 3 --window 64 --seed 9 --weight-scale row "
+        "--rotation hadamard --activation-group 512"
     )
     assert main.run(["quantize", "model", "-o", "out", *flags.split()]) == 2
     assert seen["config"] == QuantConfig(
@@ -60,6 +60,7 @@ def test_all_values_arrive(monkeypatch):
         score="taylor",
         error="rtn",
         clip=False,
+        clip_by="gptq",
         order=False,
         sweeps=2,
         damping=0.02,

@@ -1,4 +1,4 @@
-"""The GPU kernel of the clip search against the plain search, in Triton's interpreter."""
+"""The clip searches: the kernel against the plain one, in Triton's interpreter, and by GPTQ's own error."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mixllm.config import PROFILES
-from mixllm.rounding.clip import SHRINKS, best_grid
+from mixllm.rounding.clip import SHRINKS, best_grid, best_grid_for_gptq
 from mixllm.rounding.clip_triton import launch
-from mixllm.rounding.grid import Grids
+from mixllm.rounding.columns import round_columns
+from mixllm.rounding.grid import Grid, Grids
 from tests import shapes
 
 
@@ -31,3 +32,17 @@ def test_kernel_equals_the_search(profile: str, n: int, k: int, size: float, cli
     assert off[1] == pytest.approx(off[0], rel=1e-5)
     same = torch.stack([a == b for a, b in zip(vars(expected).values(), vars(found).values(), strict=True)])
     assert float(same.float().mean()) > (0.95 if clip else 0.999)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (13, 37), (9, 128)])
+def test_no_grid_has_less_of_the_error_that_gptq_counts(profile: str, n: int, k: int) -> None:
+    w = shapes.weight(n, k, 3)
+    grids = Grids(w, shapes.any_widths(n, 4), PROFILES[profile])
+    upper = torch.randn(k, k, generator=torch.Generator().manual_seed(6)).triu() / k + torch.eye(k)
+
+    def counted(grid: Grid) -> torch.Tensor:
+        return round_columns(w, grid, upper)[1].square().sum(dim=1)
+
+    each = torch.stack([counted(grids.make(w, shrink)) for shrink in SHRINKS])
+    torch.testing.assert_close(counted(best_grid_for_gptq(grids, w, upper)), each.amin(dim=0))

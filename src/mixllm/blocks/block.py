@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 # A block's arguments after the hidden states: (positional, keyword).
@@ -33,7 +31,6 @@ class Block:
         paths = {id(part): path for path, part in module.named_modules()}
         self._paths = {name: paths[id(linear)] for name, linear in linears.items()}
         self._replaced: dict[str, nn.Module] = {}
-        self._run: Callable[..., Any] = module
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """One forward, [B, L, D] -> [B, L, D], differentiable by `hidden` (never by the weights).
@@ -44,7 +41,7 @@ class Block:
         if shape not in self._arguments:
             raise ValueError(f"{self._prefix}: embed has seen no token ids of shape {list(shape)}")
         args, kwargs = self._arguments[shape][self._index]
-        return first(self._run(hidden, *args, **kwargs))
+        return first(self.module(hidden, *args, **kwargs))
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` where the linear of this full name is, until the context ends."""
@@ -52,18 +49,8 @@ class Block:
         self._replaced.setdefault(path, self.module.get_submodule(path))
         self.module.set_submodule(path, module)
 
-    def compile(self) -> None:
-        """Have the block's operations fused until the context ends.
-
-        It takes half a minute, once for all blocks alike, and pays off over thousands of calls. Experts
-        are left: they see another number of tokens each time.
-        """
-        if not any(hasattr(part, "experts") for part in self.module.modules()):
-            self._run = torch.compile(self.module, dynamic=False)
-
     def restore(self) -> None:
-        """Undo every replace, and compile."""
-        self._run = self.module
+        """Undo every replace."""
         for path, module in self._replaced.items():
             self.module.set_submodule(path, module)
         self._replaced.clear()

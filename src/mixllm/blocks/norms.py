@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ def fuse_norms(blocks: Iterable[nn.Module], device: torch.device, dtype: torch.d
         if str(kind) not in same:
             same[str(kind)] = _is_usual(norm, device, dtype)
         if same[str(kind)]:
-            norm.forward = MethodType(_forward, norm)
-    return sum("forward" in vars(norm) for norm in norms)
+            norm.forward = partial(_forward, norm)
+    return sum(isinstance(norm.forward, partial) for norm in norms)
 
 
 def _is_usual(norm: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

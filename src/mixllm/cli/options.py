@@ -42,6 +42,7 @@ _HELP = {
     "error": "The rounding whose error the salience counts.",
     "rounding": "How weights are rounded: GPTQ, or to the nearest.",
     "clip": "Search for the range of each group that has the least output error.",
+    "clip_by": "The error it counts: weighted by the Hessian diagonal, or GPTQ's own, which takes longer.",
     "order": "GPTQ takes groups of inputs in order of their Hessian diagonal.",
     "sweeps": "Rounds of coordinate descent after GPTQ, on codes and scales.",
     "damping": "Share of the mean Hessian diagonal added to it.",

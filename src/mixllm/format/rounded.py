@@ -103,8 +103,7 @@ def least_value(width: int) -> int:
 
 def spread(per_group: Tensor, k: int) -> Tensor:
     """Repeat [..., G] values over the inputs of their groups: [..., K]."""
-    # Not repeat_interleave and a cut: compiled for a CPU (torch 2.13), they read past the end.
-    return per_group.index_select(-1, torch.arange(k, device=per_group.device) // GROUP_SIZE)
+    return torch.repeat_interleave(per_group, GROUP_SIZE, dim=-1)[..., :k]
 
 
 def rows_at_once(k: int) -> int:

@@ -24,8 +24,8 @@ Identity = dict[str, Any]
 
 # What only the choice and the rounding depend on: a salience measured before a change of these still holds.
 AFTER_SALIENCE = {
-    "bits", "channels", "scope", "seed", "rounding", "sweeps", "tune", "tune_codes", "tune_samples", "tuning",
-    "shard_size",
+    "bits", "channels", "scope", "seed", "rounding", "clip_by", "sweeps", "tune", "tune_codes",
+    "tune_samples", "tuning", "shard_size",
 }  # fmt: skip
 # Read of every tensor, in two places; what changes a weight in training changes every part of it.
 SAMPLE = 4096

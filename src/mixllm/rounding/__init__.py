@@ -48,7 +48,7 @@ def _round(w: Tensor, bits: Tensor, config: QuantConfig, factor: Factor | None) 
     fixed = best_grid(grids, w, diagonal, config.clip) if one_scale else None
     if config.rounding == "gptq":
         assert factor is not None
-        codes, chosen = gptq(w, grids, factor, clip=config.clip, fixed=fixed)
+        codes, chosen = gptq(w, grids, factor, clip=config.clip, clip_by=config.clip_by, fixed=fixed)
         codes, chosen = refine(w, codes, chosen, grids, factor, config.sweeps)
     else:
         parts, weights = w.split(GROUP_SIZE, dim=1), diagonal.split(GROUP_SIZE)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
-from mixllm.rounding.grid import Grid, Grids
+from mixllm.rounding.columns import round_columns
+from mixllm.rounding.grid import Grid, Grids, pick, stack
 
 SHRINKS = [1.0 - 0.02 * step for step in range(11)]
 
@@ -32,6 +33,17 @@ def best_grid(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
         better = error < least
         best, least = grid.where(better, best), torch.where(better, error, least)
     return best
+
+
+def best_grid_for_gptq(grids: Grids, w: Tensor, upper: Tensor) -> Grid:
+    """The grid of weights w [N, L] with the least error as GPTQ itself counts it.
+
+    Every grid is tried through the columns, upper [L, L] as in round_columns: the squares of the errors that
+    are fed on add up to what the group adds to the layer's output error.
+    """
+    choices = [grids.make(w, shrink) for shrink in SHRINKS]
+    _, errors = round_columns(w.repeat(len(choices), 1), stack(choices), upper)
+    return pick(choices, errors.square().sum(dim=1).view(len(choices), -1).argmin(dim=0))
 
 
 def _error(grid: Grid, w: Tensor, importance: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,26 +24,12 @@ class Seen:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        # Compiled code finds what is alike by itself.
-        if torch.compiler.is_compiling():
-            return _straight(x, self.format)
         if self._last is None or self._last[0] is not x:
-            self._last = x, _straight(x, self.format)
+            self._last = x, _Straight.apply(x, self.format)  # type: ignore[no-untyped-call]  # torch has no type for it
         return self._last[1]
-
-    def prepare(self, k: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Make, before code for layers of k inputs is compiled, what it finds made."""
-        for _, size in _cut(k) if self.format.rotation == "hadamard" else []:
-            for wanted in (torch.float32, dtype):
-                _matrix(size, device, wanted)
 
     def forget(self) -> None:
         self._last = None
-
-
-def _straight(x: Tensor, format: Format) -> Tensor:
-    seen: Tensor = _Straight.apply(x, format)  # type: ignore[no-untyped-call]  # torch has no type for it
-    return seen
 
 
 class _Straight(torch.autograd.Function):
@@ -69,30 +56,19 @@ def _nearest(x: Tensor, width: int) -> Tensor:
     return seen
 
 
-# By size, device and dtype: what rotate multiplies blocks by. Made once, in many steps.
-_matrices: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-
-
-def _matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    key = size, device, dtype
-    if key not in _matrices:
-        _matrices[key] = rotate(torch.eye(size, device=device)).to(dtype)
-    return _matrices[key]
-
-
-def _cut(k: int) -> list[tuple[slice, int]]:
-    """The parts of k inputs that are rotated in blocks of one size, and that size."""
-    whole, rest = k // BLOCK * BLOCK, k % BLOCK
-    parts = [(slice(0, whole), BLOCK), (slice(whole, k), rest & -rest)]
-    return [(part, size) for part, size in parts if part.start < part.stop]
+@cache
+def _hadamard(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What rotate multiplies blocks of this size by; made once, in many steps."""
+    return rotate(torch.eye(size, device=device)).to(dtype)
 
 
 def _rotate(x: Tensor) -> Tensor:
     """mixllm.rotation.rotate by matrix products: one launch for twenty, sums in another order."""
+    whole = x.shape[-1] // BLOCK * BLOCK
     parts = []
-    for part, size in _cut(x.shape[-1]):
-        matrix = _matrix(size, x.device, x.dtype)
-        # Rounding to int8 is of what float32 gives.
-        with torch.autocast(x.device.type, enabled=False):
-            parts.append((x[..., part].unflatten(-1, (-1, size)) @ matrix).flatten(-2))
+    for part, size in ((x[..., :whole], BLOCK), (x[..., whole:], x.shape[-1] - whole)):
+        if size and part.shape[-1]:
+            block = size & -size
+            matrix = _hadamard(block, x.device, x.dtype)
+            parts.append((part.unflatten(-1, (-1, block)) @ matrix).flatten(-2))
     return torch.cat(parts, dim=-1)

@@ -33,8 +33,6 @@ PLACE_RATE = 3e-3
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
-# Where blocks are compiled for it.
-COMPILED = {"cuda"}
 
 
 def tune_scales(
@@ -71,7 +69,7 @@ def tune_scales(
         adam = torch.optim.Adam(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
         fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
         for _ in range(epochs):
-            for chosen in _order(len(ids), order):
+            for chosen in torch.randperm(len(ids), generator=order).split(WINDOWS):
                 _set_gradients(decoder, blocks, *(_brought(t[chosen], decoder.device) for t in (ids, target)))
                 adam.step()
                 fading.step()
@@ -105,14 +103,6 @@ def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:
     return torch.cat([hidden.cpu() for hidden in states])
 
 
-def _order(count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """The windows of each step of a pass: all equally many, if need be by some of them twice."""
-    order = torch.randperm(count, generator=generator)
-    more = -count % WINDOWS if count > WINDOWS else 0
-    steps: tuple[Tensor, ...] = torch.cat((order, order[:more])).split(WINDOWS)
-    return steps
-
-
 def _open(
     stack: ExitStack,
     decoder: Decoder,
@@ -131,9 +121,6 @@ def _open(
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
-        seen.prepare(linear.in_features, decoder.device, decoder.dtype)
-    if decoder.device.type in COMPILED:
-        block.compile()
     return block, linears, seen
 
 
@@ -142,23 +129,18 @@ def _brought(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _run(block: Block, hidden: Tensor) -> Tensor:
-    """What leaves the block, differentiable; on a GPU its products and attention are in bfloat16."""
-    with torch.enable_grad(), torch.autocast("cuda", torch.bfloat16, enabled=hidden.is_cuda):
-        return block(hidden.requires_grad_())
-
-
 def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
     """Put the gradient of the windows' mean KL divergence into all that is tuned."""
     states = [decoder.embed(ids)]
-    # With gradients asked for, so that compiled code is the same as in the second run; nothing is kept of it.
-    for block, _, seen in blocks:
-        states.append(_run(block, states[-1]).detach())
-        seen.forget()
+    with torch.no_grad():
+        for block, _, seen in blocks:
+            states.append(block(states[-1]))
+            seen.forget()
     gradient = decoder.divergence_gradient(states.pop(), target, ids)
     for block, linears, seen in reversed(blocks):
-        hidden = states.pop()
-        out = _run(block, hidden)
+        hidden = states.pop().requires_grad_()
+        with torch.enable_grad():
+            out = block(hidden)
         learned = [parameter for layer in linears.values() for parameter in layer.learned]
         # An expert that no token chose has no gradient.
         gradient, *own = torch.autograd.grad(
