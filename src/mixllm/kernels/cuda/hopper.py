@@ -62,18 +62,18 @@ TILES = {
     key: [HopperTile(bn, STAGES[bn], cut) for bn in sizes for cut in (False, True)]
     for key, sizes in {"whole": (256, 192, 128, 64), "grouped": (256, 128, 64)}.items()
 }
-# Microseconds on an H200, fitted to the benchmark's shapes at 256 to 4,096 tokens: a stage, what a tile takes
-# beside its stages, and handing partial sums over. By (scales.key, scales.token). ("grouped", True), 128:
-# a loop without zero points, and a sixteenth of a stage of those more (docs/hopper.md, version 7).
+# Microseconds on an H200, fitted to the benchmark's shapes at 192 to 1,024 tokens: a stage, what a tile takes
+# beside its stages, and handing partial sums over. By (scales.key, scales.token). ("grouped", True): a stage
+# and a sixteenth of one of zero points.
 TIMES = {
     ("whole", True): {
-        256: (0.660, 7.0, 9.0),
-        192: (0.500, 5.4, 7.0),
-        128: (0.397, 3.9, 4.9),
-        64: (0.362, 1.8, 1.9),
+        256: (0.689, 4.2, 10.4),
+        192: (0.521, 3.2, 6.6),
+        128: (0.417, 2.0, 5.0),
+        64: (0.341, 1.1, 3.9),
     },
-    ("grouped", True): {256: (1.007, 6.1, 11.0), 128: (0.493, 4.2, 5.8), 64: (0.442, 1.6, 7.5)},
-    ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
+    ("grouped", True): {256: (0.949, 4.3, 9.8), 128: (0.491, 2.9, 4.7), 64: (0.419, 1.6, 6.5)},
+    ("grouped", False): {256: (1.368, 5.9, 5.7), 128: (0.764, 3.1, 4.2), 64: (0.488, 2.0, 3.9)},
 }
 
 

@@ -38,29 +38,32 @@ __device__ __forceinline__ void zero_points(u32 (&a)[4][4], const Warp16& warp, 
   }
 }
 
+// Stages begin .. end of a tile whose first `groups` stages are groups. (A stage's operands made while the products of the one
+// before run would take registers that larger parts need.)
+__device__ __forceinline__ void add_zero_points(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, int begin, int end,
+                                                int groups) {
+#pragma unroll 1
+  for (int stage = begin; stage < end; ++stage, turn.next()) {
+    u32 a[4][4];
+    const u32 x = ring + turn.stage * STAGE_BYTES;
+    await_stage(ring, turn);
+    zero_points(a, warp, x + X_BYTES + warp.tile * ZERO_BYTES, (stage - groups) * ZERO_GROUPS, groups);
+    start_bfloats(f, a, x);
+    wgmma_wait<0>();
+    settle(f);
+    leave_stage(ring, turn.stage, warp.lane);
+  }
+}
+
 __device__ __forceinline__ void sum_tile(const Warp16& warp, float (&f)[BN / 2], u32 ring, Turn& turn, const Span& span) {
 #pragma unroll
   for (int i = 0; i < BN / 2; ++i) f[i] = 0.0f;
   if (span.begin < span.groups)
     sum_groups(warp, f, ring, turn, span.begin, min(span.end, span.groups) - span.begin);
-  if constexpr (!UNSIGNED) return;
-  settle(f);  // or some are moved to the stack in the loop before
-#pragma unroll 1
-  for (int stage = max(span.begin, span.groups); stage < span.end; ++stage, turn.next()) {
-    u32 a[4][4];
-    const u32 x = ring + turn.stage * STAGE_BYTES;
-    await_stage(ring, turn);
-    zero_points(a, warp, x + X_BYTES + warp.tile * ZERO_BYTES, (stage - span.groups) * ZERO_GROUPS, span.groups);
-    // As many tokens at a time as there are registers for.
+  if constexpr (UNSIGNED) {
+    settle(f);  // or some are moved to the stack in the loop before
+    add_zero_points(warp, f, ring, turn, max(span.begin, span.groups), span.end, span.groups);
 #pragma unroll
-    for (int token = 0; token < BN; token += 64) {
-      float d[32];
-      multiply_bfloats(d, a, x + token * 128);
-#pragma unroll
-      for (int i = 0; i < 32; ++i) f[token / 2 + i] += d[i];
-    }
-    leave_stage(ring, turn.stage, warp.lane);
+    for (int i = 0; i < BN / 2; ++i) f[i] *= 1.0f / UNIT;
   }
-#pragma unroll
-  for (int i = 0; i < BN / 2; ++i) f[i] *= 1.0f / UNIT;
 }

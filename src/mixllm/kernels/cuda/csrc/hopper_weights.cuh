@@ -79,16 +79,17 @@ __device__ __forceinline__ void start(u32 (&d)[N / 2], u32 (&a)[4][4], u32 x, u3
   wgmma_commit();
 }
 
-// The product of a stage's bfloat16s with 64 tokens, whose lines begin at x; waits for it.
-__device__ __forceinline__ void multiply_bfloats(float (&d)[32], u32 (&a)[4][4], u32 x) {
-  const u64 lines = swizzled_tile(x);
+// Queues products of a stage's bfloat16s with all tokens, whose lines begin at x: they are added to f.
+__device__ __forceinline__ void start_bfloats(float (&f)[BN / 2], u32 (&a)[4][4], u32 x) {
 #pragma unroll
   for (int step = 0; step < 4; ++step) settle(a[step]);
-  settle(d);
+  settle(f);
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < 4; ++step) wgmma_bfloat(d, a[step], lines + step * 2, step > 0);
+  for (int token = 0; token < BN; token += 64) {
+    const u64 lines = swizzled_tile(x + token * 128);
+#pragma unroll
+    for (int step = 0; step < 4; ++step) wgmma_bfloat(*reinterpret_cast<float(*)[32]>(f + token / 2), a[step], lines + step * 2, 1);
+  }
   wgmma_commit();
-  wgmma_wait<0>();
-  settle(d);
 }

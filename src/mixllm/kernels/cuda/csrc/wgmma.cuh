@@ -44,6 +44,8 @@ __device__ __forceinline__ void wgmma(u32 (&d)[N / 2], const u32 (&a)[4], u64 b,
 #define NAMES_0_15 NAMES_0_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_0_31 \
   NAMES_0_15 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_0_39 NAMES_0_31 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_0_47 NAMES_0_39 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_0_63 \
   NAMES_0_31 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
@@ -84,6 +86,8 @@ WGMMA(false, false, "s8.s8", 128, NAMES_0_63, "64", "65", "66", "67", "68", "69"
 WGMMA(true, false, "u8.s8", 192, NAMES_0_63 ", " NAMES_64_95, "96", "97", "98", "99", "100", "101", PLACES_64("+r", 0), PLACES_32("+r", 64))
 WGMMA(true, false, "u8.s8", 256, NAMES_0_63 ", " NAMES_64_95 ", " NAMES_96_127, "128", "129", "130", "131", "132", "133", PLACES_64("+r", 0), PLACES_64("+r", 64))
 WGMMA(true, true, "u8.u8", 64, NAMES_0_31, "32", "33", "34", "35", "36", "37", PLACES_32("+r", 0))
+WGMMA(true, true, "u8.u8", 80, NAMES_0_39, "40", "41", "42", "43", "44", "45", PLACES_32("+r", 0), PLACES_8("+r", 32))
+WGMMA(true, true, "u8.u8", 96, NAMES_0_47, "48", "49", "50", "51", "52", "53", PLACES_32("+r", 0), PLACES_8("+r", 32), PLACES_8("+r", 40))
 
 // The same of bfloat16s and 64 tokens, 16 inputs in as many bytes as 32 of the others.
 __device__ __forceinline__ void wgmma_bfloat(float (&d)[32], const u32 (&a)[4], u64 b, u32 accumulate) {
@@ -100,6 +104,8 @@ __device__ __forceinline__ void wgmma_bfloat(float (&d)[32], const u32 (&a)[4], 
 #undef NAMES_96_127
 #undef NAMES_64_95
 #undef NAMES_0_63
+#undef NAMES_0_47
+#undef NAMES_0_39
 #undef NAMES_0_31
 #undef NAMES_0_15
 #undef NAMES_0_7
