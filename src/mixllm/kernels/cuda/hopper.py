@@ -71,6 +71,10 @@ TIMES = {
     ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
 }
 
+# So much more does handing over take for few tokens, whose tiles are all cut, into more pieces. Integers only.
+FEW_TOKENS = 128
+FEW_HANDING = {64: 3.1, 128: 4.1}
+
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
     """Whether so many tokens go this way on a GPU."""
@@ -87,6 +91,8 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
         waves = -(-tiles // blocks)
         if not tile.split(tiles, blocks):
             return waves * (groups * stage + beside)
+        if tokens <= FEW_TOKENS and scales.key == "whole":
+            handing += FEW_HANDING.get(tile.bn, 0.0)
         return tiles / blocks * groups * stage + waves * beside + handing
 
     return min(TILES[scales.key], key=cost)
