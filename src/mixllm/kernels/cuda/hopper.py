@@ -71,7 +71,7 @@ TIMES = {
     ("grouped", False): {256: (1.404, 5.9, 10.4), 128: (0.774, 3.5, 5.8), 64: (0.488, 2.0, 3.9)},
 }
 
-# So much more does handing over take for few tokens, whose tiles are all cut, into more pieces. Integers only.
+# So much more does handing over take for few tokens, whose tiles are all cut, into more pieces (integers).
 FEW_TOKENS = 128
 FEW_HANDING = {64: 3.1, 128: 4.1}
 
