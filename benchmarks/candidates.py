@@ -60,11 +60,14 @@ SKINNY_GROUPED = {
     64: [SkinnyTile(64, 64, 2, 1, 4, 2, 2), SkinnyTile(128, 64, 2, 1, 6, 1, 1)],
 }
 
-# Of csrc/strips.cu, with and without room for the next product's blocks.
+# Of csrc/strips.cu, with and without room for the next product's blocks and others for company.
 STRIPS = [
     StripTile(8, 8, 16, HALF),
     StripTile(8, 8, 32, HALF),
     StripTile(8, 8, 32, WHOLE),
+    StripTile(8, 8, 32, WHOLE, peers=2),
     StripTile(8, 16, 16, WHOLE),
+    StripTile(16, 8, 32, WHOLE, peers=2),
+    StripTile(16, 8, 16, WHOLE, peers=2),
     StripTile(16, 16, 16, WHOLE),
 ]

@@ -115,7 +115,7 @@ def time_mixllm(
 
     def both(weight: list[Tensor]) -> None:
         if fresh:
-            return strips.linear_into(y, x, weight, None, scales, rotate, fresh)
+            return strips.linear_into(y, x, weight, None, scales, rotate, *fresh)
         ops.quantize_into(x, rotate, group, *quantized)
         product(weight)
 

@@ -1,5 +1,4 @@
-"""The part of tune.py for csrc/strips.cu and cluster.cu: times of their tiles, and which rows of strips.json
-they make."""
+"""The part of tune.py for csrc/strips.cu: times of its tiles, and which rows of its tables they make."""
 
 from __future__ import annotations
 
@@ -16,24 +15,24 @@ from timing import timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
-from mixllm.kernels.cuda import hopper, ops, skinny, strips
-from mixllm.kernels.cuda.strips import Few, StripTile
+from mixllm.kernels.cuda import ops, skinny, strips
+from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
 Shape = tuple[int, int]
 Table = list[dict[str, int]]
-Times = dict[Few, dict[Shape, float]]  # microseconds; a tile without room for a shape lacks it
-TOKENS = (1, 2, 4, 8, 16, 32, 64)
+Times = dict[StripTile, dict[Shape, float]]  # microseconds; a tile without room for a shape lacks it
+TOKENS = (1, 2, 4, 8, 16)
 
 
-def rows(times: Times, otherwise: Mapping[Shape, float]) -> list[Few]:
+def rows(times: Times, otherwise: Mapping[Shape, float]) -> list[StripTile]:
     """In which order to try the tiles: what spares most, then what does for shapes that it has no room for.
 
     otherwise: microseconds without any."""
-    left, found = set(otherwise), list[Few]()
+    left, found = set(otherwise), list[StripTile]()
     while left:
 
-        def spared(tile: Few, left: Iterable[Shape] = tuple(left)) -> float:
+        def spared(tile: StripTile, left: Iterable[Shape] = tuple(left)) -> float:
             return math.prod(otherwise[s] / times[tile].get(s, otherwise[s]) for s in left)
 
         best = max(times, key=spared, default=None)
@@ -89,31 +88,31 @@ def of_shape(
     tiled, in_rows = (ops.quantize(x, rotate, group, tiled) for tiled in (True, False))
 
     def product(buffers: Any, tile: Any, weight: list[Tensor]) -> None:
-        into = hopper.gemm_into if isinstance(tile, hopper.HopperTile) else skinny.gemm_into
-        into(y, *buffers, weight, None, scales, group, tile)
+        skinny.gemm_into(y, *buffers, weight, None, scales, group, tile)
 
     def both(buffers: Any, tile: Any, weight: list[Tensor]) -> None:
         ops.quantize_into(x, rotate, group, *buffers)
         product(buffers, tile, weight)
 
-    def alone(tile: Any, weight: list[Tensor]) -> None:
-        strips.linear_into(y, x, weight, None, scales, rotate, tile)
+    def alone(tile: Any, prologue: Any, weight: list[Tensor]) -> None:
+        strips.linear_into(y, x, weight, None, scales, rotate, tile, prologue)
 
     def time(run: Callable[[list[Tensor]], None]) -> float:
         return timed([partial(run, weight) for weight in weights])
 
-    other = skinny.choose(scales, tokens, n, groups) or hopper.best(tiled[0], weights[0], scales)
+    other = skinny.choose(scales, tokens, n, groups)
     found["given"][1][shape] = time(partial(product, tiled, other))
     best = found["after"][1][shape] = time(partial(both, tiled, other))
     x_scales = 0 if scales.token else in_rows[1].nbytes
     for tile in found["after"][0]:
-        buffers = in_rows if isinstance(tile, StripTile) else tiled
-        if tile.room(scales, tokens, groups, x_scales):
-            found["given"][0][tile][shape] = time(partial(product, buffers, tile))
-            found["after"][0][tile][shape] = us = time(partial(both, buffers, tile))
-            best = min(best, us)
-        if tile.room(scales, tokens, groups, quantizes=True):
-            found["fresh"][0][tile][shape] = time(partial(alone, tile))
+        if tile.stages(scales, tokens, groups, x_scales) < strips.LEAST_STAGES:
+            continue
+        found["given"][0][tile][shape] = time(partial(product, in_rows, tile))
+        found["after"][0][tile][shape] = us = time(partial(both, in_rows, tile))
+        best = min(best, us)
+        prologue = tile.prologue(tokens, groups) if scales.token else None
+        if prologue:
+            found["fresh"][0][tile][shape] = time(partial(alone, tile, prologue))
     found["fresh"][1][shape] = best
     for use, (times, without) in found.items():
         fastest = min((by[shape] for by in times.values() if shape in by), default=math.nan)

@@ -31,10 +31,11 @@ QUANTIZERS = [
 ]  # fmt: skip
 # ROTATE, TAIL, GROUP, SUMMED
 MANY = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 128, 0), (1, 0, 512, 0)]
-# How products quantize by themselves: few and many vectors a thread, whole ones of bfloat16 or not.
-FRESH = [
-    {"QUANTIZE": 1, "VECTORS": 2, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
-    {"QUANTIZE": 1, "VECTORS": 8, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
+# How strips.cu quantizes: not at all, one token, several.
+FRESH: list[dict[str, int]] = [
+    {"QUANTIZE": 0},
+    {"QUANTIZE": 1, "VECTORS": 4, "INPUT": 1, "ROTATE": 1, "TAIL": 0},
+    {"QUANTIZE": 2, "VECTORS": 4, "INPUT": 2, "ROTATE": 1, "TAIL": 1},
 ]
 CLUSTERS = {"sm_90a", "sm_100", "sm_120"}
 REPORT = Path(__file__).with_name("ptxas.json")
@@ -66,11 +67,12 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["skinny.cu", *map(str, macros.values())])
                 found[name] = ("skinny.cu", macros, few.shared_bytes(scales))
             alone = {row.tile for row in strips.table(scales.key, "fresh")} if scales.token else set()
-            pairs = [(tile, dict[str, int]()) for tile in strips.tiles(scales.key)]
-            pairs += [(tile, fresh) for fresh in FRESH for tile in alone]
-            for few, fresh in sorted(pairs, key=str):
-                macros = {**few.macros(), **scales.macros(), **fresh}
-                found[" ".join([few.source, *map(str, macros.values())])] = (few.source, macros, few.shared)
+            every = strips.tiles(scales.key)
+            pairs = [(strip, fresh) for fresh in FRESH for strip in (alone if fresh["QUANTIZE"] else every)]
+            for strip, fresh in sorted(pairs, key=str):
+                macros = {**strip.macros(), **scales.macros(), **fresh}
+                name = " ".join(["strips.cu", *map(str, macros.values())])
+                found[name] = ("strips.cu", macros, strip.shared)
         for kind, many_of in product((0, 1), MANY):
             values = (kind, *many_of, ops.MANY_THREADS)
             macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))

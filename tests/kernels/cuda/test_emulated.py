@@ -179,7 +179,8 @@ def test_quantizer_of_many(
         return build("quantize_many.cu", "quantize", ops.many_macros(*named), tmp_path)
 
     monkeypatch.setattr(ops, "quantizer_of_many", kernel)
-    monkeypatch.setattr(ops, "LEAST_MANY", 1)
+    for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
+        monkeypatch.setattr(ops, least, 1)
     monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
     monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)

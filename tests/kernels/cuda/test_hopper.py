@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -118,3 +119,20 @@ def test_whole_waves_are_left_and_none_is_idle(
     assert 0 <= cut <= tiles
     assert not tile.cut or (tiles - cut) % blocks == 0
     assert cut < 2 * blocks, "each block begins one cut tile and ends another, at most"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows16", "groups", "bn", "cut"),
+    [
+        (128, 385, 32, 64, False),
+        (64, 1793, 32, 64, False),
+        (128, 513, 64, 64, False),
+        (128, 256, 32, 64, True),
+    ],
+)
+def test_few_tokens_go_whole_where_handing_over_takes_longer(
+    tokens: int, rows16: int, groups: int, bn: int, cut: bool
+) -> None:
+    """As the layers of 6144, 28672, 8192 and 4096 channels were fastest on an H200 (docs/kernels.md)."""
+    tile = hopper.choose(Scales(0, True), tokens, rows16, groups, 132)
+    assert (tile.bn, tile.cut) == (bn, cut)

@@ -78,8 +78,7 @@ def order(
 
     group: inputs that share a scale, 0: all of a token's; groups: of 128 inputs."""
     if skinny.takes(index, scales, tokens, channels, groups):
-        tile = strips.choose(scales, group, tokens, channels, groups)
-        return not isinstance(tile, strips.StripTile), False
+        return strips.choose(scales, group, tokens, channels, groups) is None, False
     many = hopper.takes(index, scales, tokens)
     return many, many and scales.unsigned
 
@@ -121,13 +120,12 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for tile in tiles:
             if tile:
                 run = skinny.product(index, scales, tile)
-                if not isinstance(tile, skinny.SkinnyTile):
+                if isinstance(tile, strips.StripTile):
                     run.blocks_alone(tile.peers, tile.threads)
-        fresh = {(strips.quantizes(scales, t, channels, groups), t) for t in few}
-        for tile, vectors in {(tile, tile.vectors(t, groups)) for tile, t in fresh if tile}:
-            for dtype in dtypes:
-                run = strips.product(index, scales, tile, vectors, dtype, rotate, tail)
-                run.blocks_alone(tile.peers, tile.threads)
+        for found in {strips.quantizes(scales, t, channels, groups) for t in few}:
+            if found:
+                for dtype in dtypes:
+                    strips.product(index, scales, *found, dtype, rotate, tail)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:

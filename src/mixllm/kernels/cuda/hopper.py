@@ -76,6 +76,10 @@ TIMES = {
     ("grouped", False): {256: (1.368, 5.9, 5.7), 128: (0.764, 3.1, 4.2), 64: (0.488, 2.0, 3.9)},
 }
 
+# So much more does handing over take for few tokens, whose tiles are all cut, into more pieces (integers).
+FEW_TOKENS = 128
+FEW_HANDING = {64: 3.1, 128: 4.1}
+
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
     """Whether so many tokens go this way on a GPU."""
@@ -92,6 +96,8 @@ def choose(scales: Scales, tokens: int, rows16: int, groups: int, blocks: int) -
         waves = -(-tiles // blocks)
         if not tile.split(tiles, blocks):
             return waves * (groups * stage + beside)
+        if tokens <= FEW_TOKENS and scales.key == "whole":
+            handing += FEW_HANDING.get(tile.bn, 0.0)
         return tiles / blocks * groups * stage + waves * beside + handing
 
     return min(TILES[scales.key], key=cost)

@@ -28,7 +28,8 @@ PART_THREADS = 256
 # Tokens that clusters of blocks share, and how many blocks they may be where there are more than 16 tokens.
 MOST_SHARED = 64
 MOST_PARTS = 264
-LEAST_MANY = 65
+# From so many tokens on csrc/quantize_many.cu takes them, and short ones of up to 16 PART_THREADS inputs.
+LEAST_MANY, LEAST_MANY_SHORT = 65, 257
 MANY_THREADS = 1024
 BAND = 16
 # Groups whose sums a line of csrc/hopper_floats.cuh has.
@@ -111,7 +112,8 @@ def quantize_into(
 
 def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
     """Whether csrc/quantize_many.cu quantizes so many tokens of whole vectors, wanted tiled."""
-    return dtype != torch.float32 and tokens >= LEAST_MANY and padded <= 32 * MANY_THREADS
+    least = LEAST_MANY_SHORT if padded <= 16 * PART_THREADS else LEAST_MANY
+    return dtype != torch.float32 and tokens >= least and padded <= 32 * MANY_THREADS
 
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
@@ -153,12 +155,22 @@ def launch_shape(
         if few or (parts > 1 and wide):
             vectors = next(n for n in (1, 2, 4) if total <= parts * n * (1 if few else 2) * PART_THREADS)
             return vectors, -(-total // (parts * vectors) // 64) * 64, parts, parts
-    most = 2 if heavy else 4
-    for vectors in range(1 if tokens <= 64 else 2, most + 1):
+    every = _vectors(tokens, heavy, heavy and clusters and not wide)
+    for vectors in every:
         threads = -(-total // vectors // 64) * 64
-        if vectors != 3 and threads <= (MOST_THREADS if tokens <= 64 or vectors == most else 256):
+        if threads <= (MOST_THREADS if tokens <= MOST_SHARED or vectors == every[-1] else 256):
             return vectors, max(threads, 64), 1, 1
-    return most, MOST_THREADS, -(-total // (most * MOST_THREADS)), 1
+    return every[-1], MOST_THREADS, -(-total // (every[-1] * MOST_THREADS)), 1
+
+
+def _vectors(tokens: int, heavy: bool, short: bool) -> tuple[int, ...]:
+    """In which order to try them. short: of up to 512 vectors a token, on Hopper, where blocks of 256 threads
+    find room beside skinny.cu's; beside hopper.cu's there is none in any case."""
+    if short and MOST_SHARED < tokens < LEAST_MANY_SHORT:
+        return (1,)
+    if tokens <= (16 if short else MOST_SHARED):
+        return (1, 2) if heavy else (1, 2, 4)
+    return (2,) if heavy else (2, 4)
 
 
 def launch_shapes(padded: int, clusters: bool, group: int) -> set[tuple[int, int]]:

@@ -17,12 +17,11 @@ from torch import Tensor
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.kernels.cuda import strips
-from mixllm.kernels.cuda.clusters import ClusterTile
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.rows import Row, fitting, read
-from mixllm.kernels.cuda.strips import Few, StripTile
+from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("skinny.json")
@@ -86,21 +85,20 @@ def choose(scales: Scales, tokens: int, channels: int, groups: int) -> SkinnyTil
 
 
 def takes(index: int, scales: Scales, tokens: int, channels: int, groups: int) -> bool:
-    """Whether a product of so many tokens goes this way on a GPU, or that of strips.py."""
-    sizes = (tokens, channels, groups)
-    if tokens == 0 or (choose(scales, *sizes) is None and strips.choose(scales, 0, *sizes) is None):
+    """Whether a product of so many tokens goes this way on a GPU."""
+    if tokens == 0 or choose(scales, tokens, channels, groups) is None:
         return False
     return device(index).capability == (9, 0)
 
 
-def product(index: int, scales: Scales, tile: SkinnyTile | Few) -> Kernel:
+def product(index: int, scales: Scales, tile: SkinnyTile | StripTile) -> Kernel:
     macros = {**tile.macros(), **scales.macros()}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared_bytes(scales))
 
 
 def gemm_into(
     y: Tensor, codes: Tensor, x_scales: Tensor, sums: Tensor, flags: Tensor, weight: list[Tensor],
-    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | Few,
+    bias: Tensor | None, scales: Scales, group: int, tile: SkinnyTile | StripTile,
 ) -> None:  # fmt: skip
     """The kernel with a given tile; for a StripTile codes are [T, 128 G]. weight: codes8, codes4, scales8,
     scales4, rows, row_scales."""
@@ -109,13 +107,13 @@ def gemm_into(
     in_rows = isinstance(tile, StripTile)
     tokens, groups = (len(codes), codes.shape[1] // GROUP_SIZE) if in_rows else (codes.shape[1], len(codes))
     run = product(target.index, scales, tile)
-    if isinstance(tile, SkinnyTile):
-        blocks, whole = target.multiprocessors * tile.blocks, False
+    if isinstance(tile, StripTile):
+        blocks = run.blocks_alone(tile.peers, tile.threads)
     else:
-        blocks, whole = run.blocks_alone(tile.peers, tile.threads), True
+        blocks = target.multiprocessors * tile.blocks
     rows = tile.bm // 16
     tiles = -(-len(codes8) // rows) + -(-len(codes4) // rows)
-    cut = 0 if whole else tiles if tiles < 2 * blocks else tiles % blocks
+    cut = 0 if in_rows else tiles if tiles < 2 * blocks else tiles % blocks
     if 2 * blocks * groups * 2 * blocks >= 2**31:
         raise MixllmError(f"mixed linear: {groups * 128} inputs are more than the schedule's 32 bits hold")
     if blocks * tile.bm // 16 > flags.numel():
@@ -142,10 +140,10 @@ def gemm_few(
     y = codes.new_empty((tokens, channels), dtype=dtype)
     if y.numel():
         scales = Scales(weight_scales, group == 0)
-        tile: SkinnyTile | Few | None = strips.choose(scales, group, tokens, channels, groups)
-        if not in_rows and not isinstance(tile, ClusterTile):
-            tile = choose(scales, tokens, channels, groups)
-        if tile is None or in_rows != isinstance(tile, StripTile):
+        tile: SkinnyTile | StripTile | None = choose(scales, tokens, channels, groups)
+        if in_rows:
+            tile = strips.choose(scales, group, tokens, channels, groups)
+        if tile is None:
             elsewhere = "must be tiled" if in_rows else "are gemm_many's"
             raise MixllmError(f"gemm_few: {tokens} tokens of {groups * GROUP_SIZE} inputs {elsewhere}")
         with torch.cuda.device(y.device):

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
-from mixllm.kernels.cuda.clusters import ClusterTile
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
 from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
@@ -26,6 +25,7 @@ from mixllm.kernels.cuda.tiles import Scales
 
 TABLE = Path(__file__).with_name("strips.json")
 
+Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
 HALF, WHOLE = 113664, 232448
 
@@ -41,7 +41,7 @@ class _Given(ctypes.Structure):
 class StripTile:
     """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
     of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, bring
-    activations for each other, or quantize them together."""
+    activations for each other."""
 
     bn: int
     warps: int
@@ -62,35 +62,29 @@ class StripTile:
         return 32 * (self.warps + 2 + (self.chunk > 0))
 
     def macros(self) -> dict[str, int]:
-        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk}
+        sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
         blocks = 2 if self.shared <= HALF else 1
-        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers, "QUANTIZE": 0}
+        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
-    def room(
-        self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0, quantizes: bool = False
-    ) -> bool:
-        """Whether X and its scales leave enough of a ring, and so many threads can quantize them."""
-        if quantizes and not (scales.token and self.vectors(tokens, groups)):
-            return False
-        return self.stages(scales, tokens, groups, x_scale_bytes, quantizes) >= LEAST_STAGES
-
-    def stages(
-        self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0, quantizes: bool = False
-    ) -> int:
-        """As csrc/strips_ring.cuh divides what X and its scales leave."""
+    def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
+        """As csrc/strips.cu divides what X and its scales leave."""
         sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
-        notes = 320 + self.bn * 8 + quantizes * self.peers * self.bn * 8 + sums
+        notes = 320 + self.bn * 8 + self.warps * 8 + sums
         x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
         ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 
-    def vectors(self, tokens: int, groups: int) -> int | None:
-        """Of 8 inputs a thread, where the kernel quantizes; None where that is too much for it."""
-        own = tokens * -(-groups // self.peers)
-        return next((n for n in VECTORS if own <= n * self.warps * 2), None)
+    def prologue(self, tokens: int, groups: int) -> Prologue | None:
+        """Tokens and vectors a thread for which the kernel quantizes; None where that is too much for it."""
+        places = next((n for n in (1, 2, 4, 8) if tokens <= n), 0)
+        if not places or self.chunk or self.peers > 1:
+            return None
+        each = 32 * self.warps // places
+        vectors = next((n for n in (1, 2, 4) if groups * 16 <= n * each), 0)
+        return (places, vectors) if vectors else None
 
 
 def _up(size: int) -> int:
@@ -98,44 +92,38 @@ def _up(size: int) -> int:
 
 
 LEAST_STAGES = 3
-# Vectors of 8 inputs that a thread may have to quantize.
-VECTORS = (1, 2, 4, 8)
-
-
-Few = StripTile | ClusterTile
-
-
-def _tile(**fields: int) -> Few:
-    return StripTile(**fields) if "warps" in fields else ClusterTile(**fields)
 
 
 @cache
-def table(key: str, use: str) -> tuple[Row[Few], ...]:
+def table(key: str, use: str) -> tuple[Row[StripTile], ...]:
     """use "fresh": where the kernel quantizes; "given": where it could, but gets activations quantized;
     "after": where it can't, so that a quantizer comes between two products. The first row is taken that has a
     product's sizes and room for its activations.
 
     With two blocks on an SM the next product's weights are on their way; but with a quantizer between two
     products one block is faster (docs/kernels.md)."""
-    return read(json.loads(TABLE.read_text())[key][use], _tile)
+    return read(json.loads(TABLE.read_text())[key][use], StripTile)
 
 
-def tiles(key: str) -> set[Few]:
+def tiles(key: str) -> set[StripTile]:
     """All that the tables hold."""
     return {row.tile for use in ("fresh", "given", "after") for row in table(key, use)}
 
 
 @lru_cache(4096)
-def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> Few | None:
-    """The tile with which the kernel quantizes so many tokens; None where it doesn't.
+def quantizes(scales: Scales, tokens: int, channels: int, groups: int) -> tuple[StripTile, Prologue] | None:
+    """Tile and prologue with which the kernel quantizes so many tokens; None where it doesn't.
 
     groups: of 128 inputs."""
-    fits = fitting(table(scales.key, "fresh"), tokens, channels, groups)
-    return next((tile for tile in fits if tile.room(scales, tokens, groups, quantizes=True)), None)
+    for tile in fitting(table(scales.key, "fresh"), tokens, channels, groups) if scales.token else ():
+        prologue = tile.prologue(tokens, groups)
+        if prologue and tile.stages(scales, tokens, groups) >= LEAST_STAGES:
+            return tile, prologue
+    return None
 
 
 @lru_cache(4096)
-def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> Few | None:
+def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) -> StripTile | None:
     """The tile for activations that are quantized before; None where there is no room for X and enough of a
     ring, or skinny.cu is faster.
 
@@ -143,38 +131,36 @@ def choose(scales: Scales, group: int, tokens: int, channels: int, groups: int) 
     x_scales = 0 if group == 0 else -(-groups * GROUP_SIZE // group) * -(-tokens // 4) * 16
     use = "given" if quantizes(scales, tokens, channels, groups) else "after"
     fits = fitting(table(scales.key, use), tokens, channels, groups)
-    return next((tile for tile in fits if tile.room(scales, tokens, groups, x_scales)), None)
+    return next((t for t in fits if t.stages(scales, tokens, groups, x_scales) >= LEAST_STAGES), None)
 
 
 @cache
 def product(
-    index: int, scales: Scales, tile: Few, vectors: int, dtype: torch.dtype, rotate: bool, tail: bool
-) -> Kernel:
+    index: int, scales: Scales, tile: StripTile, prologue: Prologue, dtype: torch.dtype, rotate: bool,
+    tail: bool,
+) -> Kernel:  # fmt: skip
     """The kernel that quantizes by itself."""
-    own = {"QUANTIZE": 1, "VECTORS": vectors, "INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail)}
-    macros = {**tile.macros(), **scales.macros(), **own}
+    own = {"QUANTIZE": prologue[0], "VECTORS": prologue[1], "INPUT": TYPES[dtype], "ROTATE": int(rotate)}
+    macros = {**tile.macros(), **scales.macros(), **own, "TAIL": int(tail)}
     return kernel(tile.source, "mixed_gemm", tuple(macros.items()), index, tile.shared)
 
 
 def linear_into(
     y: Tensor, x: Tensor, weight: list[Tensor], bias: Tensor | None, scales: Scales, rotate: bool,
-    tile: Few,
+    tile: StripTile, prologue: Prologue,
 ) -> None:  # fmt: skip
-    """x [T, K] times a mixed weight, in one launch; `quantizes` gives the tile."""
+    """x [T, K] times a mixed weight, in one launch."""
     codes8, codes4 = weight[:2]
     target = device(y.device.index)
     tokens, inputs = x.shape
-    vectors = tile.vectors(tokens, codes4.shape[1])
-    if vectors is None:
-        raise MixllmError(f"linear_few: {tokens} tokens of {inputs} inputs have no room; quantize first")
     tail = inputs % GROUP_SIZE
     block = max(tail & -tail, 1)
     aligned = inputs % 8 == 0 and x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-    run = product(target.index, scales, tile, vectors, x.dtype, rotate, tail > 0)
+    run = product(target.index, scales, tile, prologue, x.dtype, rotate, tail > 0)
     shape = Shape(tokens, len(codes8), len(codes4), codes4.shape[1], 0, 1, 1, 1)
     gemm = gemm_arguments(y, None, None, None, None, None, weight, bias, 0, shape)
     given = _Given(gemm, x.data_ptr(), x.stride(0), inputs, block, block**-0.5, int(aligned))
-    run.launch(run.blocks_alone(tile.peers, tile.threads), tile.threads, given)
+    run.launch(target.multiprocessors, tile.threads, given)
 
 
 @operator("mixllm::linear_few")
@@ -192,7 +178,7 @@ def linear_few(
     if found is None:
         raise MixllmError(f"linear_few: {len(x)} tokens of {x.shape[1]} inputs have no room; quantize first")
     with torch.cuda.device(y.device):
-        linear_into(y, x, weight, bias, scales, rotate, found)
+        linear_into(y, x, weight, bias, scales, rotate, *found)
     return y
 
 

@@ -164,12 +164,6 @@ inline int __reduce_add_sync(u32, int v) {
   return sum;
 }
 inline int atomicAdd(int* to, int v) { return std::atomic_ref(*to).fetch_add(v); }
-inline u32 atomicMax(u32* to, u32 v) {
-  u32 before = std::atomic_ref(*to).load();
-  while (before < v && !std::atomic_ref(*to).compare_exchange_weak(before, v)) {
-  }
-  return before;
-}
 inline int __dp4a(int a, int b, int sum) {
   for (int shift = 0; shift < 32; shift += 8) sum += static_cast<i8>(a >> shift) * static_cast<i8>(b >> shift);
   return sum;

@@ -17,25 +17,13 @@ inline void cluster_wait() {
 inline void lane_waits_for_cluster() { cluster_wait(); }
 inline void cluster_sync() { cluster_arrive(), cluster_wait(); }
 inline u32 cluster_rank() { return block_in_cluster; }
-// An address in another block: its rank is above the 18 bits of the place.
-inline u32 in_block(u32 address, u32 rank) { return address | (rank + 1) << 20; }
-template <typename T>
-inline void store_there(u32 there, T v) {
-  std::memcpy(shared_memories[(there >> 20) - 1] + (there & 0xFFFFF), &v, sizeof v);
-}
-inline void store_to_block(u32 to, u32 rank, u32 v) { store_there(in_block(to, rank), v); }
-inline void seen_by_tensor_cores() {}
-inline void arrive_there(u32 there) {
-  const Engine engine;
-  barriers_of[(there >> 20) - 1][(there & 0xFFFFF) / 8].count(1, 0);
-}
+inline void store_to_block(u32 to, u32 rank, u32 v) { std::memcpy(shared_memories[rank] + to, &v, 4); }
 template <int PEERS_THERE>
 inline void copy_to_all(u32 to, const void* from, int bytes, u32 barrier) {
   const int own = block_in_cluster;
   for (block_in_cluster = 0; block_in_cluster < PEERS_THERE; ++block_in_cluster) copy_bulk(to, from, bytes, barrier);
   block_in_cluster = own;
 }
-inline void wait_for_peers(u32 barrier, u32 parity) { barrier_wait(barrier, parity); }
 template <int EACH>
 inline void shrink_registers() {}
 template <int EACH>

@@ -156,15 +156,13 @@ __device__ __forceinline__ void round_to_codes(const float (&v)[8], const Scale&
 // they are. wgmma has its own order of inputs, in which the lane that unpack.cuh gives 16 c .. 16 c + 15 of
 // 64 has 16 (2 j + r) + 4 c + i; and the 16-byte pieces of a line are swizzled. Lanes trade a word so as to write eight
 // bytes; sixteen neighbours are here together.
-__device__ __forceinline__ void place_in_line(i8* line, int token, const u32 (&packed)[2], bool there = true) {
+__device__ __forceinline__ void place_tiled(i8* codes, int tokens, int token, int at, const u32 (&packed)[2]) {
   // Sixteen threads have a line, whatever the round.
   const int lane = threadIdx.x % 32, c = lane / 2 % 4, r = c % 2, piece = lane / 8 % 2 * 4 + lane % 2 * 2 + r;
   const u32 other = __shfl_xor_sync(0xFFFFu << (lane & 16), packed[1 - r], 2);
   const u32 low = r == 0 ? packed[0] : other, high = r == 0 ? other : packed[1];
-  if (there) *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
-}
-__device__ __forceinline__ void place_tiled(i8* codes, int tokens, int token, int at, const u32 (&packed)[2]) {
-  place_in_line(codes + (static_cast<i64>(at / 128) * tokens + token) * 128, token, packed);
+  i8* line = codes + (static_cast<i64>(at / 128) * tokens + token) * 128;
+  *reinterpret_cast<u64*>(line + (piece ^ token % 8) * 16 + c / 2 * 8) = low | static_cast<u64>(high) << 32;
 }
 
 // Behind the codes: for each 16 groups a line of bfloat16s a token, for hopper_floats.cuh. `sum` is the sum of a group's codes.

@@ -50,14 +50,10 @@ __device__ __forceinline__ void copy_bulk(u32 to, const void* from, int bytes, u
 
 // The same of what is read but once by the whole GPU: it goes first when L2 wants room, and what other kernels left there stays.
 __device__ __forceinline__ void copy_once(u32 to, const void* from, int bytes, u32 barrier) {
-#ifdef NO_HINT
-  copy_bulk(to, from, bytes, barrier);
-#else
   u64 policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
       "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
-#endif
 }

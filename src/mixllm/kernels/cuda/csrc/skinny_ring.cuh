@@ -81,7 +81,7 @@ __device__ __forceinline__ void fill_weights(const Arguments& p, const Walk& at,
   __syncwarp();
   if (lane < rows) {
     const u8* codes = eight ? p.codes8 : p.codes4;
-    copy_once(ring + stage * STAGE_BYTES + X_BYTES + lane * W_PITCH,
+    copy_bulk(ring + stage * STAGE_BYTES + X_BYTES + lane * W_PITCH,
               codes + (static_cast<i64>(at.piece.row16 + lane) * at.piece.slots + at.slot) * 1024, count * 1024, full);
   }
   constexpr int PIECES = SCALE_PITCH / 16;

@@ -5,6 +5,7 @@
 
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Where only one lane of a warp waits.
 __device__ __forceinline__ void lane_waits_for_cluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() {
   cluster_arrive();
@@ -18,23 +19,6 @@ __device__ __forceinline__ void store_to_block(u32 to, u32 rank, u32 v) {
       "st.shared::cluster.u32 [there], %2;\n}" ::"r"(to),
       "r"(rank), "r"(v)
       : "memory");
-}
-
-// The same place in block `rank`'s shared memory, for what follows.
-__device__ __forceinline__ u32 in_block(u32 address, u32 rank) {
-  u32 there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-  return there;
-}
-__device__ __forceinline__ void store_there(u32 there, u32 v) {
-  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(there), "r"(v) : "memory");
-}
-__device__ __forceinline__ void store_there(u32 there, u64 v) {
-  asm volatile("st.shared::cluster.u64 [%0], %1;" ::"r"(there), "l"(v) : "memory");
-}
-__device__ __forceinline__ void store_there(u32 there, Words4 v) {
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(there), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-               : "memory");
 }
 
 // copy_bulk to the same place in all blocks of a cluster, whose barriers at that place each count the bytes.
@@ -52,32 +36,11 @@ __device__ __forceinline__ void copy_to_all(u32 to, const void* from, int bytes,
   }
 }
 
-// An arrival at another block's barrier, and the wait at an own one for others': what they had written before is there then.
-__device__ __forceinline__ void arrive_there(u32 there) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
-}
-__device__ __forceinline__ void wait_for_peers(u32 barrier, u32 parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred over;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%0], %1;\n"
-      "@over bra done;\n"
-      "bra again;\n"
-      "done:\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
 __device__ __forceinline__ u32 cluster_rank() {
   u32 rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-
-// What this thread has written to shared memory is there for products that read it from there, behind the next barrier.
-__device__ __forceinline__ void seen_by_tensor_cores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Where dynamic shared memory begins in a block that has no other: the first KB is the system's.
 constexpr u32 DYNAMIC_SHARED = 1024;

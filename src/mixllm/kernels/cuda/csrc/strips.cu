@@ -2,8 +2,9 @@
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
 // block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. CHUNK 0: all of X is there at one
-// time; else so many groups of it and the next ones. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: it
-// comes quantized; 1: they do that, one scale a token, VECTORS of 8 inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
+// time; else so many groups of it and the next ones. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: X
+// comes quantized. Else each block quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8
+// inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
@@ -17,15 +18,12 @@
 // Where all of X has no room, up to BATCH strips are multiplied by one chunk of it after the other, which another warp asks
 // for; their sums are kept meanwhile.
 constexpr int BM = 16, WM = 1;
-#if QUANTIZE
+#if QUANTIZE > 0
 #include "strips_fresh.cuh"
 #else
 #include "strips_given.cuh"
 #endif
 #include "strips_sums.cuh"
-#ifndef ARRIVE_ALL
-#define ARRIVE_ALL 0
-#endif
 
 // All that the fetching lane does.
 __device__ __forceinline__ void fetch_all(const Given& given, const Strips& strips, const Space& space) {
@@ -48,17 +46,16 @@ __device__ __forceinline__ void fetch_all(const Given& given, const Strips& stri
 // begin_chunk(turn, chunk), end_chunk(turn): before the first and behind the last strip of each.
 template <typename Begin, typename Visit, typename End>
 __device__ __forceinline__ void go_through(const Strips& strips, Begin begin_chunk, Visit visit, End end_chunk) {
+  const int chunks = chunks_of(strips.shape);
   Strip here;
-  if constexpr (!CHUNKED) {
-    for (int index = 0; strips.at(index, here); ++index) visit(here, index, 0);
-  } else {
-    const int chunks = chunks_of(strips.shape), turns = batches_of(strips.shape) * chunks;
-    for (int turn = 0; turn < turns; ++turn) {
-      const int begin = turn / chunks * BATCH, chunk = turn % chunks;
+  int turn = 0;
+  for (int begin = 0; strips.at(begin, here); begin += BATCH) {
+    for (int chunk = 0; chunk < chunks; ++chunk, ++turn) {
       begin_chunk(turn, chunk);
-      for (int index = begin; index < begin + BATCH && strips.at(index, here); ++index) visit(here, index, chunk);
-      end_chunk(turn, turns);
+      for (int index = begin; (!CHUNKED || index < begin + BATCH) && strips.at(index, here); ++index) visit(here, index, chunk);
+      end_chunk(turn);
     }
+    if (!CHUNKED) break;
   }
 }
 
@@ -72,40 +69,39 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
   go_through(
       strips,
       [&](int x_turn, int chunk) {
+        if (!CHUNKED) return;
         barrier_wait(space.base + X_FULL_AT + x_turn % 2 * 8, x_turn / 2 % 2);
         x = Tokens(product_of(given), space, x_turn, chunk, lane);
       },
       [&](const Strip& here, int, int chunk) {
-        Tile tiles[CHAINS];
-#pragma unroll
-        for (int chain = 0; chain < CHAINS; ++chain) tiles[chain].clear();
+        Tile tile;
+        tile.clear();
         const Part part(here, chunk);
         for (int first = part.begin; first < part.end; first += SLOTS) {
           const u32 stage = space.stage(turn.stage);
           const int count = min(SLOTS, part.end - first);
           barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
           if (here.eight)
-            add_stage<true>(tiles, x, stage, first, count, warp, lane);
+            add_stage<true>(tile, x, stage, first, count, warp, lane);
           else
-            add_stage<false>(tiles, x, stage, first, count, warp, lane);
+            add_stage<false>(tile, x, stage, first, count, warp, lane);
           __syncwarp();
           if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
           turn.next(space.stages);
         }
-#pragma unroll
-        for (int chain = 1; chain < CHAINS; ++chain)
-#pragma unroll
-          for (int j = 0; j < NJ; ++j) tiles[0].add(0, j, tiles[chain].words(0, j));
         const int set = pieces % 2;
         if (pieces > 1) barrier_wait(space.base + SUMS_EMPTY_AT + set * 8, (pieces / 2 - 1) % 2);
         Words4* sums = reinterpret_cast<Words4*>(shared + SUMS_AT + set * SUM_BYTES) + lane;
 #pragma unroll
-        for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tiles[0].words(0, j);
+        for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
         __syncwarp();
-        if (ARRIVE_ALL || lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
+        if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
         ++pieces;
       },
-      [&](int x_turn, int turns) { leave_chunk(space, x_turn, turns, lane); });
+      [&](int x_turn) {
+        __syncwarp();
+        if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
+      });
 }
 
 // All that the writing warp does.
@@ -138,7 +134,7 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
 #pragma unroll
           for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(warp * NJ + j) * 32]);
         __syncwarp();
-        if (ARRIVE_ALL || lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
+        if (lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
         ++pieces;
         if (CHUNKED && chunk + 1 < chunks) {
 #pragma unroll
@@ -148,45 +144,37 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
         write(tile, p, rows, space.base + TABLE_AT, !here.eight, lane % 4);
         ask(index + 1);
       },
-      [](int, int) {});
+      [](int) {});
 }
 
-// Two blocks leave registers for the kernels between two products: as many as a third would have.
-#ifndef SHARES
-#define SHARES BLOCKS
-#endif
-constexpr int REGISTER_SHARES = SHARES;
-
 #if PEERS > 1
-#define TOGETHER __attribute__((cluster_dims(PEERS, 1, 1)))
+#define CLUSTER __attribute__((cluster_dims(PEERS, 1, 1)))
 #else
-#define TOGETHER
+#define CLUSTER
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER mixed_gemm(const __grid_constant__ Given given) {
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) CLUSTER mixed_gemm(const __grid_constant__ Given given) {
   extern __shared__ __align__(128) u8 shared[];
   let_next_kernel_start();
   const Arguments& p = product_of(given);
   const Space space(p, shared_address(shared));
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x < MOST_STAGES) {
-    barrier_init(space.base + FULL_AT + threadIdx.x * 8, 1);
-    barrier_init(space.base + EMPTY_AT + threadIdx.x * 8, WARPS);
-    barriers_made();
-  }
-  if (threadIdx.x == 32) {
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < MOST_STAGES; ++stage) {
+      barrier_init(space.base + FULL_AT + stage * 8, 1);
+      barrier_init(space.base + EMPTY_AT + stage * 8, WARPS);
+    }
     for (int turn = 0; turn < 2; ++turn) {
-      barrier_init(space.base + X_FULL_AT + turn * 8, X_ARRIVALS);
-      barrier_init(space.base + X_EMPTY_AT + turn * 8, X_LEAVING);
-      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS * (ARRIVE_ALL ? 32 : 1));
-      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, ARRIVE_ALL ? 32 : 1);
+      barrier_init(space.base + X_FULL_AT + turn * 8, 1);
+      barrier_init(space.base + X_EMPTY_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
+      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
     }
     barriers_made();
   }
-  prepare_x(shared);
   __syncthreads();
   if constexpr (PEERS > 1) cluster_arrive();
-  const Strips strips(p.shape, blockIdx.x);
+  const Strips strips(p.shape);
   if (warp < WARPS)
     consume(given, strips, space, shared, warp, lane);
   else if (warp == WRITER)
@@ -195,6 +183,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, REGISTER_SHARES) TOGETHER 
     fetch_all(given, strips, space);
 #if CHUNK > 0
   else if (lane == 0)
-    fetch_chunks(given, space);
+    fetch_chunks(given, strips, space);
 #endif
 }

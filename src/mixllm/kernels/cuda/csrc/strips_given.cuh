@@ -5,54 +5,37 @@
 using Given = Arguments;
 
 __device__ __forceinline__ const Arguments& product_of(const Given& given) { return given; }
-__device__ __forceinline__ void prepare_x(u8*) {}
 
 // Inputs first .. first + bytes - 1 of all tokens, the turn-th that are asked for, and with the first ones X's scales. Each
 // block of a cluster asks for some tokens on behalf of all.
 __device__ __forceinline__ void ask_for_x(const Given& p, const Space& space, int turn, int first, int bytes) {
   const u32 full = space.base + X_FULL_AT + turn % 2 * 8, x = space.x(turn);
   const int row = p.shape.groups * 128, scales = turn == 0 ? space.x_scale_bytes : 0;
-  const int rank = PEERS > 1 ? static_cast<int>(cluster_rank()) : 0;
   barrier_expect(full, p.shape.tokens * bytes + scales);
-  for (int token = rank; token < p.shape.tokens; token += PEERS)
+  for (int token = PEERS > 1 ? cluster_rank() : 0; token < p.shape.tokens; token += PEERS)
     copy_to_all<PEERS>(x + token * space.x_pitch, p.x + static_cast<i64>(token) * row + first, bytes, full);
   if (!TOKEN_SCALES && scales > 0) copy_bulk(space.base + X_AT + space.x_bytes, p.x_scales, scales, full);
 }
 
-// The lane that asks for X waits until its cluster's barriers are made.
-__device__ __forceinline__ void await_cluster() {
-  if constexpr (PEERS > 1) lane_waits_for_cluster();
-  wait_for_earlier_kernels();
-}
-
 __device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
   if (CHUNKED) return;
-  await_cluster();
+  // The other blocks' barriers must be there.
+  if constexpr (PEERS > 1) lane_waits_for_cluster();
+  wait_for_earlier_kernels();
   ask_for_x(p, space, 0, 0, p.shape.groups * 128);
 }
 
 // All that the lane that fetches chunks does.
-__device__ __forceinline__ void fetch_chunks(const Given& p, const Space& space) {
-  const int row = p.shape.groups * 128, batches = batches_of(p.shape);
-  await_cluster();
+__device__ __forceinline__ void fetch_chunks(const Given& p, const Strips& strips, const Space& space) {
+  const int row = p.shape.groups * 128;
+  wait_for_earlier_kernels();
+  Strip strip;
   int turn = 0;
-  for (int batch = 0; batch < batches; ++batch)
+  for (int begin = 0; strips.at(begin, strip); begin += BATCH)
     for (int first = 0; first < row; first += CHUNK * 128, ++turn) {
-      if (turn > 1) wait_for_peers(space.base + X_EMPTY_AT + turn % 2 * 8, (turn / 2 - 1) % 2);
+      if (turn > 1) barrier_wait(space.base + X_EMPTY_AT + turn % 2 * 8, (turn / 2 - 1) % 2);
       ask_for_x(p, space, turn, first, min(CHUNK * 128, row - first));
     }
-}
-
-// A warp needs a chunk no more; nobody waits for the last two.
-__device__ __forceinline__ void leave_chunk(const Space& space, int turn, int turns, int lane) {
-  __syncwarp();
-  if (turn + 2 >= turns) return;
-  const u32 empty = space.base + X_EMPTY_AT + turn % 2 * 8;
-  if constexpr (PEERS == 1) {
-    if (lane == 0) barrier_arrive(empty);
-  } else if (lane < PEERS) {
-    arrive_there(in_block(empty, lane));
-  }
 }
 
 __device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {

@@ -1,4 +1,4 @@
-// What a block of strips.cu has in shared memory, its way through strips and stages, and who fills them.
+// What a block of strips.cu has in shared memory, its way through strips and stages, and how a stage is filled.
 #pragma once
 #include "direct.cuh"
 
@@ -9,13 +9,11 @@ constexpr int META = META4 > META8 ? META4 : META8;
 constexpr int SCALES_AT = SLOTS * 1024, STAGE_BYTES = SLOTS * (1024 + META);
 constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4, BATCH = 8, KEPT_BYTES = CHUNKED ? BATCH * 16 * BN * 4 : 0;
 constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8, X_EMPTY_AT = X_FULL_AT + 16;
-constexpr int TOPS_FULL_AT = X_EMPTY_AT;
 constexpr int SUMS_FULL_AT = X_EMPTY_AT + 16, SUMS_EMPTY_AT = SUMS_FULL_AT + 16, TABLE_AT = SUMS_EMPTY_AT + 16;
-constexpr int NOTES_AT = TABLE_AT + BN * 8, SUMS_AT = NOTES_AT + QUANTIZE * PEERS * BN * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
-// For X to be there: the other peers', or the one that asks for it.
-constexpr int X_ARRIVALS = QUANTIZE && PEERS > 1 ? PEERS - 1 : 1, X_LEAVING = QUANTIZE ? X_ARRIVALS : PEERS * WARPS;
+constexpr int TOPS_AT = TABLE_AT + BN * 8, SUMS_AT = TOPS_AT + WARPS * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
 constexpr int X_AT = (KEPT_AT + KEPT_BYTES + 127) / 128 * 128;
 static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
+static_assert(!CHUNKED || PEERS == 1, "blocks of a cluster go through chunks at their own pace");
 
 // X, or two chunks, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have
 // one a group | the ring.
@@ -44,17 +42,17 @@ struct Strip {
 // 4-bit ones; the rest goes round all blocks.
 struct Strips {
   const Shape& shape;
-  int block, own8, behind, place;  // behind: blocks with one 8-bit strip less; place: among them, negative if it has as many as any
+  int own8, behind, place;  // behind: blocks with one 8-bit strip less; place: among them, negative if it has as many as any
 
-  __device__ __forceinline__ Strips(const Shape& shape, int block) : shape(shape), block(block) {
-    const int blocks = gridDim.x, rest = shape.rows8 % blocks;
+  __device__ __forceinline__ explicit Strips(const Shape& shape) : shape(shape) {
+    const int blocks = gridDim.x, block = blockIdx.x, rest = shape.rows8 % blocks;
     own8 = shape.rows8 / blocks + (block < rest);
     behind = rest > 0 ? blocks - rest : 0;
     place = behind > 0 ? block - rest : -1;
   }
 
   __device__ __forceinline__ bool at(int index, Strip& s) const {
-    const int blocks = gridDim.x;
+    const int blocks = gridDim.x, block = blockIdx.x;
     s.eight = index < own8;
     s.slots = s.eight ? 2 * shape.groups : shape.groups;
     if (s.eight) {
@@ -65,20 +63,7 @@ struct Strips {
     s.row16 = four < lead ? place + four * behind : 2 * behind + (four - lead) * blocks + block;
     return s.row16 < shape.rows4;
   }
-
-  __device__ __forceinline__ int count() const {
-    const int blocks = gridDim.x, lead = place < 0 ? 0 : (place < shape.rows4) + (place + behind < shape.rows4);
-    return own8 + lead + max(0, (shape.rows4 - 2 * behind - block + blocks - 1) / blocks);
-  }
 };
-
-// How often a block goes through all chunks of X: as often as any of its cluster.
-__device__ __forceinline__ int batches_of(const Shape& shape) {
-  int most = 0;
-  for (int peer = 0; peer < PEERS; ++peer)
-    most = max(most, Strips(shape, static_cast<int>(blockIdx.x) / PEERS * PEERS + peer).count());
-  return (most + BATCH - 1) / BATCH;
-}
 
 // A place in the ring and which time round it is.
 struct Turn {

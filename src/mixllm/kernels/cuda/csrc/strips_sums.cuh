@@ -23,13 +23,6 @@ struct Tokens {
   }
 };
 
-// A product waits for the one before into the same registers; so that four are under way, whole sums have several, added
-// up at the strip's end.
-#ifndef CHAINED
-#define CHAINED (NJ == 1 ? 4 : 2)
-#endif
-constexpr int CHAINS = WHOLE_SUM ? CHAINED : 1;
-
 // What a lane needs of a slot where sums are whole: asked for before the slot before is multiplied.
 template <bool EIGHT>
 struct Slot {
@@ -46,18 +39,17 @@ struct Slot {
 #pragma unroll
       for (int j = 0; j < NJ; ++j) x[panel][j] = tokens.words(number * PANELS + panel, j);
   }
-  // number: of the slot in the warp's share of the stage.
-  __device__ __forceinline__ void add_to(Tile (&tiles)[CHAINS], int number) const {
+  __device__ __forceinline__ void add_to(Tile& tile) const {
     u32 a[2][4];
     if constexpr (EIGHT) {
       unpack8(codes[0], codes[1], a);
-      multiply<false>(tiles[number % CHAINS], 0, a, x[0]);
+      multiply<false>(tile, 0, a, x[0]);
     } else {
       const Affine low = integer_scale(affine & 255u), high = integer_scale(affine >> 8);
 #pragma unroll
       for (int panel = 0; panel < PANELS; ++panel) {
         unpack4<false>(codes[panel], low, high, a);
-        multiply<true>(tiles[(number * PANELS + panel) % CHAINS], 0, a, x[panel]);
+        multiply<true>(tile, 0, a, x[panel]);
       }
     }
   }
@@ -65,8 +57,7 @@ struct Slot {
 
 // A warp's share of a stage that has `count` slots, the strip's slot `first` the first.
 template <bool EIGHT>
-__device__ __forceinline__ void add_stage(Tile (&tiles)[CHAINS], const Tokens& x, u32 stage, int first, int count, int warp,
-                                          int lane) {
+__device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage, int first, int count, int warp, int lane) {
   constexpr int OWN = SLOTS / WARPS;
   const u32 w = stage + lane * 16, scales = stage + SCALES_AT;
   const auto scales_of = [&](int u) { return scales + (EIGHT ? u / 2 * META8 : u * META4); };
@@ -79,7 +70,7 @@ __device__ __forceinline__ void add_stage(Tile (&tiles)[CHAINS], const Tokens& x
         slots[own].load(x, w + u * 1024, scales_of(u), first + u, lane);
       }
 #pragma unroll
-      for (int own = 0; own < OWN; ++own) slots[own].add_to(tiles, own);
+      for (int own = 0; own < OWN; ++own) slots[own].add_to(tile);
       return;
     }
   }
@@ -87,11 +78,11 @@ __device__ __forceinline__ void add_stage(Tile (&tiles)[CHAINS], const Tokens& x
     if constexpr (WHOLE_SUM) {
       Slot<EIGHT> slot;
       slot.load(x, w + u * 1024, scales_of(u), first + u, lane);
-      slot.add_to(tiles, 0);
+      slot.add_to(tile);
     } else {
       const int n = (first + u) * (EIGHT ? 1 : 2);
       accumulate<EIGHT, true>(
-          tiles[0], w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
+          tile, w + u * 1024, 0, scales_of(u), 0, [&](int panel, int j) { return x.words(n + panel, j); },
           [&](int j, int e) { return x.scale(n / 2, j, e); }, [] {}, lane);
     }
   };
