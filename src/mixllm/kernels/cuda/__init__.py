@@ -33,12 +33,14 @@ class CudaLinear:
         ]  # fmt: skip
         if self.scales.unsigned:
             self.tensors[-1] = torch.cat((self.tensors[-1], excess(weight).view(torch.int32)))
+        settle(self.tensors)
         self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
         self.number = number(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is another layer."""
         vars(self).update(state, number=number(self))
+        settle(self.tensors)
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Raises MixllmError for a wrong dtype, shape or device."""
@@ -68,6 +70,12 @@ class CudaLinear:
         else:
             y = ops.gemm(*quantized, *rest)
         return cast(Tensor, y.reshape(*x.shape[:-1], channels))
+
+
+def settle(weight: list[Tensor]) -> None:
+    """Wait until a weight is there: its kernels ask for it before the kernel before them is done."""
+    if weight[0].is_cuda:
+        torch.cuda.current_stream(weight[0].device).synchronize()
 
 
 def order(
