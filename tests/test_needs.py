@@ -114,7 +114,7 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
     """In a process of its own, whose memory nothing else has touched."""
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "vocab_size": 16384, "head_dim": 64}
-    write_tiny(tmp_path / "model", "llama", **sizes)
+    write_tiny(tmp_path / "model", "llama", max_position_embeddings=1024, **sizes)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 1500)
     arguments = [
         *("quantize", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--device", "cpu"),
