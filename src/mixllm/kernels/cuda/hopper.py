@@ -78,7 +78,7 @@ TIMES = {
 
 # So much more does handing over take for few tokens, whose tiles are all cut, into more pieces (integers).
 FEW_TOKENS = 128
-FEW_HANDING = {64: 3.1, 128: 4.1}
+FEW_HANDING = {64: 1.1, 128: 4.1}
 
 
 def takes(index: int, scales: Scales, tokens: int) -> bool:
