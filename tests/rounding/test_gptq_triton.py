@@ -23,7 +23,7 @@ def test_kernels_equal_the_walk(profile: str, n: int, k: int, clip: bool) -> Non
     factor = factor_of(x.T @ x, QuantConfig(format=PROFILES[profile]), "layer")
     grids, order = Grids(weight, bits, PROFILES[profile]), torch.cat(factor.groups)
     w, diagonal = weight.T[order], factor.diagonal[order]
-    expected = _walk(w.clone().T, grids, factor, diagonal, clip, None)
+    expected = _walk(w.clone().T, grids, factor, diagonal, clip, False, None)
     found = launch(w.clone(), grids, factor, diagonal, SHRINKS if clip else SHRINKS[:1])
     # A sum in another order can move a value across the border between two codes, and then those after it.
     assert float((expected[0] != found[0]).float().mean()) < 0.03
