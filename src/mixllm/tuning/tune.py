@@ -23,6 +23,7 @@ from mixllm.blocks import Block, Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Progress, Stage
+from mixllm.rounding.hessian import collect, rotate_both
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
@@ -33,6 +34,8 @@ PLACE_RATE = 3e-3
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
+# Windows that say where places start.
+SETTLING = 16
 
 
 def tune_scales(
@@ -59,7 +62,9 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
-        blocks = [_open(stack, decoder, i, layers, format, codes) for i in range(len(decoder))]
+        settling = ids[:: -(-len(ids) // SETTLING)].split(WINDOWS) if codes else ()
+        states = [decoder.embed(part) for part in settling]
+        blocks = [_open(stack, decoder, i, layers, format, states) for i in range(len(decoder))]
         tuned = [linears for _, linears, _ in blocks]
         every = [layer for linears in tuned for layer in linears.values()]
         groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in every]}]
@@ -109,18 +114,30 @@ def _open(
     i: int,
     layers: Mapping[str, Rounded],
     format: Format,
-    codes: bool,
+    states: list[Tensor],
 ) -> Tuned:
-    """Block i with tuned layers in the place of its linears, until the stack ends."""
+    """Block i with tuned layers in the place of its linears, until the stack ends.
+
+    states: what enters the block, where codes are learned; becomes what leaves it with its rounded codes.
+    """
     block = stack.enter_context(decoder.block(i))
     linears, seen = {}, Seen(format)
+    with torch.no_grad(), collect(block.linears) as found:
+        for hidden in states:
+            block(hidden)
+    hessians: dict[str, Tensor] = {}
+    for shared in found:
+        hessian = rotate_both(shared.hessian) if format.rotation == "hadamard" else shared.hessian
+        hessians |= dict.fromkeys(shared.names, hessian)
     for name, linear in block.linears.items():
-        weight = linear.weight.detach() if codes else None
-        made = TunedLinear(layers[name], format, linear.bias, seen, weight)
-        linears[name] = made.to(decoder.device)
+        rounded, weight = layers[name].to(decoder.device), linear.weight.detach() if states else None
+        linears[name] = TunedLinear(rounded, format, linear.bias, seen, weight, hessians.get(name))
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+    with torch.no_grad():
+        states[:] = [block(hidden) for hidden in states]
+    seen.forget()
     return block, linears, seen
 
 
