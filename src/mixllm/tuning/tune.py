@@ -29,13 +29,11 @@ from mixllm.tuning.seen import Seen
 
 LEARNING_RATE = 1e-3
 # Of places, in codes.
-PLACE_RATE = 3e-3
+PLACE_RATE = 8e-3
 # Adam's, below the gradients of single codes, which are some 1e-9 nats.
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
-# Windows that say where places start.
-SETTLING = 16
 
 
 def tune_scales(
@@ -45,14 +43,15 @@ def tune_scales(
     format: Format,
     *,
     epochs: int,
-    codes: bool = False,
+    calibration: Tensor | None = None,
     seed: int,
     progress: Progress,
 ) -> dict[str, Rounded]:
-    """The same layers, by full module name, with tuned row scales; codes: and codes.
+    """The same layers, by full module name, with tuned row scales; with codes too where calibration is given.
 
-    ids: int64 [samples, L], windows of text, seen `epochs` times each. The quantized blocks are on the
-    decoder's device all the time: a byte a weight.
+    ids: int64 [samples, L], windows of text, seen `epochs` times each. calibration: the windows that codes
+    were rounded by; with others, places would start where codes do not fit each other. The quantized blocks
+    are on the decoder's device all the time: a byte a weight.
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
@@ -62,8 +61,7 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
-        settling = ids[:: -(-len(ids) // SETTLING)].split(WINDOWS) if codes else ()
-        states = [decoder.embed(part) for part in settling]
+        states = [] if calibration is None else [decoder.embed(part) for part in calibration.split(WINDOWS)]
         blocks = [_open(stack, decoder, i, layers, format, states) for i in range(len(decoder))]
         tuned = [linears for _, linears, _ in blocks]
         every = [layer for linears in tuned for layer in linears.values()]
