@@ -114,8 +114,8 @@ def _tuned(
 ) -> dict[str, Rounded]:
     ids = job.ids if job.tuning is None else job.tuning
     return tune_scales(
-        job.decoder, ids, layers, config.format,
-        epochs=config.tune, codes=config.tune_codes, seed=config.seed, progress=progress,
+        job.decoder, ids, layers, config.format, epochs=config.tune,
+        calibration=job.ids if config.tune_codes else None, seed=config.seed, progress=progress,
     )  # fmt: skip
 
 

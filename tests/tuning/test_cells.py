@@ -11,7 +11,7 @@ from mixllm.format.rounded import Rounded
 from mixllm.kernels.reference import ReferenceLinear
 from mixllm.rotation import rotate
 from mixllm.rounding import round_rows
-from mixllm.tuning.cells import Cells
+from mixllm.tuning.cells import DAMPING, REACH, Cells
 from mixllm.tuning.layer import TunedLinear
 from tests import shapes
 from tests.shapes import FORMAT_IDS, FORMATS
@@ -73,3 +73,32 @@ def test_the_first_to_move_are_those_between_two_codes() -> None:
         cells.place += 0.1
     moved = cells.codes() != made.codes
     assert moved.any() and float(away[moved].min()) > 0.35
+
+
+@pytest.mark.parametrize(("row", "column"), [(1, 17), (4, 327), (6, 130)])
+def test_a_place_starts_where_the_layers_error_is_least_with_all_other_codes_as_they_are(
+    row: int, column: int
+) -> None:
+    format, weight = Format(), rotate(shapes.weight(N, K, 3))
+    made = rounded(format, shapes.weight(N, K, 3))
+    x = shapes.inputs(500, K, 1) @ torch.randn(K, K, generator=torch.Generator().manual_seed(2))
+    hessian = (x.T @ x).double()
+    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
+    step = float(made.scales[row, column // 128])
+
+    def error(places: float) -> float:
+        off = (made.dequantize() - weight)[row].double()
+        off[column] += places * step
+        return float(off @ hessian @ off)
+
+    low, middle, high = (error(places) for places in (-1, 0, 1))
+    least = (low - high) / 2 / (low - 2 * middle + high)
+    found = float(Cells(made, weight, x.T @ x).place[row, column].detach() - made.codes[row, column])
+    assert found == pytest.approx(min(max(least, -REACH), REACH), abs=2e-3)
+
+
+def test_inputs_that_are_all_zero_ask_for_nothing() -> None:
+    format, weight = Format(), shapes.weight(N, K, 3)
+    made = rounded(format, weight)
+    alone, zeros = Cells(made, rotate(weight)), Cells(made, rotate(weight), torch.zeros(K, K))
+    torch.testing.assert_close(zeros.place, alone.place)

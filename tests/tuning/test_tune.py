@@ -69,7 +69,16 @@ def test_codes_are_learned_too_where_that_is_wanted(tmp_path: Path) -> None:
     format, ids = PROFILES["fast"], windows(7)
     decoder, layers = rounded_model(tmp_path, format)
     found = {
-        codes: tune_scales(decoder, ids, layers, format, epochs=100, codes=codes, seed=0, progress=Silent())
+        codes: tune_scales(
+            decoder,
+            ids,
+            layers,
+            format,
+            epochs=100,
+            calibration=ids if codes else None,
+            seed=0,
+            progress=Silent(),
+        )
         for codes in (False, True)
     }
     scales, both = (divergence(tmp_path, found[codes], format, ids) for codes in (False, True))

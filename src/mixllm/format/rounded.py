@@ -50,6 +50,10 @@ class Rounded:
         some: dict[str, Any] = {name: None if t is None else t[start:stop] for name, t in vars(self).items()}
         return type(self)(**some)
 
+    def to(self, device: torch.device) -> Self:
+        moved: dict[str, Any] = {name: None if t is None else t.to(device) for name, t in vars(self).items()}
+        return type(self)(**moved)
+
     def dequantize(self) -> Tensor:
         """(code - zero) * scale, float32 [N, K]; in the rotated basis if the format rotates."""
         k = self.codes.shape[1]

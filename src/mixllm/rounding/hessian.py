@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class Shared:
 
 
 @contextmanager
-def collect(linears: dict[str, nn.Linear]) -> Iterator[list[Shared]]:
+def collect(linears: Mapping[str, nn.Module]) -> Iterator[list[Shared]]:
     """Sum H over everything the linears are fed inside the context; layers with one input share one H."""
     found: list[Shared] = []
     owner: dict[str, Shared] = {}

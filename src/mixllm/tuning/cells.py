@@ -1,8 +1,10 @@
 """Codes that can be learned: of each weight a place, a real number, whose nearest whole number is its code.
 
-A place starts where the float weight lies in its code's cell, as AutoRound's do (arXiv 2309.05516), and the
-codes are those that GPTQ found: a weight that GPTQ took another code than the nearest for starts near the
-border on that side. So weights between two codes change first, each when the gradient has asked long enough.
+A place starts in the cell of the code that rounding chose, where the layer's own error asks for it with all
+other codes as they are: with e = w^q - w and H of the layer's inputs that is (e H)_i / H_ii below the code's
+value, the step that coordinate descent would take (see mixllm.rounding.refine). So codes change first where
+that costs the layer least. (AutoRound, arXiv 2309.05516, starts where the float weight lies; codes that
+GPTQ chose for each other would then be at the border of their cells from the start.)
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from mixllm.rounding.grid import Limits
 
 # From the middle of a cell, whose border is half a code away.
 REACH = 0.45
+# Of the mean of H's diagonal, added to it.
+DAMPING = 0.01
 
 
 class Cells(nn.Module):
@@ -27,8 +31,9 @@ class Cells(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, rounded: Rounded, weight: Tensor) -> None:
-        """weight: float [N, K], what was rounded, in the basis of the format."""
+    def __init__(self, rounded: Rounded, weight: Tensor, hessian: Tensor | None = None) -> None:
+        """weight: float [N, K], what was rounded, and hessian: [K, K] of its inputs, in the basis of the
+        format; without one each weight's error counts for itself."""
         super().__init__()
         k = rounded.shape[1]
         zeros = rounded.zeros.float().expand(rounded.scales.shape)
@@ -37,9 +42,14 @@ class Cells(nn.Module):
         low, high = Limits.of(rounded.bits).codes(zeros, multipliers)
         for name, groups in (("zeros", zeros), ("multipliers", multipliers), ("low", low), ("high", high)):
             self.register_buffer(name, groups)
-        codes = rounded.codes.float()
-        away = weight.float() / spread(rounded.scales, k) + spread(zeros, k) - codes
-        self.place = nn.Parameter(codes + away.clamp(-REACH, REACH))
+        error = rounded.dequantize() - weight.float()
+        if hessian is not None:
+            diagonal = hessian.diagonal()
+            # Inputs that are all zero have no say: then, too, each error counts for itself.
+            added = (DAMPING * diagonal.mean()).clamp(min=1e-20)
+            error = (error @ hessian + added * error) / (diagonal + added)
+        away = -error / spread(rounded.scales, k)
+        self.place = nn.Parameter(rounded.codes.float() + away.clamp(-REACH, REACH))
 
     def forward(self) -> Tensor:
         """What scales multiply, float32 [N, K]; places get the gradient of their codes."""

@@ -32,9 +32,10 @@ class TunedLinear(nn.Module):
         bias: Tensor | None,
         seen: Seen | None = None,
         weight: Tensor | None = None,
+        hessian: Tensor | None = None,
     ) -> None:
         """seen: the activations, shared with layers that read the same input; weight: the float one [N, K],
-        where codes are learned."""
+        where codes are learned, and hessian: see Cells."""
         super().__init__()
         self.bias, self.seen = bias, seen or Seen(format)
         # Buffers, so that layers read from files on the CPU move to where the model runs.
@@ -45,7 +46,7 @@ class TunedLinear(nn.Module):
             values = _values(rounded)
         else:
             basis = rotate(weight) if format.rotation == "hadamard" else weight
-            self.cells = Cells(rounded, basis.to(rounded.codes.device))
+            self.cells = Cells(rounded, basis.to(rounded.codes.device), hessian)
         self.register_buffer("values", values)
         self.gain = nn.Parameter(torch.zeros(rounded.shape[0], device=rounded.codes.device))
 

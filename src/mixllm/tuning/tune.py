@@ -23,12 +23,13 @@ from mixllm.blocks import Block, Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Progress, Stage
+from mixllm.rounding.hessian import collect, rotate_both
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
 LEARNING_RATE = 1e-3
 # Of places, in codes.
-PLACE_RATE = 3e-3
+PLACE_RATE = 8e-3
 # Adam's, below the gradients of single codes, which are some 1e-9 nats.
 TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
@@ -42,14 +43,15 @@ def tune_scales(
     format: Format,
     *,
     epochs: int,
-    codes: bool = False,
+    calibration: Tensor | None = None,
     seed: int,
     progress: Progress,
 ) -> dict[str, Rounded]:
-    """The same layers, by full module name, with tuned row scales; codes: and codes.
+    """The same layers, by full module name, with tuned row scales; with codes too where calibration is given.
 
-    ids: int64 [samples, L], windows of text, seen `epochs` times each. The quantized blocks are on the
-    decoder's device all the time: a byte a weight.
+    ids: int64 [samples, L], windows of text, seen `epochs` times each. calibration: the windows that codes
+    were rounded by; with others, places would start where codes do not fit each other. The quantized blocks
+    are on the decoder's device all the time: a byte a weight.
     """
     steps = -(-len(ids) // WINDOWS)
     order = torch.Generator().manual_seed(seed)
@@ -59,7 +61,8 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
-        blocks = [_open(stack, decoder, i, layers, format, codes) for i in range(len(decoder))]
+        states = [] if calibration is None else [decoder.embed(part) for part in calibration.split(WINDOWS)]
+        blocks = [_open(stack, decoder, i, layers, format, states) for i in range(len(decoder))]
         tuned = [linears for _, linears, _ in blocks]
         every = [layer for linears in tuned for layer in linears.values()]
         groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in every]}]
@@ -109,18 +112,30 @@ def _open(
     i: int,
     layers: Mapping[str, Rounded],
     format: Format,
-    codes: bool,
+    states: list[Tensor],
 ) -> Tuned:
-    """Block i with tuned layers in the place of its linears, until the stack ends."""
+    """Block i with tuned layers in the place of its linears, until the stack ends.
+
+    states: what enters the block, where codes are learned; becomes what leaves it with its rounded codes.
+    """
     block = stack.enter_context(decoder.block(i))
     linears, seen = {}, Seen(format)
+    with torch.no_grad(), collect(block.linears) as found:
+        for hidden in states:
+            block(hidden)
+    hessians: dict[str, Tensor] = {}
+    for shared in found:
+        hessian = rotate_both(shared.hessian) if format.rotation == "hadamard" else shared.hessian
+        hessians |= dict.fromkeys(shared.names, hessian)
     for name, linear in block.linears.items():
-        weight = linear.weight.detach() if codes else None
-        made = TunedLinear(layers[name], format, linear.bias, seen, weight)
-        linears[name] = made.to(decoder.device)
+        rounded, weight = layers[name].to(decoder.device), linear.weight.detach() if states else None
+        linears[name] = TunedLinear(rounded, format, linear.bias, seen, weight, hessians.get(name))
         block.replace(name, linears[name])
         # The float weight is not needed any more, and all blocks are there at once.
         linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+    with torch.no_grad():
+        states[:] = [block(hidden) for hidden in states]
+    seen.forget()
     return block, linears, seen
 
 
