@@ -24,6 +24,8 @@ sys.path.append(str(Path(__file__).parent))
 from peers_weights import Task, auto_round, gptq
 from transformers import AutoModelForCausalLM
 
+from mixllm import __version__
+
 sys.path.pop()
 
 GROUP = 128
@@ -79,7 +81,9 @@ def main() -> None:
         seconds[what] = round(time.perf_counter() - began, 2)
         print(f"  {args.name}: {what} in {seconds[what]} s", flush=True)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    found = {"version": version(package), "seconds": seconds, "gpu_allocated": peak}
+    # A source tree on PYTHONPATH has no metadata.
+    own = __version__ if package == "mixllm" else version(package)
+    found = {"version": own, "seconds": seconds, "gpu_allocated": peak}
     args.out.write_text(json.dumps(found))
 
 
