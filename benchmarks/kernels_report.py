@@ -89,19 +89,30 @@ def insert(data: dict[str, Any], name: str, page: Path) -> None:
 
 
 def plot(data: dict[str, Any], file: Path) -> None:
-    """Speed-up over cuBLAS bf16 by number of tokens, as an SVG; 10 % 8-bit rows, and the other libraries."""
+    """Speed-up over cuBLAS bf16 by number of tokens, as an SVG; 10 % 8-bit rows, and the other libraries.
+
+    A colour is a format or a library: solid by itself, dotted with the quantization of activations.
+    """
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    for kind in sorted(by_kind(data).keys() - {CUBLAS}):
-        if kind[1] and kind[2] != 0.1:
+    figure, axes = pyplot.subplots(figsize=(9, 4.5))
+    colours: dict[tuple[str, str], str] = {}
+    for kind in sorted(by_kind(data).keys() - {CUBLAS}, key=lambda kind: (not kind[1], kind)):
+        impl, format, share8 = kind
+        if format and share8 != 0.1:
             continue
-        found = speedups(data, kind)
-        axes.plot(list(found), list(found.values()), "o-" if kind[1] else "--", label=name_of(kind), ms=3)
+        found, quantizes = speedups(data, kind), impl.endswith("+quant")
+        colour = colours.setdefault((impl.removesuffix("+quant"), format), f"C{len(colours)}")
+        axes.plot(
+            list(found), list(found.values()), ":" if quantizes else "-", color=colour, label=name_of(kind),
+            marker="o" if format else "x", ms=4, lw=2 if format else 1,
+        )  # fmt: skip
     axes.axhline(1, color="black", lw=0.8)
+    tokens = sorted({row["T"] for row in data["rows"]})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [str(t) for t in tokens], rotation=45)
     axes.set(xlabel="tokens", ylabel="times cuBLAS bf16", title=f"{data['device']}, {data['date']}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(file, format="svg", metadata={"Date": None})
