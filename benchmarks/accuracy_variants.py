@@ -11,7 +11,7 @@ from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig, Scope
 PLAIN: dict[str, Any] = {"sweeps": 0, "tune": 0}
 SWEPT: dict[str, Any] = {"sweeps": 2, "tune": 0}
 TUNED: dict[str, Any] = {"sweeps": 2, "tune": 4}
-CODES: dict[str, Any] = {**TUNED, "tune_codes": True}
+CODES: dict[str, Any] = {"sweeps": 2, "clip_by": "gptq", "tune": 2, "tune_codes": True}
 AFTER: dict[str, dict[str, Any]] = {
     "": PLAIN,
     ", swept": SWEPT,
