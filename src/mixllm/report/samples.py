@@ -35,8 +35,8 @@ class Writer:
         self.written: dict[str, dict[str, str]] = {prompt: {} for prompt in prompts}
 
     def __call__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
-        writing: Any = model
         """MixllmError for a prompt without tokens, at the first model."""
+        writing: Any = model
         for prompt, texts in self.written.items():
             inputs = prompt_tokens(tokenizer, prompt).to(writing.device)
             with torch.no_grad():
