@@ -1,9 +1,9 @@
 import re
+import resource
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -184,8 +184,10 @@ def test_a_full_disk_under_standard_output_is_one_line(tmp_path: Path, body: str
 
 def test_starting_is_quick_and_imports_no_torch():
     code = "import sys, mixllm.cli.main; print('torch' in sys.modules or 'transformers' in sys.modules)"
-    began = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout == "False\n"
-    assert time.perf_counter() - began < 5
+    # What it computed, not what it waited: the machine may be busy with others.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert (quantize.quantize.__doc__ or "").startswith("Quantize MODEL into the directory OUT.")
