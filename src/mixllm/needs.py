@@ -20,7 +20,7 @@ from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
 from mixllm.ranks import here
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the

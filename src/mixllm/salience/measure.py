@@ -34,20 +34,20 @@ from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import stretches_that_fit
-from mixllm.candidates import candidate_errors, candidates
 from mixllm.config import QuantConfig
 from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
 from mixllm.memory import trim
+from mixllm.plan import ModuleSalience, Salience
 from mixllm.progress import Progress, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared, collect
-from mixllm.salience_file import ModuleSalience, Salience
-from mixllm.salience_kept import Kept
-from mixllm.salience_waiting import Waiting, waiting_bytes
-from mixllm.scores import over_scattered, over_tokens
+from mixllm.salience.candidates import candidate_errors, candidates
+from mixllm.salience.kept import Kept
+from mixllm.salience.sums import over_scattered, over_tokens
+from mixllm.salience.waiting import Waiting, waiting_bytes
 
 # The number under which gradients are kept, beside those of boundaries.
 GRADIENTS = -1

@@ -39,7 +39,7 @@ class Waiting:
         self._layout: dict[int, list[tuple[str, str, int, torch.Size, torch.dtype]]] = {}
 
     def put(self, i: int, found: dict[str, Rounded]) -> None:
-        """Keep the candidates of block i (see mixllm.candidates), by layer."""
+        """Keep the candidates of block i (see mixllm.salience.candidates), by layer."""
         packed = {name: pack(rounded, self._format) for name, rounded in found.items()}
         parts = [(n, k, w.in_features, t) for n, w in packed.items() for k, t in w.tensors().items()]
         # One tensor is one copy; the widest types first, so that each starts at a multiple of its size.

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.blocks.states import stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig
+from mixllm.plan import Salience
 from mixllm.progress import Silent
-from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
-from tests.test_candidates import errors as errors_of
+from tests.salience.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 
