@@ -199,16 +199,16 @@ def tuning_needs(
 
 
 def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:
-    """Bytes that a block of tuned layers takes to be run and go back, beside its parameters: its weights,
-    with codes their multipliers spread and places' gradients, and a float32 copy of the largest layer's."""
-    weights = [n * k for n, k in block.values()]
-    return tokens * _kept(block, sizes, size) + (size + 8 * codes) * sum(weights) + 4 * max(weights)
+    """Bytes that a block of tuned layers takes to be run and go back, beside its parameters.
 
-
-def _kept(block: dict[str, tuple[int, int]], sizes: Sizes, size: int) -> int:
-    """Bytes a token of a block that is run and goes back: outputs, their gradients and inputs of all layers,
-    what norms and attention keep, and their own backward pass."""
-    return int(size * _widths(block, sizes)) + (9 * size + 16) * sizes.hidden
+    For its tokens, what linear layers, norms and attention keep, and the widest input on its way to int8 in
+    float32, thrice, and twice more where it comes in another type; of its weights themselves, with codes
+    their multipliers spread and places' gradients, and a float32 copy of the largest layer's.
+    """
+    weights, wide = [n * k for n, k in block.values()], max(k for _, k in block.values())
+    copies = 3 + 2 * (size < 4)
+    token = int(size * (_widths(block, sizes) + 4 * sizes.hidden)) + 16 * sizes.hidden + 4 * copies * wide
+    return tokens * token + (size + 8 * codes) * sum(weights) + 4 * max(weights)
 
 
 def _widths(block: dict[str, tuple[int, int]], sizes: Sizes) -> float:
@@ -269,10 +269,10 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
         errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.
         moments[1] += measured * size * max(n * k for n, k in block.values() if k == max(inputs))
-        # Beside what linear layers keep, norms and attention, or a layer's output errors and these times its
-        # gradient.
-        moments.append(errors + batch * _kept(block, sizes, size))
+        # Beside what linear layers keep, norms and attention with their own backward pass, or a layer's
+        # output errors and these times its gradient.
         kept = int(size * _widths(block, sizes))
+        moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
         moments.append(errors + batch * (kept + size * 2 * measured * wide))
     return common + max(moments)
 
