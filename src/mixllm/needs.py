@@ -174,18 +174,20 @@ def tuning_needs(
     """Bytes that tuning takes at its peak, on the GPU (0 without one) and in host memory.
 
     Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
-    places, gradients and Adam's two moments in float32; the boundary states of a step; what is outside the
-    blocks; and the logits of a part of a step. Before that, where it is more: the float model's states of all
-    windows and two of its blocks. On the host: its last states.
+    places and Adam's two moments in float32; what is outside the blocks; the boundary states of a step; and
+    the logits of a part of it or one block's way back, whichever is more. Before that, where it is more: the
+    float model's states of all windows and two of its blocks. On the host: its last states.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
-    state = window * sizes.hidden * dtype.itemsize
-    states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
-    working = (2 + 16 * codes) * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
+    size, windows = dtype.itemsize, min(WINDOWS, samples)
+    state, ends = window * sizes.hidden * size, sizes.ends * size
+    back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
+    working = (2 + 12 * codes) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
+    working += max(12 * LOGITS_AT_ONCE[device.type], back)
     targets = samples * state
     if device.type == "cuda":
         block = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
-        working = max(working, targets + 2 * block * dtype.itemsize + ends)
+        working = max(working, targets + 2 * block * size + ends)
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
@@ -194,6 +196,25 @@ def tuning_needs(
     if device.type == "cuda":
         return working, BASE_HOST + _cuda_host() + targets
     return 0, BASE_HOST + working + targets
+
+
+def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:
+    """Bytes that a block of tuned layers takes to be run and go back, beside its parameters.
+
+    For its tokens, what linear layers, norms and attention keep, and the widest input on its way to int8 in
+    float32, thrice, and twice more where it comes in another type; of its weights themselves, with codes
+    their multipliers spread and places' gradients, and a float32 copy of the largest layer's.
+    """
+    weights, wide = [n * k for n, k in block.values()], max(k for _, k in block.values())
+    copies = 3 + 2 * (size < 4)
+    token = int(size * (_widths(block, sizes) + 4 * sizes.hidden)) + 16 * sizes.hidden + 4 * copies * wide
+    return tokens * token + (size + 8 * codes) * sum(weights) + 4 * max(weights)
+
+
+def _widths(block: dict[str, tuple[int, int]], sizes: Sizes) -> float:
+    """Values a token of the outputs of all layers, their gradients, and the inputs."""
+    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
+    return 2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))
 
 
 def _free() -> int:
@@ -229,7 +250,6 @@ def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: 
 def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: int) -> int:
     """The most that working on a block takes; size: bytes of a value."""
     weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
-    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
     wide = max(max(shape) for shape in block.values())
     inputs = [k for _, k in _inputs(block)]
     hessians = 4 * sum(k * k for k in inputs)
@@ -249,9 +269,9 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
         errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.
         moments[1] += measured * size * max(n * k for n, k in block.values() if k == max(inputs))
-        # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
-        # their own backward pass, or a layer's output errors and these times its gradient.
-        kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
+        # Beside what linear layers keep, norms and attention with their own backward pass, or a layer's
+        # output errors and these times its gradient.
+        kept = int(size * _widths(block, sizes))
         moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
         moments.append(errors + batch * (kept + size * 2 * measured * wide))
     return common + max(moments)
