@@ -31,8 +31,9 @@ RESERVED = 1.04
 # Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory, and
 # NCCL where there are several processes.
 BASE_HOST, CUDA_HOST, NCCL_HOST = 400 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
-# Enough for full matrix products on each; fewer where memory is short.
-TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+# Enough for full matrix products on each; fewer where memory is short. On a CPU no more, so that what a block
+# makes of them comes from memory that the process has (see mixllm.blocks.decoder.LOGITS_AT_ONCE).
+TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 1_024}
 # Float32 copies of the rows that are being rounded.
 COPIES = 8
 
@@ -219,10 +220,10 @@ def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: 
     size = dtype.itemsize
     most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
     if measured:
-        # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
+        # A block and the next; logits, their softmax in float32, and that as their gradient in their dtype.
         weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
         logits = min(LOGITS_AT_ONCE[kind], batch * sizes.vocabulary)
-        most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
+        most = max(most, 2 * weights * size + 8 * logits + 4 * batch * sizes.hidden * size)
     return most + sizes.ends * size
 
 
