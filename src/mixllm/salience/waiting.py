@@ -2,7 +2,8 @@
 
 A block's Hessians need a forward, and so do the states after it: on the walk there or, where memory is
 short, on the way back through a stretch of blocks, when those inside it are made again. So its candidates are
-rounded then, and wait, packed as in a checkpoint: 12 bits for a weight at widths 4 and 8, and some for scales.
+rounded then, and wait, packed as in a checkpoint: 12 bits for a weight at widths 4 and 8, and some for
+scales.
 """
 
 from __future__ import annotations
