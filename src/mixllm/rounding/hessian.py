@@ -17,8 +17,9 @@ from mixllm.rotation import rotate
 DAMPING_STEPS = 4
 # Rows rotated, and sides of the triangles inverted, at once: large enough for full speed.
 ROWS_AT_ONCE, SOLVED_AT_ONCE = 2048, 1024
-# Columns of X'X that are summed at once, from the first row to the diagonal: the rest is their mirror.
-PANEL = 2048
+# Columns of X'X that are summed at once, from the first row to the diagonal: the rest is their mirror. As few
+# as a product of them is still fast with.
+PANEL = {"cuda": 2048, "cpu": 256}
 
 
 @dataclass
@@ -75,9 +76,10 @@ def add_squares(hessian: Tensor, x: Tensor) -> None:
     """
     half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
     x = x if half else x.float()
-    for start in range(0, len(hessian), PANEL):
-        columns, rows = x[:, start : start + PANEL], x[:, : start + PANEL].T
-        part = hessian[: start + PANEL, start : start + PANEL]
+    panel = PANEL[hessian.device.type]
+    for start in range(0, len(hessian), panel):
+        columns, rows = x[:, start : start + panel], x[:, : start + panel].T
+        part = hessian[: start + panel, start : start + panel]
         if half:
             part.add_(torch.mm(rows, columns, out_dtype=torch.float32))
         else:
@@ -86,8 +88,9 @@ def add_squares(hessian: Tensor, x: Tensor) -> None:
 
 def mirror(hessian: Tensor) -> None:
     """Fill what add_squares left out, in place."""
-    for stop in range(PANEL, len(hessian), PANEL):
-        hessian[stop:, stop - PANEL : stop] = hessian[stop - PANEL : stop, stop:].T
+    panel = PANEL[hessian.device.type]
+    for stop in range(panel, len(hessian), panel):
+        hessian[stop:, stop - panel : stop] = hessian[stop - panel : stop, stop:].T
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
 
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
 
-One forward walk keeps some of the boundary states between blocks. A backward walk, a stretch of blocks at a
-time, then takes each block twice: to make the states after it again and, where they fit in memory, round its
-candidates (for error "gptq", by the Hessians of its inputs), and to score them. So nothing of a weight's size
-has to be kept for more than a stretch.
+One forward walk keeps the boundary states between blocks and rounds the blocks' candidates (for error "gptq",
+by the Hessians of their inputs), which wait; a backward walk scores them. Where memory is short, the forward
+walk keeps some of the states alone. The backward walk, a stretch of blocks at a time, then takes each block
+twice: to make the states after it again and, where they fit in memory, round its candidates, and to score
+them. So nothing of a weight's size has to be kept for more than a stretch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
 from mixllm.memory import trim
 from mixllm.plan import ModuleSalience, Salience
-from mixllm.progress import Progress, stepped
+from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
@@ -83,10 +84,10 @@ def measure_salience(
     batches = list(own.split(batch))
     # The first boundary of each stretch is kept; the others are made again on the way back.
     boundary = own.numel() * decoder.hidden_size * decoder.dtype.itemsize
-    beside = max(waiting_bytes(weights, config.widths) for weights in decoder.weights)
+    beside = max(waiting_bytes(weights, config.widths, config.error) for weights in decoder.weights)
     # All processes go through the same stretches, since they round together.
-    cut, fits = stretches_that_fit(todo, room, boundary, beside, ranks.least)
-    early = fits and config.error == "gptq"
+    cut, leaving = stretches_that_fit(todo, room, boundary, beside, ranks.least)
+    early = leaving > 0 and config.error == "gptq"
     starts = {stretch.start for stretch in cut}
     back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
     # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
@@ -97,11 +98,28 @@ def measure_salience(
         closing(decoder.walk([*range(there), *back])) as walk,
     ):
         trim(decoder.device)
+        piece = batches[0].numel() * decoder.hidden_size * decoder.dtype.itemsize
+        waiting = Waiting(states, config.format, piece)
+
+        def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
+            return _candidates(block, shared, config, ids.numel(), ranks, room.reserved)
+
+        def leave(i: int, block: Block, bar: Stage) -> None:
+            """Make the states after block i and, early, its candidates, which wait."""
+            trim(decoder.device, room.reserved)
+            with collect(block.linears if early else {}) as shared:
+                states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=i + 1 == todo)
+            if early:
+                waiting.put(i, rounded(block, shared))
+
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
-                hidden = states.read(i) if i in starts else states.take(i)
-                states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
+                if leaving == todo:
+                    leave(i, block, bar)
+                else:
+                    hidden = states.read(i) if i in starts else states.take(i)
+                    states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
                 # Of the summed loss: of a size that any dtype holds.
@@ -110,19 +128,9 @@ def measure_salience(
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
-            piece = batches[0].numel() * decoder.hidden_size * decoder.dtype.itemsize
-            waiting = Waiting(states, config.format, piece)
-
-            def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
-                return _candidates(block, shared, config, ids.numel(), ranks, room.reserved)
-
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
-                    trim(decoder.device, room.reserved)
-                    with collect(block.linears if early else {}) as shared:
-                        states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
-                    if early:
-                        waiting.put(i, rounded(block, shared))
+                    leave(i, block, bar)
                 for i, block in islice(walk, len(stretch)):
                     if i in waiting:
                         made = waiting.take(i)
