@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.rotation import rotate
+from mixllm.rounding.fed import fed
 
 DAMPING_STEPS = 4
 # Rows rotated, and sides of the triangles inverted, at once: large enough for full speed.
@@ -36,34 +36,20 @@ def collect(linears: Mapping[str, nn.Module]) -> Iterator[list[Shared]]:
     """Sum H over everything the linears are fed inside the context; layers with one input share one H."""
     found: list[Shared] = []
     owner: dict[str, Shared] = {}
-    last: dict[str, Any] = {"input": None, "shared": None}
 
-    def hook(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            repeated = x is last["input"]
-            shared = owner.get(name)
-            if shared is None:
-                k = x.shape[-1]
-                shared = last["shared"] if repeated else Shared([], x.new_zeros(k, k, dtype=torch.float32))
-                shared.names.append(name)
-                owner[name] = shared
-                if not repeated:
-                    found.append(shared)
-            if shared.names[0] == name:
-                add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
-                shared.tokens += x[..., 0].numel()
-            last["input"], last["shared"] = x, shared
+    def add(name: str, x: Tensor, before: str | None) -> None:
+        if name not in owner:
+            if before is None:
+                found.append(Shared([], x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float32)))
+            owner[name] = found[-1] if before is None else owner[before]
+            owner[name].names.append(name)
+        shared = owner[name]
+        if shared.names[0] == name:
+            add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
+            shared.tokens += x[..., 0].numel()
 
-        return add
-
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
-    try:
+    with fed(linears, add):
         yield found
-    finally:
-        last.clear()
-        for handle in handles:
-            handle.remove()
     for shared in found:
         mirror(shared.hessian)
 
