@@ -29,9 +29,11 @@ from mixllm.tuning.tune import WINDOWS
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
 # What torch's allocator may hold of the device, over what tensors are given.
 RESERVED = 1.04
-# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory, and
-# NCCL where there are several processes.
-BASE_HOST, CUDA_HOST, NCCL_HOST = 400 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
+# Python, torch, transformers, a tokenizer and text before any weight; what CUDA and copies to it add to that
+# in host memory, and NCCL where there are several processes.
+BASE_HOST, CUDA_HOST, NCCL_HOST = 450 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
+# What malloc holds, on a CPU, of pieces too small to be given back to the system.
+HELD = 64 * 10**6
 # Enough for full matrix products on each; fewer where memory is short. On a CPU no more, so that what a block
 # makes of them comes from memory that the process has (see mixllm.blocks.decoder.LOGITS_AT_ONCE).
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 1_024}
@@ -139,7 +141,7 @@ def needs(
         return (1 + len(cut)) * boundary + leaving * beside
 
     room = Room(bound - working, soon=boundary, reserved=int(RESERVED * bound))
-    other = BASE_HOST + _cuda_host() if gpu else BASE_HOST + working
+    other = BASE_HOST + (_cuda_host() if gpu else HELD + working)
     # Where the GPU holds all of them, no memory of the host is pinned, which takes longer than a walk.
     if gpu and waiting(room) > room.device:
         # The fewest states do, and leave pieces of the GPU's room that none of them fits in.
@@ -199,7 +201,7 @@ def tuning_needs(
         )
     if device.type == "cuda":
         return working, BASE_HOST + _cuda_host() + targets
-    return 0, BASE_HOST + working + targets
+    return 0, BASE_HOST + HELD + working + targets
 
 
 def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:
@@ -236,7 +238,7 @@ def _bound(device: torch.device) -> int:
     if device.type == "cuda":
         unused, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * (unused + torch.cuda.memory_reserved(device)))
-    return int(SHARE * _free()) - BASE_HOST
+    return int(SHARE * _free()) - BASE_HOST - HELD
 
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: int) -> int:

@@ -76,7 +76,7 @@ def read_config(path: Path) -> tuple[Format, dict[str, QuantizedModule]]:
         raise MixllmError(f"{file}: missing; {path} is not a finished checkpoint")
     data = read_json(file).get("quantization_config")
     if not isinstance(data, dict) or data.get("quant_method") != QUANT_METHOD:
-        raise MixllmError(f"{file}: no quantization_config of mixllm; give what mixllm quantize wrote")
+        raise MixllmError(f"{file}: no quantization_config of mixllm; quantize the model first")
     return parse_config(data, str(file))
 
 
