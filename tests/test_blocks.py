@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,32 @@ def test_walk_equals_the_whole_model(
     for kind in ("inputs", "deltas"):
         assert got[kind].keys() == expected[kind].keys()
         assert all(close(got[kind][name], tensor) for name, tensor in expected[kind].items()), kind
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_the_gradient_of_a_divergence_is_autograds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap: float | None
+) -> None:
+    """Made in pieces, the last one short; with and without a soft cap on logits."""
+    monkeypatch.setitem(mixllm.blocks.decoder.LOGITS_AT_ONCE, "cpu", 7 * 3 * VOCAB)
+    model = write_tiny(tmp_path, "gemma3_text", final_logit_softcapping=cap)
+    decoder, ids = opened(tmp_path), tokens(3)
+    hidden, target = torch.randn(2, *ids.shape, model.config.hidden_size).unbind()
+    states = hidden.clone().requires_grad_()
+    q, p = (decoder.logits(x, ids)[:, :-1].log_softmax(dim=-1) for x in (states, target))
+    nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1).mean().backward()
+    assert states.grad is not None
+    assert close(decoder.divergence_gradient(hidden, target, ids), states.grad)
+
+
+def test_a_weight_put_away_is_gone_while_its_block_is_there(tmp_path: Path) -> None:
+    write_tiny(tmp_path, "llama")
+    decoder = opened(tmp_path)
+    with decoder.block(0) as block:
+        linear = next(iter(block.linears.values()))
+        weight = weakref.ref(linear.weight.untyped_storage())
+        linear.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
+        assert weight() is None
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "gpt_neox"])

@@ -24,9 +24,10 @@ from mixllm.blocks.states import stretches
 from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
 from mixllm.needs import Needs, Sizes, needs, tuning_needs, way_back
+from mixllm.progress import Silent
 from mixllm.source import open_source
 from mixllm.tuning.step import Step
-from mixllm.tuning.tune import open_blocks
+from mixllm.tuning.tune import open_blocks, tune_scales
 from tests.models import VOCAB, write_tiny
 from tests.tuning.test_tune import rounded_model
 
@@ -111,14 +112,15 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = llama(4096, 14336, 32)
     on_gpu(monkeypatch, sizes)
     gpu, host = tuning_needs(sizes, 128, 2048, CUDA, BF16)
-    assert gpu > 2 * sizes.weights and host > 128 * 2048 * 4096 * 2
+    assert gpu > sizes.weights and host > 128 * 2048 * 4096 * 2 + sizes.weights
     cpu = torch.device("cpu")
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[0] == 0
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[1] > gpu
     on_gpu(monkeypatch, sizes, gpu=200)
-    with_codes = tuning_needs(sizes, 128, 2048, CUDA, BF16, codes=True)[0]
+    with_codes, host_with_codes = tuning_needs(sizes, 128, 2048, CUDA, BF16, codes=True)
     # Multipliers and gradients of one block are beside what all blocks keep.
-    assert with_codes == gpu + 12 * sizes.weights + 8 * sizes.weights // 32
+    assert with_codes == gpu + 11 * sizes.weights + 8 * sizes.weights // 32
+    assert host_with_codes == host + sizes.weights
     on_gpu(monkeypatch, sizes, gpu=12)
     with pytest.raises(MixllmError, match=r"tune: all rounded layers take \d+\.\d GB, 10\.8 GB can be had"):
         tuning_needs(sizes, 128, 2048, CUDA, BF16)
@@ -148,6 +150,27 @@ def test_what_goes_back_through_a_block_was_told(
     sizes = Sizes([block], decoder.hidden_size, decoder.vocabulary, decoder.outside)
     told = way_back(block, sizes, windows * length, dtype.itemsize, codes)
     assert took == pytest.approx(told, rel=0.15)
+
+
+@pytest.mark.parametrize("codes", [False, True])
+@pytest.mark.parametrize(("vocabulary", "windows", "length"), [(16384, 8, 70), (VOCAB, 9, 250)])
+def test_what_tuning_takes_was_told(
+    tmp_path: Path, codes: bool, vocabulary: int, windows: int, length: int
+) -> None:
+    """From first to last, by the allocator's own count: where logits take the most, where a way back does."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 32}
+    write_tiny(tmp_path, "llama", hidden_size=288, intermediate_size=1024, vocab_size=vocabulary, **heads)
+    decoder, layers = rounded_model(tmp_path, PROFILES["fast"])
+    ids = torch.randint(4, VOCAB, (windows, length))
+    how = {"calibration": ids[:4] if codes else None, "progress": Silent()}
+    took = peak(lambda: tune_scales(decoder, ids, layers, PROFILES["fast"], epochs=1, seed=0, **how))
+    shapes = [(name, layer.shape) for name, layer in layers.items()]
+    blocks = [{n: shape for n, shape in shapes if n.startswith(f"model.layers.{i}.")} for i in range(3)]
+    sizes = Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside)
+    _, told = tuning_needs(sizes, windows, length, decoder.device, decoder.dtype, codes)
+    # What was there before, and codes at the end, when the most is over.
+    told -= module.BASE_HOST + module.HELD + 4 * sizes.ends + (1 + codes) * sizes.weights
+    assert took == pytest.approx(told, rel=0.1)
 
 
 def peak(call: Callable[[], object]) -> int:

@@ -179,18 +179,20 @@ def tuning_needs(
 ) -> tuple[int, int]:
     """Bytes that tuning takes at its peak, on the GPU (0 without one) and in host memory.
 
-    Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
-    places and Adam's two moments in float32; what is outside the blocks; the boundary states of a step; and
-    the logits of a part of it or one block's way back, whichever is more. Before that, where it is more: the
-    float model's states of all windows and two of its blocks. On the host: its last states.
+    Where the model runs: what scales multiply, a byte a weight, or, where codes are tuned, their places and
+    Adam's two moments in float32; what is outside the blocks; the boundary states of a step; and the logits
+    of a part of it or one block's way back, whichever is more. Before that, where it is more: the float
+    model's states of all windows and two of its blocks. On the host: its last states, and the layers as they
+    were rounded; where codes are tuned, as they become too.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
     size, windows = dtype.itemsize, min(WINDOWS, samples)
     state, ends = window * sizes.hidden * size, sizes.ends * size
     back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
-    working = (2 + 12 * codes) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
-    working += max(12 * LOGITS_AT_ONCE[device.type], back)
-    targets = samples * state
+    working = (12 if codes else 1) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
+    # Logits, or their gradient, beside the softmax of these and of the float model's.
+    working += max(12 * min(LOGITS_AT_ONCE[device.type], windows * window * sizes.vocabulary), back)
+    targets, layers = samples * state, (1 + codes) * sizes.weights
     if device.type == "cuda":
         block = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
         working = max(working, targets + 2 * block * size + ends)
@@ -200,8 +202,8 @@ def tuning_needs(
             f"{device}; leave --tune out or give another --device"
         )
     if device.type == "cuda":
-        return working, BASE_HOST + _cuda_host() + targets
-    return 0, BASE_HOST + HELD + working + targets
+        return working, BASE_HOST + _cuda_host() + targets + layers
+    return 0, BASE_HOST + HELD + working + targets + layers
 
 
 def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:

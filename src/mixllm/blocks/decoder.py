@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixllm.blocks.ahead import ReadAhead
@@ -101,6 +101,7 @@ class Decoder:
             if then is not None and self.device.type == "cuda":
                 self._ahead.start(then)
             filled.extend(place(module, prefix, read))
+            del read  # or a weight that is put away before the context ends would stay here
             require_whole(module, prefix, self.source)
             yield block
         finally:
@@ -140,29 +141,42 @@ class Decoder:
         A token's loss depends on its own states alone, so a few tokens at a time go forward and back: neither
         the logits nor their gradient are ever there for the whole window.
         """
-        hidden, ids = hidden.detach().to(self.device), ids.to(self.device)
-        gradient = torch.zeros_like(hidden)
-        for part in self._parts(ids):
-            states = hidden[:, part].requires_grad_()
-            with torch.enable_grad():
-                logits = self.logits(states, ids[:, part])
-            off = _nll_gradient(logits, ids[:, part.start + 1 : part.stop + 1])
-            gradient[:, part] = torch.autograd.grad(logits, states, off)[0]
-        return gradient
+        hidden, ids = hidden.to(self.device), ids.to(self.device)
+
+        def off(part: slice, logits: Tensor) -> Tensor:
+            return _nll_gradient(logits, ids[:, part.start + 1 : part.stop + 1])
+
+        return self._gradient(hidden, ids, off)
 
     def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
         """d(mean KL(target || hidden), in nats a predicted token) / d(hidden), float [B, L, D].
 
         hidden, target: states after the last block, of tokens ids [B, L]; a few tokens at a time, as in
-        loss_gradient.
+        loss_gradient. By the logits it is softmax(those of hidden) - softmax(those of target); autograd would
+        have five tensors of their size at once for it, of which three do.
         """
+
+        def off(part: slice, logits: Tensor) -> Tensor:
+            wanted = self.logits(target[:, part], ids[:, part]).softmax(dim=-1, dtype=torch.float32)
+            return logits.softmax(dim=-1, dtype=torch.float32).sub_(wanted).to(logits.dtype)
+
+        return self._gradient(hidden, ids, off).div_(len(ids) * (ids.shape[1] - 1))
+
+    def _gradient(self, hidden: Tensor, ids: Tensor, off: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """d(loss) / d(hidden), [B, L, D]; off: which tokens, their logits -> d(loss) / d(logits)."""
         gradient = torch.zeros_like(hidden)
         for part in self._parts(ids):
-            states = hidden[:, part].detach().requires_grad_()
-            with torch.enable_grad():
-                loss = self._kl(states, target[:, part], ids[:, part])
-            gradient[:, part] = torch.autograd.grad(loss, states)[0]
-        return gradient.div_(len(ids) * (ids.shape[1] - 1))
+            gradient[:, part] = self._part(hidden[:, part].detach(), ids[:, part], partial(off, part))
+        return gradient
+
+    def _part(self, hidden: Tensor, ids: Tensor, off: Callable[[Tensor], Tensor]) -> Tensor:
+        """A part's gradient. What it takes is gone when it returns, before the next part takes as much."""
+        hidden.requires_grad_()
+        with torch.enable_grad():
+            logits = self.logits(hidden, ids)
+        with torch.no_grad():
+            found = off(logits.detach())
+        return torch.autograd.grad(logits, hidden, found)[0]
 
     def _parts(self, ids: Tensor) -> Iterator[slice]:
         """The predicted tokens of windows [B, L], a few at a time."""
@@ -171,12 +185,6 @@ class Decoder:
         for start in range(0, predicted, step):
             yield slice(start, min(start + step, predicted))
 
-    def _kl(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
-        q = self.logits(hidden, ids).float().log_softmax(dim=-1)
-        with torch.no_grad():
-            p = self.logits(target, ids).float().log_softmax(dim=-1)
-        return F.kl_div(q, p, reduction="none", log_target=True).sum()
-
 
 def _nll_gradient(logits: Tensor, targets: Tensor) -> Tensor:
     """d(summed NLL of targets, in nats) / d(logits), in the dtype of logits [B, L, V]: softmax, less 1 at the
@@ -184,7 +192,7 @@ def _nll_gradient(logits: Tensor, targets: Tensor) -> Tensor:
 
     Autograd would go over as many numbers three times more, each time in new memory.
     """
-    off = logits.detach().softmax(dim=-1, dtype=torch.float32)
+    off = logits.softmax(dim=-1, dtype=torch.float32)
     at = targets.to(off.device)[..., None]
     off.scatter_add_(-1, at, torch.full_like(at, -1, dtype=off.dtype))
     return off.to(logits.dtype)

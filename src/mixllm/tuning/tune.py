@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mixllm.blocks import Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
+from mixllm.memory import trim
 from mixllm.progress import Progress, Stage
 from mixllm.rounding.hessian import collect, rotate_both
 from mixllm.tuning.layer import TunedLinear
@@ -53,7 +54,9 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
+        trim(decoder.device)
         blocks = open_blocks(stack, decoder, layers, format, calibration)
+        trim(decoder.device)
         tuned = [linears for _, linears, _ in blocks]
         step = Step(decoder, blocks)
         chosen = [
@@ -79,13 +82,16 @@ def _quick_products() -> Iterator[None]:
 
 def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:
     """What leaves the float model's last block, on the CPU: [samples, L, D]."""
-    states = [decoder.embed(part) for part in ids.split(WINDOWS)]
+    states = torch.empty(*ids.shape, decoder.hidden_size, device=decoder.device, dtype=decoder.dtype)
+    parts = states.split(WINDOWS)
+    for hidden, part in zip(parts, ids.split(WINDOWS), strict=True):
+        hidden.copy_(decoder.embed(part))
     for _, block in decoder.walk(range(len(decoder))):
         with torch.no_grad():
-            for j, hidden in enumerate(states):
-                states[j] = block(hidden)
+            for hidden in parts:
+                hidden.copy_(block(hidden))
         bar.advance()
-    return torch.cat([hidden.cpu() for hidden in states])
+    return states.cpu()
 
 
 def open_blocks(
