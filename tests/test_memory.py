@@ -51,6 +51,15 @@ def test_a_gpu_gives_back_what_is_held_beyond_a_bound(monkeypatch: pytest.Monkey
     assert len(given_back) == 2
 
 
+def test_a_cpu_gives_back_what_lies_between_tensors():
+    before, pieces = memory.host_bytes(), [torch.ones(100_000, dtype=torch.uint8) for _ in range(2_000)]
+    last = pieces[-1]
+    pieces.clear()
+    memory.release(torch.device("cpu"))
+    assert memory.host_bytes() - before < 50_000_000
+    del last
+
+
 @pytest.mark.parametrize(
     ("allocated", "coming", "gives"), [(20, 3, False), (20, 4, True), (10, 6, False), (10, 7, True)]
 )

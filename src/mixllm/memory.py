@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def trim(device: Any, most: int = 0, coming: int = 0) -> None:
     held = cuda.memory_reserved(device)
     if held + coming > most and (not coming or held - cuda.memory_allocated(device) < 2 * coming):
         cuda.empty_cache()
+
+
+def release(device: Any) -> None:
+    """Have the allocator of the device give back all that is free: a GPU's to the driver, on a CPU malloc's,
+    where it can (glibc), to the system. For phases of which one leaves holes that the next cannot use."""
+    trim(device)
+    if device.type == "cpu" and (give := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        give(0)
 
 
 def grow_segments() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mixllm.blocks import Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
-from mixllm.memory import trim
+from mixllm.memory import release
 from mixllm.progress import Progress, Stage
 from mixllm.rounding.hessian import collect, rotate_both
 from mixllm.tuning.layer import TunedLinear
@@ -54,9 +54,9 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
-        trim(decoder.device)
+        release(decoder.device)
         blocks = open_blocks(stack, decoder, layers, format, calibration)
-        trim(decoder.device)
+        release(decoder.device)
         tuned = [linears for _, linears, _ in blocks]
         step = Step(decoder, blocks)
         chosen = [
@@ -65,6 +65,8 @@ def tune_scales(
         for number, which in enumerate(chosen):
             batch, wanted = (_brought(tensor[which], decoder.device) for tensor in (ids, target))
             step(batch, wanted, 1 - (1 - 1 / len(chosen)) * number / len(chosen))
+            if number == 0:  # Adam's moments are there now, in pieces of the room that logits had
+                release(decoder.device)
             bar.advance()
     return {name: layer.result(layers[name]) for linears in tuned for name, layer in linears.items()}
 
