@@ -45,7 +45,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
         config = QuantConfig(**shared(args), **tuning(args))
-        self.job = open_job(args.model, config, device=args.device, dtype="float32", work=Path(args.work))
+        self.job = open_job(args.model, config, device=args.device, dtype="float32")
         self.reference = load_float(self.job.source, self.job.decoder.device, torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(self.job.source.path)
         test = windows(load_text(args.text), tokenizer, args.window, args.windows)
@@ -101,7 +101,7 @@ def main() -> None:
     args = arguments()
     wanted = chosen(variants(shared(args)), args.only)
     began = time.monotonic()
-    open_source(args.model, Path(args.work))  # a GGUF file is converted once, before the processes read it
+    open_source(args.model)  # a GGUF file is converted once, before the processes read it
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     with (

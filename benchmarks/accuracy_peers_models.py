@@ -78,7 +78,7 @@ class Models:
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
         self.args, self.saliences = args, saliences
         self.scored: dict[str, float] = {}
-        self.source = open_source(args.model, Path(args.work)).path
+        self.source = open_source(args.model).path
         tokenizer, seed = AutoTokenizer.from_pretrained(self.source), QuantConfig().seed
         ids = windows(load_text(args.calibration), tokenizer, args.window, args.samples, seed)
         self.ids = Path(args.work) / "calibration.safetensors"

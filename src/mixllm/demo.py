@@ -96,7 +96,7 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     out.mkdir(parents=True, exist_ok=True)
     calibration, test = _split_text(out)
     base = QuantConfig(calibration=str(calibration), **_COMMON)
-    job = open_job(model, base, work=out)
+    job = open_job(model, base)
     made = _quantize(job, base, out, progress)
     source = job.source
     del job

@@ -14,7 +14,7 @@ from typing import Any
 from mixllm.card import new_card
 from mixllm.clock import Clock
 from mixllm.config import SHARD_SIZE, QuantConfig
-from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
+from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
 from mixllm.given import Given, read_given
@@ -28,6 +28,7 @@ from mixllm.records import LOG, PLAN, RUN, SALIENCE, SUMMARY
 from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
 from mixllm.salience.kept import Kept
 from mixllm.salience.measure import measure_salience
+from mixllm.space import require_space
 from mixllm.writing import ROUND, rounded_by, write_quantized
 
 # What the first of several processes tells the others to do with it.
@@ -116,7 +117,7 @@ def quantize(
             raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
         if not ranks.first:
             with ranks.one_first():
-                job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+                job = open_job(model, config, device=device, dtype=dtype, ranks=ranks)
             return follow(job, config)
         summary = _lead(
             model, out, config, ranks, device, dtype, plan, salience, overwrite, resume, shard_size, progress
@@ -159,7 +160,7 @@ def _lead(
     _check_out(out, model, overwrite or (resume != "never" and (out / RUN).is_file()))
     with clock("open"):
         with ranks.one_first():
-            job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+            job = open_job(model, config, device=device, dtype=dtype, ranks=ranks)
         if model.endswith(".gguf"):
             told.note(f"{model}: converted to {job.source.path}, which stays for further runs")
         given = read_given(job.shapes, plan, salience)

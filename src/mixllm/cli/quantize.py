@@ -109,3 +109,5 @@ def _tell(needs: Estimate, out: Path) -> None:
         f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "
         f"{size(needs.free_bytes)} free"
     )
+    if needs.conversion_bytes:
+        print(f"cache   {size(needs.conversion_bytes)} for what the GGUF file is converted to, once")
