@@ -32,10 +32,11 @@ from accuracy_variants import Variant, variants
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from mixllm.choosing import is_uniform, score
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.pipeline import is_uniform, open_job, score
+from mixllm.job import open_job
 from mixllm.placement import load_float
 from mixllm.source import open_source
 

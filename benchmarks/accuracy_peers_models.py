@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
+from mixllm.choosing import sizes
 from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
-from mixllm.pipeline import sizes
 from mixllm.source import open_source
 
 FAST = PROFILES["fast"]

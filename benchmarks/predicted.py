@@ -25,7 +25,7 @@ from torch import Tensor
 from mixllm.config import QuantConfig
 from mixllm.evaluate import mean_and_error, measure
 from mixllm.files import read_json, write_json
-from mixllm.pipeline import open_job
+from mixllm.job import open_job
 from mixllm.plan import ModulePlan, Plan, Salience, choose
 from mixllm.records import PREDICTED, SALIENCE, SUMMARY
 from mixllm.report.curve import predicted

@@ -150,7 +150,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
 def test_ctrl_c_before_anything_is_done_leaves_nothing(
     tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mixllm.pipeline.measure_salience", interrupt)
+    monkeypatch.setattr("mixllm.choosing.measure_salience", interrupt)
     assert quantize(tiny, tmp_path / "out", "--quiet") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert list(tmp_path.iterdir()) == []

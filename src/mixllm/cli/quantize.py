@@ -91,9 +91,9 @@ def quantize(
 def _needs(
     model: str, out: Path, chosen: QuantConfig, choose: bool, device: str, dtype: str, shard_size: str
 ) -> Estimate:
+    from mixllm.choosing import is_uniform
     from mixllm.disk import parse_size
     from mixllm.estimate import estimate
-    from mixllm.pipeline import is_uniform
 
     return estimate(
         model, out, chosen, device=device, dtype=dtype,
