@@ -162,6 +162,8 @@ def test_quantized_model(tmp_path: Path) -> None:
 
 def test_paths_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "weights.zip").touch()
+    with says("MODEL: is empty"):
+        open_source("")
     with says("weights.zip: is a file"):
         open_source(str(tmp_path / "weights.zip"))
     with says("no such directory, and not a model's name"):

@@ -27,12 +27,13 @@ def generate(
     dtype: Dtype = "auto",
 ) -> None:
     """Let the model in OUT go on from a text."""
-    from mixllm.texts import prompt_tokens
+    from mixllm.texts import answer_tokens, prompt_tokens
 
     model, tokenizer = _open(checkpoint, device, dtype)
-    inputs = prompt_tokens(tokenizer, prompt)
+    inputs = prompt_tokens(tokenizer, prompt, model.config)
     print(prompt, end="", flush=True)
-    _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+    most = answer_tokens(inputs, model.config, "--prompt", max_tokens)
+    _stream(model, tokenizer, inputs, most, temperature, seed)
 
 
 def chat(
@@ -47,6 +48,8 @@ def chat(
 
     Through its chat template; an empty line or Ctrl-D ends.
     """
+    from mixllm.texts import answer_tokens
+
     model, tokenizer = _open(checkpoint, device, dtype)
     if not tokenizer.chat_template:
         raise MixllmError(f"{checkpoint}: the model has no chat template; use mixllm generate")
@@ -56,7 +59,8 @@ def chat(
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        answer = _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+        most = answer_tokens(inputs, model.config, "the conversation", max_tokens)
+        answer = _stream(model, tokenizer, inputs, most, temperature, seed)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -74,6 +78,7 @@ def _ask() -> str:
     try:
         return input("> ").strip()
     except EOFError:
+        print()  # whatever comes next begins a line
         return ""
 
 

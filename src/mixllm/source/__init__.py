@@ -16,6 +16,8 @@ def open_source(model: str) -> Source:
     A GGUF file is converted once (see mixllm.source.converted).
     Raises MixllmError, one line, for whatever cannot be opened as a causal language model.
     """
+    if not model:
+        raise MixllmError("MODEL: is empty; give a model's directory, a .gguf file or a hub name")
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(path)
