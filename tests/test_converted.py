@@ -182,7 +182,8 @@ def test_a_dry_run_converts_nothing_and_tells_the_same(
     write_gguf(file, tie=tie, half=half)
 
     def told() -> Estimate:
-        return estimate(str(file), tmp_path / "out", QuantConfig(), device="cpu", dtype="auto", measured=True)
+        config = QuantConfig(window=256)
+        return estimate(str(file), tmp_path / "out", config, device="cpu", dtype="auto", measured=True)
 
     before, config = told(), read_gguf_config(file, open_gguf(file))
     assert not own_cache.exists()

@@ -17,15 +17,19 @@ from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import GROUP_SIZE, QuantConfig
+from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
+from mixllm.given import read_given
 from mixllm.needs import Sizes, needs, tuning_needs
 from mixllm.placement import pick_device, pick_dtype
+from mixllm.plan import report
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
 from mixllm.source.config import read_config
 from mixllm.space import free_bytes
+from mixllm.texts import require_window
 
 # A run's time over that of its counted operations at full rate: SmolLM2-135M, 2 CPU cores.
 SLACK = 2.5
@@ -58,12 +62,26 @@ def estimate(
     dtype: str,
     measured: bool,
     shard_bytes: int = SHARD_BYTES,
+    plan: Path | None = None,
+    salience: Path | None = None,
 ) -> Estimate:
-    """For quantize() with the same arguments. measured: the run measures salience itself."""
+    """For quantize() with the same arguments. measured: the run measures salience itself.
+
+    Raises MixllmError for what that would refuse: a model, text, plan or salience that isn't there or doesn't
+    fit. A text isn't read, nor looked for on the hub.
+    """
     where, found = pick_device(device), _model(model)
     kind, sizes = pick_dtype(dtype, where, found.config), found.sizes
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
-    checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
+    require_window(config.window, found.config)
+    require_text(config.calibration)
+    if config.tune_text is not None:
+        require_text(config.tune_text)
+    follow, _ = read_given(shapes, plan, salience)
+    if follow is None:
+        checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
+    else:
+        checkpoint = report(follow.counts(), config.format, found.other_bytes).checkpoint_bytes
     tokens = config.samples * config.window
     candidates = config.widths if measured else ()
     needed = needs(sizes, tokens, config.window, where, kind, measured=candidates, error=config.error)

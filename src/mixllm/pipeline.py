@@ -20,11 +20,12 @@ from mixllm.files import read_json, write_json
 from mixllm.given import Given, read_given
 from mixllm.job import Job, open_job
 from mixllm.needs import tuning_needs
+from mixllm.out import require_out
 from mixllm.placement import device_name, pick_device, versions
 from mixllm.plan import Plan
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.ranks import Ranks, joined
-from mixllm.records import LOG, PLAN, RUN, SALIENCE, SUMMARY
+from mixllm.records import LOG, PLAN, SALIENCE, SUMMARY
 from mixllm.resume import SCRATCH, Resume, finished, identify, workspace
 from mixllm.space import require_space
 from mixllm.writing import ROUND, rounded_by, write_quantized
@@ -130,7 +131,7 @@ def follow(job: Job, config: QuantConfig) -> Summary:
 def _lead(asked: _Asked, ranks: Ranks, told: Progress) -> Summary:
     model, out, config, overwrite = asked.model, asked.out, asked.config, asked.overwrite
     clock = Clock()
-    _check_out(out, model, overwrite or (asked.resume != "never" and (out / RUN).is_file()))
+    require_out(out, model, overwrite=overwrite, resume=asked.resume)
     with clock("open"):
         job = asked.opened(ranks)
         if model.endswith(".gguf"):
@@ -145,7 +146,7 @@ def _lead(asked: _Asked, ranks: Ranks, told: Progress) -> Summary:
         # JSON has no numbers for keys, so what the plan says is counted again.
         again = {"report": asdict(sizes(Plan.load(out / PLAN), config))}
         return Summary(**{**read_json(out / SUMMARY), **again})
-    _check_out(out, model, overwrite)
+    require_out(out, model, overwrite=overwrite, resume="never")
     with workspace(out, identity, asked.resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:
             JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
@@ -193,17 +194,3 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
     if plan is None and scores is None and not is_uniform(config):
         measuring = measuring_bytes(job.boundary, job.needs(measured=True).temporary)
     return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0)
-
-
-def _check_out(out: Path, model: str, taken_is_fine: bool) -> None:
-    if out.name in ("", ".."):
-        raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
-    if out.exists() and not out.is_dir():
-        raise MixllmError(f"{out}: is no directory; give another name")
-    source = Path(model).expanduser()
-    if source.exists() and source.resolve().is_relative_to(out.resolve()):
-        raise MixllmError(f"{out}: the model itself is there and would be replaced; choose another directory")
-    if out.exists() and any(out.iterdir()) and not taken_is_fine:
-        raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
-    if out.is_mount():
-        raise MixllmError(f"{out}: is a mount point, which cannot be replaced; give a directory in it")

@@ -52,6 +52,15 @@ def answer_tokens(inputs: Any, config: PreTrainedConfig, what: str, most: int = 
     return most if limit is None else min(most, limit - count)
 
 
+def require_window(length: int, config: PreTrainedConfig) -> None:
+    """Raise MixllmError for windows longer than what the model of this config reads."""
+    limit = context(config)
+    if limit is not None and length > limit:
+        raise MixllmError(
+            f"window: {length} tokens, but the model reads at most {limit}; give a --window of no more"
+        )
+
+
 def text_windows(
     text: str,
     tokenizer: Any,
@@ -66,11 +75,7 @@ def text_windows(
     model's context, and for tokens that it does not have.
     """
     model = config.get_text_config()
-    limit = context(config)
-    if limit is not None and length > limit:
-        raise MixllmError(
-            f"window: {length} tokens, but the model reads at most {limit}; give a --window of no more"
-        )
+    require_window(length, config)
     documents = load_text(text)
     try:
         ids = windows(documents, tokenizer, length, count, seed)

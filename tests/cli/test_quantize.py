@@ -162,3 +162,39 @@ def test_shard_size(tiny: Tiny, tmp_path: Path, capsys):
     assert len(shards) > 1 and all(shard.stat().st_size < 110_000 for shard in shards)
     assert quantize(tiny, tmp_path / "out2", "--quiet", "--shard-size", "5 apples") == 2
     assert "shard size: '5 apples' is no size" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_what_the_run_would(tiny: Tiny, tmp_path: Path, capsys):
+    def refused(*flags: object, out: Path | None = None) -> str:
+        codes, lines = set(), set()
+        given = ["quantize", tiny.model, "-o", out or tmp_path / "out", "--window", 40, "--quiet", *flags]
+        for also in ([], ["--dry-run"]):
+            codes.add(main.run([str(argument) for argument in (*given, *also)]))
+            lines.add(capsys.readouterr().err)
+        (line,) = lines
+        assert codes == {2}
+        return str(line)
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "exists and is not empty" in refused(out=tmp_path / "full")
+    assert "the model itself is there" in refused(out=tiny.model)
+    assert "nothing.json" in refused("--plan", tmp_path / "nothing.json")
+    assert "nothing.st" in refused("--salience", tmp_path / "nothing.st")
+    assert "nothing.txt: no such text file" in refused("--calibration", "nothing.txt")
+    assert "text: its name is empty" in refused("--calibration", "")
+    assert "nothing.raw: no such text file" in refused("--tune", "1", "--tune-text", "nothing.raw")
+    assert "window: 1000 tokens, but the model reads at most 256" in refused("--window", 1000)
+    plan = json.loads((tiny.out / PLAN).read_text())
+    plan["modules"].popitem()
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert "missing, but the model has" in refused("--plan", tmp_path / "plan.json")
+
+
+def test_a_dry_run_with_a_plan_tells_the_plans_size(tiny: Tiny, tmp_path: Path, capsys):
+    assert quantize(tiny, tmp_path / "eight", "--quiet", "--bits", "8") == 0
+    capsys.readouterr()
+    flags = ["--plan", tmp_path / "eight" / PLAN, "--window", "40", "--dry-run", "--json"]
+    assert main.run([str(word) for word in ("quantize", tiny.model, "-o", tmp_path / "out", *flags)]) == 0
+    told = json.loads(capsys.readouterr().out)["checkpoint_bytes"]
+    assert told == pytest.approx((tmp_path / "eight/model.safetensors").stat().st_size, rel=0.02)

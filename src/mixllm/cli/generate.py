@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixllm.cli.console import quiet_libraries
-from mixllm.cli.options import Checkpoint, Device, Dtype, Seed
+from mixllm.cli.options import Checkpoint, Device, LayersDtype, Seed
 from mixllm.errors import MixllmError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def generate(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: LayersDtype = "auto",
 ) -> None:
     """Let the model in OUT go on from a text."""
     from mixllm.texts import answer_tokens, prompt_tokens
@@ -42,7 +42,7 @@ def chat(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: LayersDtype = "auto",
 ) -> None:
     """Talk with the model in OUT.
 
