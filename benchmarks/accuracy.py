@@ -32,10 +32,11 @@ from accuracy_variants import Variant, variants
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from mixllm.choosing import is_uniform, score
 from mixllm.config import QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.pipeline import is_uniform, open_job, score
+from mixllm.job import open_job
 from mixllm.placement import load_float
 from mixllm.source import open_source
 
@@ -45,7 +46,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
         config = QuantConfig(**shared(args), **tuning(args))
-        self.job = open_job(args.model, config, device=args.device, dtype="float32", work=Path(args.work))
+        self.job = open_job(args.model, config, device=args.device, dtype="float32")
         self.reference = load_float(self.job.source, self.job.decoder.device, torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(self.job.source.path)
         test = windows(load_text(args.text), tokenizer, args.window, args.windows)
@@ -101,7 +102,7 @@ def main() -> None:
     args = arguments()
     wanted = chosen(variants(shared(args)), args.only)
     began = time.monotonic()
-    open_source(args.model, Path(args.work))  # a GGUF file is converted once, before the processes read it
+    open_source(args.model)  # a GGUF file is converted once, before the processes read it
     measured: dict[str, Measurement] = {}
     facts: dict[str, dict[str, Any]] = {}
     with (

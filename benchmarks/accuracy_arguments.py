@@ -28,7 +28,7 @@ def shared_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", default="auto", choices=get_args(Backend), help="of the mixed layers")
     parser.add_argument("--batch", type=int, default=1, help="windows that go through a model at once")
-    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
+    parser.add_argument("--work", default=".work", help="where saliences and checkpoints lie for a while")
     parser.add_argument(
         "--only", nargs="*", help="only lines so named, or whose names contain these, in this order"
     )

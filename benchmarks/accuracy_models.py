@@ -10,13 +10,13 @@ import torch
 from accuracy_variants import Variant
 from torch import Tensor, nn
 
+from mixllm.choosing import is_uniform, make_plan, sizes
 from mixllm.config import Format, QuantConfig
 from mixllm.format.rounded import Rounded
 from mixllm.job import Job
 from mixllm.kernels import Backend
 from mixllm.kernels.activations import fake_quantize
 from mixllm.nn import MixLinear
-from mixllm.pipeline import is_uniform, make_plan, sizes
 from mixllm.plan import Plan, Salience
 from mixllm.rotation import rotate
 from mixllm.writing import rounded_layers

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
+from mixllm.choosing import sizes
 from mixllm.config import KERNEL_WIDTHS, PROFILES, Format, QuantConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError
-from mixllm.pipeline import sizes
 from mixllm.source import open_source
 
 FAST = PROFILES["fast"]
@@ -78,7 +78,7 @@ class Models:
     def __init__(self, args: argparse.Namespace, saliences: Path) -> None:
         self.args, self.saliences = args, saliences
         self.scored: dict[str, float] = {}
-        self.source = open_source(args.model, Path(args.work)).path
+        self.source = open_source(args.model).path
         tokenizer, seed = AutoTokenizer.from_pretrained(self.source), QuantConfig().seed
         ids = windows(load_text(args.calibration), tokenizer, args.window, args.samples, seed)
         self.ids = Path(args.work) / "calibration.safetensors"

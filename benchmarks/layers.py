@@ -99,7 +99,7 @@ def summary(layers: dict[str, Errors]) -> dict[str, Any]:
 @torch.no_grad()
 def main() -> None:
     args = arguments()
-    source = open_source(args.model, Path(args.work))
+    source = open_source(args.model)
     decoder = Decoder.open(source, torch.device("cpu"), torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     ids = windows(load_text(args.calibration), tokenizer, args.window, args.samples, 0)
@@ -132,7 +132,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 11, 20, 29])
-    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
     parser.add_argument("--json")
     return parser.parse_args()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from mixllm.config import QuantConfig
 from mixllm.evaluate import mean_and_error, measure
 from mixllm.files import read_json, write_json
-from mixllm.pipeline import open_job
+from mixllm.job import open_job
 from mixllm.plan import ModulePlan, Plan, Salience, choose
 from mixllm.records import PREDICTED, SALIENCE, SUMMARY
 from mixllm.report.curve import predicted
@@ -64,7 +64,7 @@ def main() -> None:
     fields = {"calibration": args.calibration, "samples": args.samples, "window": args.window}
     fields = {**fields, "rounding": args.rounding, "clip": args.rounding == "gptq", "sweeps": 0, "tune": 0}
     config = kept.model_copy(update=fields)
-    job = open_job(args.model, config, device=args.device, work=Path(args.work))
+    job = open_job(args.model, config, device=args.device)
     bench = Bench.open(str(job.source.path), args.text, args.window, args.windows, args.device, "auto")
     draw = random.Random(args.seed)
     began, plans = time.monotonic(), []
@@ -105,7 +105,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", default=".work", help="where a GGUF file's conversion is kept")
     return parser.parse_args()
 
 

@@ -25,9 +25,10 @@ from shapes_on_disk import SHAPES, write_model
 from watching import Watching
 
 from mixllm.blocks import Decoder
+from mixllm.choosing import SCORE, make_plan, score, sizes
 from mixllm.config import QuantConfig
 from mixllm.job import Job
-from mixllm.pipeline import END, SCORE, follow, make_plan, score, sizes
+from mixllm.pipeline import END, follow
 from mixllm.placement import device_name, pick_device, pick_dtype, versions
 from mixllm.ranks import Ranks, joined
 from mixllm.source import Source

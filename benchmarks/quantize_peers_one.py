@@ -41,9 +41,9 @@ class HalfTask(Task):
 def mixllm(task: Task) -> None:
     """Salience, plan, rounding and writing, with the defaults but for the calibration text."""
     from mixllm.blocks import Decoder
+    from mixllm.choosing import make_plan, score
     from mixllm.config import QuantConfig
     from mixllm.job import Job
-    from mixllm.pipeline import make_plan, score
     from mixllm.placement import pick_device
     from mixllm.source import Source
     from mixllm.writing import write_quantized

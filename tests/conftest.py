@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ torch.set_num_threads(1)
 # A shared machine stalls now and then; a property is not wrong because it was slow once.
 settings.register_profile("mixllm", deadline=None, max_examples=50)
 settings.load_profile("mixllm")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where this process, and those it starts, keep conversions of GGUF files."""
+    place = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(place))
+        patch.setenv("HF_ASSETS_CACHE", str(place))
+        yield place
 
 
 @pytest.fixture(autouse=True)

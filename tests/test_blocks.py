@@ -324,6 +324,10 @@ def test_models_that_cannot_be_walked(tmp_path: Path) -> None:
     with pytest.raises(MixllmError, match="gemma3_text attends to later tokens, as an encoder does"):
         opened(tmp_path / "embedder")
     auto: Any = AutoModelForCausalLM
+    sizes = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
+    auto.from_config(AutoConfig.for_model("mamba", **sizes)).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(MixllmError, match=r"mamba: its code takes the weight of mixer\.dt_proj itself"):
+        opened(tmp_path / "mamba")
     gpt2 = GPT2Config(vocab_size=50, n_embd=24, n_layer=2, n_head=2)
     auto.from_config(gpt2).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(MixllmError, match=r"no decoder blocks with nn.Linear layers in a gpt2 model"):

@@ -21,7 +21,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def needs(model: Path, out: Path, measured: bool = True, **fields: object) -> Estimate:
-    return estimate(str(model), out, QuantConfig(**fields), device="cpu", dtype="auto", measured=measured)
+    return estimate(
+        str(model),
+        out,
+        QuantConfig(**{"window": 256, **fields}),
+        device="cpu",
+        dtype="auto",
+        measured=measured,
+    )
 
 
 def test_the_checkpoint_is_as_large_as_told(model: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import BPE, Unigram
 from tokenizers.trainers import BpeTrainer
 
-from mixllm.source.gguf import _mend_merges, _metadata
+from mixllm.source.gguf import _mend_merges, _metadata, open_gguf
 from mixllm.source.merges import bpe_of
 
 TEXT = "the theme of the other anthem is then that the thin hen in the inn hath heather in it " * 3
@@ -58,15 +58,16 @@ def test_a_unigram_reading_of_a_sentencepiece_bpe_is_mended(tmp_path: Path) -> N
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
+    opened = open_gguf(file)
     # As transformers 5.17 reads it: scores that favour single characters.
     backend = Tokenizer(Unigram([(piece, -float(len(piece))) for piece in pieces], 0, False))
     backend.normalizer = whole.normalizer
     backend.add_special_tokens([AddedToken(UNKNOWN, normalized=False, special=True)])
-    _mend_merges(SimpleNamespace(backend_tokenizer=backend), _metadata(file), file)
+    _mend_merges(SimpleNamespace(backend_tokenizer=backend), _metadata(opened), opened)
     assert backend.encode("the").tokens == ["the"]
     assert backend.encode("the<end>then").tokens == ["the", "<end>", "then"]
     assert backend.encode("<end>", add_special_tokens=False).ids == [pieces.index("<end>")]
     assert "   " not in backend.get_vocab()  # spelled otherwise, so no token of its own
     mended = backend.to_str()
-    _mend_merges(SimpleNamespace(backend_tokenizer=backend), _metadata(file), file)
+    _mend_merges(SimpleNamespace(backend_tokenizer=backend), _metadata(opened), opened)
     assert backend.to_str() == mended

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import mixllm.source.hub
 from mixllm.errors import MixllmError
 from mixllm.source import Source, open_source
-from mixllm.source.gguf import convert
+from mixllm.source.converted import converted
 from tests.gguf_file import write_gguf
 from tests.models import CHAT_TEMPLATE, write_tiny
 
@@ -163,6 +162,8 @@ def test_quantized_model(tmp_path: Path) -> None:
 
 def test_paths_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "weights.zip").touch()
+    with says("MODEL: is empty"):
+        open_source("")
     with says("weights.zip: is a file"):
         open_source(str(tmp_path / "weights.zip"))
     with says("no such directory, and not a model's name"):
@@ -197,7 +198,7 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_gguf_gives_the_model_back(tmp_path: Path, tie: bool, half: bool) -> None:
     model = write_gguf(tmp_path / "tiny.gguf", tie=tie, half=half)
-    source = open_source(str(tmp_path / "tiny.gguf"), tmp_path / "work")
+    source = open_source(str(tmp_path / "tiny.gguf"))
     expected = torch.float16 if half else torch.float32
     for name, tensor in model.state_dict().items():
         if not (tie and name == "lm_head.weight"):
@@ -215,7 +216,7 @@ def test_gguf_gives_the_model_back(tmp_path: Path, tie: bool, half: bool) -> Non
 
 def test_gguf_keeps_the_tokenizer(tmp_path: Path) -> None:
     write_gguf(tmp_path / "tiny.gguf", tie=True)
-    tokenizer: Any = AutoTokenizer.from_pretrained(convert(tmp_path / "tiny.gguf", tmp_path))
+    tokenizer: Any = AutoTokenizer.from_pretrained(converted(tmp_path / "tiny.gguf"))
     assert tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
     assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<pad>", "<bos>", "<eos>")
     assert tokenizer("<eos>").input_ids == [2]
@@ -228,28 +229,5 @@ def test_gguf_keeps_the_tokenizer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bos", [False, True])
 def test_gguf_says_whether_texts_begin_with_bos(tmp_path: Path, bos: bool) -> None:
     write_gguf(tmp_path / "tiny.gguf", tie=True, bos=bos)
-    tokenizer: Any = AutoTokenizer.from_pretrained(convert(tmp_path / "tiny.gguf", tmp_path))
+    tokenizer: Any = AutoTokenizer.from_pretrained(converted(tmp_path / "tiny.gguf"))
     assert (tokenizer("the")["input_ids"][0] == tokenizer.bos_token_id) is bos
-
-
-def test_gguf_is_converted_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file, tie=True)
-    work = tmp_path / "work"
-    first = convert(file, work)
-    written = (first / "model.safetensors").stat().st_mtime_ns
-    assert convert(file, work) == first and (first / "model.safetensors").stat().st_mtime_ns == written
-    os.utime(file, ns=(1, 1))
-    assert convert(file, work) != first
-    assert all(not path.name.startswith(".") for path in work.iterdir())
-
-
-def test_gguf_that_is_cut_short_leaves_nothing(tmp_path: Path) -> None:
-    file = tmp_path / "tiny.gguf"
-    write_gguf(file, tie=True)
-    whole = file.read_bytes()
-    for length in (0, 3, 20, 3000, len(whole) - 5000):
-        file.write_bytes(whole[:length])
-        with says("tiny.gguf: "):
-            convert(file, tmp_path / "work")
-    assert not list((tmp_path / "work").iterdir())

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from mixllm.errors import MixllmError
-from mixllm.texts import open_tokenizer, text_windows
+from mixllm.texts import answer_tokens, context, open_tokenizer, prompt_tokens, text_windows
 from tests.models import VOCAB, write_tiny
 
 CONTEXT = 256
@@ -61,3 +61,18 @@ def test_a_tokenizer_that_cannot_be_opened_is_one_line(tmp_path: Path, content: 
     message = rf"\A{re.escape(str(tmp_path))}: its tokenizer cannot be opened; [^\n]*\Z"
     with pytest.raises(MixllmError, match=message):
         open_tokenizer(tmp_path)
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer(model: Path):
+    config, tokenizer = AutoConfig.from_pretrained(model), open_tokenizer(model)
+    last = prompt_tokens(tokenizer, "x" * (CONTEXT - 1), config)
+    assert answer_tokens(last, config, "--prompt", 50) == 1
+    assert answer_tokens(prompt_tokens(tokenizer, "x" * 9, config), config, "--prompt", 50) == 50
+    with pytest.raises(MixllmError, match=r"--prompt: 256 tokens, but the model reads at most 256; "):
+        prompt_tokens(tokenizer, "x" * CONTEXT, config)
+
+
+def test_what_a_model_reads_at_most_by_its_configs_own_word():
+    assert context(AutoConfig.for_model("mpt", max_seq_len=77)) == 77
+    assert context(AutoConfig.for_model("opt", max_position_embeddings=78)) == 78
+    assert context(AutoConfig.for_model("bloom")) is None

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mixllm.integrations import register as _register
+from mixllm.version import __version__
 
 if TYPE_CHECKING:
     from mixllm.config import PROFILES, Format, QuantConfig
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from mixllm.nn import MixLinear
     from mixllm.pipeline import quantize
     from mixllm.plan import Plan, Salience, choose
-
-__version__ = "0.1.0"
 
 # Public names by the module that holds them; loaded at first use, so that importing mixllm is quick.
 _HOMES = {
@@ -38,6 +37,7 @@ __all__ = [
     "Plan",
     "QuantConfig",
     "Salience",
+    "__version__",
     "choose",
     "load",
     "quantize",
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """What there is to complete a name to, before the names are loaded."""
-    return sorted([*__all__, "__version__"])
+    return sorted(__all__)
 
 
 _register()

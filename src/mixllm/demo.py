@@ -96,7 +96,7 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     out.mkdir(parents=True, exist_ok=True)
     calibration, test = _split_text(out)
     base = QuantConfig(calibration=str(calibration), **_COMMON)
-    job = open_job(model, base, work=out)
+    job = open_job(model, base)
     made = _quantize(job, base, out, progress)
     source = job.source
     del job
@@ -110,7 +110,7 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
 
 def _quantize(job: Job, base: QuantConfig, out: Path, progress: Progress) -> dict[str, tuple[Path, Report]]:
     """One salience, four checkpoints."""
-    from mixllm.pipeline import make_plan, score, sizes
+    from mixllm.choosing import make_plan, score, sizes
     from mixllm.writing import write_quantized
 
     salience = score(job, base, progress)

@@ -1,16 +1,13 @@
-"""Sizes on disk: as a user types them, what a run will need, and whether it is there."""
+"""Sizes on disk: as a user types them, and what a run will need."""
 
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
-from mixllm.human import size
 from mixllm.plan import report
 
 _UNITS = {
@@ -63,18 +60,3 @@ def run_bytes(checkpoint: int, shard: int, measuring: int, *, tuned: bool) -> in
     """The most that a run has on disk at once: what measuring keeps, or the result and one shard twice, or,
     tuned, the result twice and a shard."""
     return max(measuring, checkpoint * (1 + tuned) + min(shard, checkpoint))
-
-
-def require_space(directory: Path, needed: int) -> None:
-    """Raise MixllmError unless the disk can take `needed` bytes in `directory`, less what is there."""
-    there = _size(directory.rglob("*"))
-    free = shutil.disk_usage(directory).free
-    if free + there < needed:
-        raise MixllmError(
-            f"{directory}: {size(needed - there)} are needed, {size(free)} are free; "
-            "free some disk space or choose another disk"
-        )
-
-
-def _size(files: Iterable[Path]) -> int:
-    return sum(file.stat().st_size for file in files if file.is_file())

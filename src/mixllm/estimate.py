@@ -1,12 +1,11 @@
 """What a run will need, told before it starts: counted operations over a measured rate, and sizes.
 
-Only the model's config is read (a GGUF file is converted, as the run itself would). The time is good to
+Only the model's config is read. The time is good to
 a factor of two or so: operations are counted, what is bound by memory is in one measured factor.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,14 +17,19 @@ from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import GROUP_SIZE, QuantConfig
+from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
+from mixllm.given import read_given
 from mixllm.needs import Sizes, needs, tuning_needs
 from mixllm.placement import pick_device, pick_dtype
+from mixllm.plan import report
 from mixllm.rounding import needs_hessian
 from mixllm.source import open_source
 from mixllm.source.config import read_config
+from mixllm.space import free_bytes
+from mixllm.texts import require_window
 
 # A run's time over that of its counted operations at full rate: SmolLM2-135M, 2 CPU cores.
 SLACK = 2.5
@@ -36,7 +40,8 @@ GRIDS = 5
 @dataclass(frozen=True)
 class Estimate:
     """What a run needs: seconds on `device`; at their peaks gpu_bytes (0 on a CPU), memory_bytes of the host,
-    page cache aside, and disk_bytes, of which checkpoint_bytes stay; free_bytes are what the disk has."""
+    page cache aside, and disk_bytes, of which checkpoint_bytes stay; free_bytes are what the disk has.
+    conversion_bytes go to the cache beforehand, where the model is a GGUF file that is not there yet."""
 
     device: str
     seconds: float
@@ -45,6 +50,7 @@ class Estimate:
     checkpoint_bytes: int
     disk_bytes: int
     free_bytes: int
+    conversion_bytes: int
 
 
 def estimate(
@@ -56,12 +62,26 @@ def estimate(
     dtype: str,
     measured: bool,
     shard_bytes: int = SHARD_BYTES,
+    plan: Path | None = None,
+    salience: Path | None = None,
 ) -> Estimate:
-    """For quantize() with the same arguments. measured: the run measures salience itself."""
-    where, found = pick_device(device), _model(model, out)
+    """For quantize() with the same arguments. measured: the run measures salience itself.
+
+    Raises MixllmError for what that would refuse: a model, text, plan or salience that isn't there or doesn't
+    fit. A text isn't read, nor looked for on the hub.
+    """
+    where, found = pick_device(device), _model(model)
     kind, sizes = pick_dtype(dtype, where, found.config), found.sizes
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
-    checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
+    require_window(config.window, found.config)
+    require_text(config.calibration)
+    if config.tune_text is not None:
+        require_text(config.tune_text)
+    follow, _ = read_given(shapes, plan, salience)
+    if follow is None:
+        checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
+    else:
+        checkpoint = report(follow.counts(), config.format, found.other_bytes).checkpoint_bytes
     tokens = config.samples * config.window
     candidates = config.widths if measured else ()
     needed = needs(sizes, tokens, config.window, where, kind, measured=candidates, error=config.error)
@@ -79,7 +99,8 @@ def estimate(
         memory_bytes=host_bytes,
         checkpoint_bytes=checkpoint,
         disk_bytes=run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0),
-        free_bytes=shutil.disk_usage(_existing(out)).free,
+        free_bytes=free_bytes(out),
+        conversion_bytes=found.conversion_bytes,
     )
 
 
@@ -96,17 +117,19 @@ class _About:
 
 @dataclass(frozen=True)
 class _Model:
-    """A model's config, its sizes, the weights of its head, and the bytes of what is not quantized."""
+    """A model's config, its sizes, the weights of its head, the bytes of what is not quantized, and those of
+    a conversion that is to come."""
 
     config: Any
     sizes: Sizes
     head: int
     other_bytes: int
+    conversion_bytes: int
 
 
-def _model(model: str, out: Path) -> _Model:
-    path = _config_directory(model, out)
-    about: Any = _About(path, read_config(path))
+def _model(model: str) -> _Model:
+    path, config, conversion_bytes = _config(model)
+    about: Any = _About(path, config)
     whole = skeleton(about, torch.device("meta"), torch.float32)
     prefix, blocks = find_blocks(whole, about)
     layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]
@@ -124,16 +147,26 @@ def _model(model: str, out: Path) -> _Model:
         routed=routed(whole, text),
     )
     stored = getattr(about.config, "dtype", None) or torch.float32
-    return _Model(about.config, sizes, head, (count - sizes.weights) * stored.itemsize)
+    return _Model(about.config, sizes, head, (count - sizes.weights) * stored.itemsize, conversion_bytes)
 
 
-def _config_directory(model: str, out: Path) -> Path:
+def _config(model: str) -> tuple[Path, Any, int]:
+    """Where the model is, its config, and the bytes of a conversion that is to come."""
     path = Path(model).expanduser()
-    if not path.exists() and path.suffix != ".gguf":
+    if path.suffix == ".gguf":
+        from mixllm.source.converted import place_of
+        from mixllm.source.gguf import converted_bytes, open_gguf, read_gguf_config
+
+        if not place_of(path).is_dir():
+            opened = open_gguf(path)
+            return path, read_gguf_config(path, opened), converted_bytes(opened)
+    elif not path.exists():
         # Of a model on the hub only the config; if that fails, the full download says best why.
         with suppress(OSError, ValueError):
-            return Path(hf_hub_download(model, "config.json")).parent
-    return open_source(model, out.parent).path
+            found = Path(hf_hub_download(model, "config.json")).parent
+            return found, read_config(found), 0
+    source = open_source(model)
+    return source.path, source.config, 0
 
 
 def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
@@ -171,7 +204,3 @@ def _rate(device: torch.device, dtype: torch.dtype) -> float:
         (a @ a)[0, 0].item()
         products += 1
     return 2 * n**3 * products / spent
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

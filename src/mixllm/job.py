@@ -84,7 +84,6 @@ def open_job(
     *,
     device: str = "auto",
     dtype: str = "auto",
-    work: Path,
     ranks: Ranks = ALONE,
 ) -> Job:
     """Open `model` (directory, hub name or GGUF) and cut its calibration text, and what it is tuned on, into
@@ -93,7 +92,7 @@ def open_job(
     device, dtype: where the float blocks run and in what arithmetic (see mixllm.placement).
     """
     where = pick_device(device)
-    source = open_source(model, work)
+    source = open_source(model)
     tokenizer = open_tokenizer(source.path)
 
     def cut(text: str, samples: int) -> Tensor:

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from mixllm.card import new_card
+from mixllm.choosing import SCORE, chosen_plan, is_uniform, score, sizes
 from mixllm.clock import Clock
 from mixllm.config import SHARD_SIZE, QuantConfig
-from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, require_space, run_bytes
+from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
 from mixllm.given import Given, read_given
 from mixllm.job import Job, open_job
 from mixllm.needs import tuning_needs
+from mixllm.out import require_out
 from mixllm.placement import device_name, pick_device, versions
-from mixllm.plan import Plan, Report, Salience, choose, report
+from mixllm.plan import Plan
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.ranks import Ranks, joined
-from mixllm.records import LOG, PLAN, RUN, SALIENCE, SUMMARY
-from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
-from mixllm.salience.kept import Kept
-from mixllm.salience.measure import measure_salience
+from mixllm.records import LOG, PLAN, SALIENCE, SUMMARY
+from mixllm.resume import SCRATCH, Resume, finished, identify, workspace
+from mixllm.space import require_space
 from mixllm.writing import ROUND, rounded_by, write_quantized
 
-# What the first of several processes tells the others to do with it.
-SCORE, END = "score", "end"
+# What the first of several processes tells the others when all is done.
+END = "end"
 
 
 @dataclass(frozen=True)
@@ -50,37 +50,25 @@ class Summary:
     seconds: dict[str, float]
 
 
-def score(
-    job: Job, config: QuantConfig, progress: Progress | None = None, stage: Path | None = None
-) -> Salience:
-    """The salience of every output channel (see mixllm.salience).
+@dataclass(frozen=True)
+class _Asked:
+    """What quantize() was given, whose words these are."""
 
-    stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
-    several may have come to different blocks).
-    """
-    kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING, job.boundary)
-    with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
-        return measure_salience(
-            job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
-            other_bytes=job.other_bytes, progress=progress or Silent(), ranks=job.ranks, kept=kept,
-        )  # fmt: skip
+    model: str
+    out: Path
+    config: QuantConfig
+    device: str
+    dtype: str
+    plan: str | Path | None
+    salience: str | Path | None
+    overwrite: bool
+    resume: Resume
+    shard_bytes: int
 
-
-def make_plan(job: Job, config: QuantConfig, salience: Salience | None) -> Plan:
-    """Spend the config's budget. salience may be None where the budget leaves no choice (see is_uniform)."""
-    if is_uniform(config):
-        return Plan.uniform(job.shapes, round(config.bits or 0), config.format, job.other_bytes)
-    assert salience is not None
-    plan = choose(
-        salience.among(config.widths),
-        bits=config.bits, channels=config.channels, scope=config.scope, seed=config.seed,
-    )  # fmt: skip
-    return replace(plan, format=config.format)
-
-
-def is_uniform(config: QuantConfig) -> bool:
-    """Whether every row gets one width, so that there is nothing to choose and no salience to measure."""
-    return config.bits in (config.widths[0], config.widths[-1])
+    def opened(self, ranks: Ranks) -> Job:
+        """The model and its text; process 0 goes first, so that the others find what it has downloaded."""
+        with ranks.one_first():
+            return open_job(self.model, self.config, device=self.device, dtype=self.dtype, ranks=ranks)
 
 
 def quantize(
@@ -110,17 +98,16 @@ def quantize(
     Started by torchrun, several processes do this together; the first alone writes and tells, all return
     the same. Raises MixllmError for what the user gave.
     """
-    model, config, out = fspath(model), config or QuantConfig(), Path(out)
+    asked = _Asked(
+        fspath(model), Path(out), config or QuantConfig(), device=device, dtype=dtype, plan=plan,
+        salience=salience, overwrite=overwrite, resume=resume, shard_bytes=parse_size(shard_size),
+    )  # fmt: skip
     with joined(pick_device(device)) as ranks:
-        if config.tune and ranks.size > 1:
+        if asked.config.tune and ranks.size > 1:
             raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
         if not ranks.first:
-            with ranks.one_first():
-                job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
-            return follow(job, config)
-        summary = _lead(
-            model, out, config, ranks, device, dtype, plan, salience, overwrite, resume, shard_size, progress
-        )
+            return follow(asked.opened(ranks), asked.config)
+        summary = _lead(asked, ranks, progress or Silent())
         ranks.tell((END, summary))
         return summary
 
@@ -141,72 +128,59 @@ def follow(job: Job, config: QuantConfig) -> Summary:
             return summary
 
 
-def _lead(
-    model: str,
-    out: Path,
-    config: QuantConfig,
-    ranks: Ranks,
-    device: str,
-    dtype: str,
-    plan: str | Path | None,
-    salience: str | Path | None,
-    overwrite: bool,
-    resume: Resume,
-    shard_size: str,
-    progress: Progress | None,
-) -> Summary:
-    told, clock, shard_bytes = progress or Silent(), Clock(), parse_size(shard_size)
-    _check_out(out, model, overwrite or (resume != "never" and (out / RUN).is_file()))
+def _lead(asked: _Asked, ranks: Ranks, told: Progress) -> Summary:
+    model, out, config, overwrite = asked.model, asked.out, asked.config, asked.overwrite
+    clock = Clock()
+    require_out(out, model, overwrite=overwrite, resume=asked.resume)
     with clock("open"):
-        with ranks.one_first():
-            job = open_job(model, config, device=device, dtype=dtype, work=out.parent, ranks=ranks)
+        job = asked.opened(ranks)
         if model.endswith(".gguf"):
             told.note(f"{model}: converted to {job.source.path}, which stays for further runs")
-        given = read_given(job.shapes, plan, salience)
+        given = read_given(job.shapes, asked.plan, asked.salience)
         identity = identify(
-            job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype,
-            tuning=job.tuning, shard_size=shard_bytes, files={"plan": plan, "salience": salience},
+            job.source.path, job.ids, config, job.decoder.device, job.decoder.dtype, tuning=job.tuning,
+            shard_size=asked.shard_bytes, files={"plan": asked.plan, "salience": asked.salience},
         )  # fmt: skip
     if not overwrite and finished(out, identity):
         told.note(f"{out}: finished before; nothing to do")
         # JSON has no numbers for keys, so what the plan says is counted again.
         again = {"report": asdict(sizes(Plan.load(out / PLAN), config))}
         return Summary(**{**read_json(out / SUMMARY), **again})
-    _check_out(out, model, overwrite)
-    with workspace(out, identity, resume, told) as stage:
+    require_out(out, model, overwrite=overwrite, resume="never")
+    with workspace(out, identity, asked.resume, told) as stage:
         with (stage / LOG).open("a", encoding="utf-8") as log:
             JsonLines(log).note(f"mixllm {versions()['mixllm']}: {model} into {out}")
-            told = Together(told, JsonLines(log))
-            require_space(stage, _disk_bytes(job, config, given, shard_bytes))
-            if config.tune:  # known now, needed last
-                samples, window = (job.ids if job.tuning is None else job.tuning).shape
-                where, kind = job.decoder.device, job.decoder.dtype
-                tuning_needs(job.sizes, samples, window, where, kind, codes=config.tune_codes)
-            with clock("salience"):
-                chosen, scores = _choose(job, config, given, stage, told)
-            chosen.save(stage / PLAN)
-            with clock("round"):
-                write_quantized(job, chosen, config, stage, told, shard_bytes)
-        if scores is not None and not (stage / SALIENCE).is_file():
-            scores.save(stage / SALIENCE)
-        summary = Summary(
-            out=str(out),
-            model=model,
-            device=device_name(job.decoder.device),
-            date=time.strftime("%Y-%m-%d", time.gmtime()),
-            versions=versions(),
-            config=config.model_dump(mode="json"),
-            report=asdict(sizes(chosen, config)),
-            seconds=clock.seconds,
-        )
+            summary = _make(asked, job, given, stage, clock, Together(told, JsonLines(log)))
         write_json(stage / SUMMARY, asdict(summary))
         new_card(stage, job.source.path, model)
     return summary
 
 
-def sizes(plan: Plan, config: QuantConfig) -> Report:
-    """What a checkpoint made by this plan in this config's format takes."""
-    return report(plan.counts(), config.format, plan.other_bytes)
+def _make(asked: _Asked, job: Job, given: Given, stage: Path, clock: Clock, told: Progress) -> Summary:
+    """Fill the directory `stage` with all but the summary and the card."""
+    config, shard_bytes = asked.config, asked.shard_bytes
+    require_space(stage, _disk_bytes(job, config, given, shard_bytes))
+    if config.tune:  # known now, needed last
+        samples, window = (job.ids if job.tuning is None else job.tuning).shape
+        where, kind = job.decoder.device, job.decoder.dtype
+        tuning_needs(job.sizes, samples, window, where, kind, codes=config.tune_codes)
+    with clock("salience"):
+        chosen, scores = chosen_plan(job, config, given, stage, told)
+    chosen.save(stage / PLAN)
+    with clock("round"):
+        write_quantized(job, chosen, config, stage, told, shard_bytes)
+    if scores is not None and not (stage / SALIENCE).is_file():
+        scores.save(stage / SALIENCE)
+    return Summary(
+        out=str(asked.out),
+        model=asked.model,
+        device=device_name(job.decoder.device),
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        versions=versions(),
+        config=config.model_dump(mode="json"),
+        report=asdict(sizes(chosen, config)),
+        seconds=clock.seconds,
+    )
 
 
 def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -> int:
@@ -220,43 +194,3 @@ def _disk_bytes(job: Job, config: QuantConfig, given: Given, shard_bytes: int) -
     if plan is None and scores is None and not is_uniform(config):
         measuring = measuring_bytes(job.boundary, job.needs(measured=True).temporary)
     return run_bytes(checkpoint, shard_bytes, measuring, tuned=config.tune > 0)
-
-
-def _choose(
-    job: Job,
-    config: QuantConfig,
-    given: Given,
-    stage: Path,
-    progress: Progress,
-) -> tuple[Plan, Salience | None]:
-    """The plan, and the salience it comes from; one that is measured here is kept in `stage` at once."""
-    plan, scores = given
-    if plan is None:
-        if scores is None and not is_uniform(config):
-            scores = _measured(job, config, stage, progress)
-        plan = make_plan(job, config, scores)
-    if scores is None:
-        (stage / SALIENCE).unlink(missing_ok=True)  # of a run with another budget
-    return plan, scores
-
-
-def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) -> Salience:
-    if not (stage / SALIENCE).is_file():
-        job.ranks.tell((SCORE, None))
-        score(job, config, progress, stage).save(stage / SALIENCE)
-        shutil.rmtree(stage / MEASURING, ignore_errors=True)
-    return Salience.load(stage / SALIENCE)
-
-
-def _check_out(out: Path, model: str, taken_is_fine: bool) -> None:
-    if out.name in ("", ".."):
-        raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
-    if out.exists() and not out.is_dir():
-        raise MixllmError(f"{out}: is no directory; give another name")
-    source = Path(model).expanduser()
-    if source.exists() and source.resolve().is_relative_to(out.resolve()):
-        raise MixllmError(f"{out}: the model itself is there and would be replaced; choose another directory")
-    if out.exists() and any(out.iterdir()) and not taken_is_fine:
-        raise MixllmError(f"{out}: exists and is not empty; choose another directory or give --overwrite")
-    if out.is_mount():
-        raise MixllmError(f"{out}: is a mount point, which cannot be replaced; give a directory in it")

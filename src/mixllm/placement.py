@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mixllm.errors import MixllmError
 from mixllm.source import Source
 from mixllm.source.config import model_class
+from mixllm.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -72,6 +73,4 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """What a result depends on, by package."""
-    from mixllm import __version__
-
     return {"mixllm": __version__, **{name: version(name) for name in ("torch", "transformers")}}

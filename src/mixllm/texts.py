@@ -22,12 +22,43 @@ def open_tokenizer(path: Path) -> Any:
         ) from None
 
 
-def prompt_tokens(tokenizer: Any, prompt: str) -> Any:
-    """What a model's generate() takes, int64 [1, n] each. Raises MixllmError for a prompt without tokens."""
+def context(config: PreTrainedConfig) -> int | None:
+    """Tokens that the model of this config reads at most; None where it sets no bound."""
+    model = config.get_text_config()
+    found = getattr(model, "max_position_embeddings", None) or getattr(model, "max_seq_len", None)  # MPT's
+    return found if isinstance(found, int) else None
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, config: PreTrainedConfig) -> Any:
+    """What generate() of the model of config takes, int64 [1, n] each.
+
+    Raises MixllmError for a prompt without tokens, and for one that leaves no room for an answer.
+    """
     inputs = tokenizer(prompt, return_tensors="pt")
     if not inputs["input_ids"].shape[1]:
         raise MixllmError(f"--prompt: {prompt!r} has no tokens; give some text")
+    answer_tokens(inputs, config, "--prompt")
     return inputs
+
+
+def answer_tokens(inputs: Any, config: PreTrainedConfig, what: str, most: int = 1) -> int:
+    """`most`, or as many tokens as the model of config can write after these inputs, if those are fewer.
+
+    Raises MixllmError where it can write none; what: what the inputs are of.
+    """
+    count, limit = inputs["input_ids"].shape[1], context(config)
+    if limit is not None and count >= limit:
+        raise MixllmError(f"{what}: {count} tokens, but the model reads at most {limit}; give a shorter one")
+    return most if limit is None else min(most, limit - count)
+
+
+def require_window(length: int, config: PreTrainedConfig) -> None:
+    """Raise MixllmError for windows longer than what the model of this config reads."""
+    limit = context(config)
+    if limit is not None and length > limit:
+        raise MixllmError(
+            f"window: {length} tokens, but the model reads at most {limit}; give a --window of no more"
+        )
 
 
 def text_windows(
@@ -44,11 +75,7 @@ def text_windows(
     model's context, and for tokens that it does not have.
     """
     model = config.get_text_config()
-    context = getattr(model, "max_position_embeddings", None)
-    if isinstance(context, int) and length > context:
-        raise MixllmError(
-            f"window: {length} tokens, but the model reads at most {context}; give a --window of no more"
-        )
+    require_window(length, config)
     documents = load_text(text)
     try:
         ids = windows(documents, tokenizer, length, count, seed)

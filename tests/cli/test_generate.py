@@ -36,10 +36,28 @@ def test_an_empty_prompt(tiny: Tiny, capsys):
 def test_chat_answers_until_an_empty_line_or_the_end(tiny: Tiny, capsys, monkeypatch, said: str):
     monkeypatch.setattr("sys.stdin", io.StringIO(said))
     assert main.run(["chat", str(tiny.out), "--max-tokens", "5"]) == 0
-    assert capsys.readouterr().out.count("> ") == 3
+    out = capsys.readouterr().out
+    assert out.count("> ") == 3 and out.endswith("\n") is said.endswith("then?\n")
 
 
 def test_chat_needs_a_template(tiny: Tiny, tmp_path: Path, capsys):
     shutil.copytree(tiny.out, tmp_path / "out", ignore=shutil.ignore_patterns("*.jinja"))
     assert main.run(["chat", str(tmp_path / "out")]) == 2
     assert "no chat template" in capsys.readouterr().err
+
+
+def test_no_more_is_written_than_the_model_reads(tiny: Tiny, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "mixllm.cli.generate._stream", lambda model, tokenizer, inputs, most, *_: asked.append(most) or ""
+    )
+    assert main.run(["generate", str(tiny.out), "-p", "x" * 250, "--max-tokens", "50"]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 220 + "\n"))
+    assert main.run(["chat", str(tiny.out), "--max-tokens", "500"]) == 0
+    assert asked[0] == 6 and 0 < asked[1] < 36
+    capsys.readouterr()
+    assert main.run(["generate", str(tiny.out), "-p", "x" * 256]) == 2
+    assert "--prompt: 256 tokens, but the model reads at most 256" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 300 + "\n"))
+    assert main.run(["chat", str(tiny.out)]) == 2
+    assert "the conversation: " in capsys.readouterr().err

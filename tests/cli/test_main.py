@@ -66,7 +66,7 @@ def test_every_command_has_a_help(capsys):
         (["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"], "--bits: has no effect"),
         (["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"], "--salience: has no effect"),
         (["inspect", "/no/such/file"], "/no/such/file: no such file"),
-        (["plan", "/no/such/file"], "/no/such/file: not a readable salience file"),
+        (["plan", "/no/such/file"], "/no/such/file: no such file or directory"),
         (["plan", "a", "--diff", "b", "--bits", "5"], "--diff: compares two finished plans"),
     ],
 )

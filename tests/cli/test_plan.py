@@ -85,3 +85,12 @@ def test_a_plan_is_no_salience(tmp_path: Path, capsys):
     (out / SALIENCE).unlink()
     assert main.run(["plan", str(out), "--bits", "6"]) == 2
     assert f"{out}: keeps no {SALIENCE}" in capsys.readouterr().err
+
+
+def test_what_is_no_place_of_a_salience(tmp_path: Path, capsys):
+    assert main.run(["plan", str(tmp_path / "nothing")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/nothing: no such file or directory\n"
+    (tmp_path / "float").mkdir()
+    for also in ([], ["--diff", str(tmp_path / "float")]):
+        assert main.run(["plan", str(tmp_path / "float"), *also]) == 2
+        assert "float: keeps no records of mixllm; give a directory that" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from tests.gguf_file import write_gguf
 from mixllm.cli import main
 from mixllm.plan import Plan
 from mixllm.records import PLAN, SALIENCE
+from mixllm.source.converted import place_of
 
 
 def quantize(tiny: Tiny, out: Path, *more: object) -> int:
@@ -96,8 +97,8 @@ def test_where_a_gguf_file_is_converted_is_told(tiny: Tiny, tmp_path: Path, caps
     file = tmp_path / "tiny.gguf"
     write_gguf(file, tie=True)
     assert quantize(replace(tiny, model=file), tmp_path / "out") == 0
-    (converted,) = tmp_path.glob("tiny-*")
-    assert f"{file}: converted to {converted}, which stays for further runs\n" in capsys.readouterr().err
+    assert list(tmp_path.glob("tiny-*")) == []
+    assert f"{file}: converted to {place_of(file)}, which stays for further runs\n" in capsys.readouterr().err
 
 
 def test_an_output_inside_the_models_directory_is_fine(tiny: Tiny, tmp_path: Path):
@@ -149,7 +150,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
 def test_ctrl_c_before_anything_is_done_leaves_nothing(
     tiny: Tiny, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("mixllm.pipeline.measure_salience", interrupt)
+    monkeypatch.setattr("mixllm.choosing.measure_salience", interrupt)
     assert quantize(tiny, tmp_path / "out", "--quiet") == 130
     assert capsys.readouterr().err == "error: interrupted\n"
     assert list(tmp_path.iterdir()) == []
@@ -161,3 +162,39 @@ def test_shard_size(tiny: Tiny, tmp_path: Path, capsys):
     assert len(shards) > 1 and all(shard.stat().st_size < 110_000 for shard in shards)
     assert quantize(tiny, tmp_path / "out2", "--quiet", "--shard-size", "5 apples") == 2
     assert "shard size: '5 apples' is no size" in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_what_the_run_would(tiny: Tiny, tmp_path: Path, capsys):
+    def refused(*flags: object, out: Path | None = None) -> str:
+        codes, lines = set(), set()
+        given = ["quantize", tiny.model, "-o", out or tmp_path / "out", "--window", 40, "--quiet", *flags]
+        for also in ([], ["--dry-run"]):
+            codes.add(main.run([str(argument) for argument in (*given, *also)]))
+            lines.add(capsys.readouterr().err)
+        (line,) = lines
+        assert codes == {2}
+        return str(line)
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "exists and is not empty" in refused(out=tmp_path / "full")
+    assert "the model itself is there" in refused(out=tiny.model)
+    assert "nothing.json" in refused("--plan", tmp_path / "nothing.json")
+    assert "nothing.st" in refused("--salience", tmp_path / "nothing.st")
+    assert "nothing.txt: no such text file" in refused("--calibration", "nothing.txt")
+    assert "text: its name is empty" in refused("--calibration", "")
+    assert "nothing.raw: no such text file" in refused("--tune", "1", "--tune-text", "nothing.raw")
+    assert "window: 1000 tokens, but the model reads at most 256" in refused("--window", 1000)
+    plan = json.loads((tiny.out / PLAN).read_text())
+    plan["modules"].popitem()
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert "missing, but the model has" in refused("--plan", tmp_path / "plan.json")
+
+
+def test_a_dry_run_with_a_plan_tells_the_plans_size(tiny: Tiny, tmp_path: Path, capsys):
+    assert quantize(tiny, tmp_path / "eight", "--quiet", "--bits", "8") == 0
+    capsys.readouterr()
+    flags = ["--plan", tmp_path / "eight" / PLAN, "--window", "40", "--dry-run", "--json"]
+    assert main.run([str(word) for word in ("quantize", tiny.model, "-o", tmp_path / "out", *flags)]) == 0
+    told = json.loads(capsys.readouterr().out)["checkpoint_bytes"]
+    assert told == pytest.approx((tmp_path / "eight/model.safetensors").stat().st_size, rel=0.02)

@@ -11,16 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.format.layers import packed_layers, write_quantized
-from tests.models import ARCHITECTURES
+from tests.models import ARCHITECTURES, VOCAB, tiny_tokenizer
 from tests.shapes import FORMAT_IDS, FORMATS
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.generation.configuration_utils import CompileConfig
 
-from mixllm.config import PROFILES, Format
+from mixllm.config import PROFILES, Format, QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.integrations import register
 from mixllm.nn import MixLinear
+from mixllm.pipeline import quantize
 from mixllm.source import open_source
 
 register()
@@ -185,6 +186,21 @@ def test_other_tensors_must_fit_the_model(
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MixllmError, match=f"tensor lm_head.weight: its {reason}"):
         AutoModelForCausalLM.from_pretrained(path)
+
+
+def test_a_model_whose_code_gives_its_linear_layers_first_values(tmp_path: Path) -> None:
+    sizes = {"vocab_size": VOCAB, "n_embd": 72, "n_inner": 136, "n_layer": 2, "n_head": 6, "n_positions": 64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_bigcode", **sizes)).eval()
+    model.save_pretrained(tmp_path / "float")
+    tiny_tokenizer().save_pretrained(tmp_path / "float")
+    (tmp_path / "text.txt").write_text("The thin man in the inn. " * 20)
+    config = QuantConfig(calibration=str(tmp_path / "text.txt"), samples=2, window=20, bits=8)
+    quantize(str(tmp_path / "float"), tmp_path / "out", config)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert len(mix_linears(loaded)) == 8
+    ids = torch.arange(9, 40)[None]
+    with torch.no_grad():
+        assert float((model(ids).logits - loaded(ids).logits).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("imports", ["import mixllm, transformers", "import transformers, mixllm"])

@@ -185,6 +185,21 @@ def test_the_card_keeps_the_licence(tiny: Tiny, tmp_path: Path) -> None:
     assert card.data.license == "apache-2.0" and "chat" not in card.data.tags
 
 
+def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    out = tmp_path / "with a space"
+    shutil.copytree(tiny.out, out)
+    assert run("report", out) == 0
+    assert "mixllm report 'with a space' --model FLOAT" in html.unescape(page(out))
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
+    for windows, told in ((1, False), (2, True)):
+        assert run("report", out, *how, "--windows", windows) == 0
+        assert ("standard error over windows" in page(out)) is told
+        assert run("compare", out, *how, "--windows", windows, "-o", tmp_path / "c.html") == 0
+        assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_in_a_browser(measured: Path, tmp_path: Path, width: int) -> None:

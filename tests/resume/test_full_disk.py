@@ -60,7 +60,7 @@ def test_too_little_space_is_refused_before_the_work(
     from mixllm.cli import main
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 150_000}))
-    monkeypatch.setattr("mixllm.pipeline.measure_salience", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr("mixllm.choosing.measure_salience", lambda *_, **__: pytest.fail("began"))
     assert main.run([str(a) for a in (*case.arguments, "-o", tmp_path / "out")]) == 2
     assert "MB are needed, 0.1 MB are free" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

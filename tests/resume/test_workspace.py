@@ -10,10 +10,10 @@ import pytest
 
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
+from mixllm.lock import locked
 from mixllm.pipeline import quantize
 from mixllm.progress import Silent
 from mixllm.resume import partial_of
-from mixllm.resume.lock import locked
 from mixllm.rounding import walk
 from tests.models import write_tiny
 from tests.resume.conftest import TEXT, contents

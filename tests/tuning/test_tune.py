@@ -22,7 +22,7 @@ from tests.models import ARCHITECTURES, MIXTURES, VOCAB, write_tiny
 
 
 def rounded_model(path: Path, format: Format) -> tuple[Decoder, dict[str, Rounded]]:
-    decoder = Decoder.open(open_source(str(path), path), torch.device("cpu"), torch.float32)
+    decoder = Decoder.open(open_source(str(path)), torch.device("cpu"), torch.float32)
     config = QuantConfig(format=format, rounding="rtn", clip=False)
     layers = {}
     for i in range(len(decoder)):

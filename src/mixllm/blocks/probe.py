@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mixllm.blocks.block import first
 from mixllm.blocks.shell import Shell
+from mixllm.blocks.skeleton import linears
 from mixllm.errors import MixllmError
 
 LENGTH, COMMON = 8, 4
+
+
+class _Sealed(nn.Linear):
+    """A linear layer that computes and does not show its weight, as quantized ones don't."""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        raise _Shown(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return F.linear(x, weight, self._parameters["bias"])
+
+
+class _Shown(Exception):
+    """A model's code asks for this layer's weight."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self.layer = layer
+
+
+@contextmanager
+def _sealed(block: nn.Module, where: str) -> Iterator[None]:
+    """Raise MixllmError where a block takes the weight of a linear layer instead of calling it."""
+    layers = {layer: name for name, layer in linears(block, "block").items()}
+    for layer in layers:
+        layer.__class__ = _Sealed
+    try:
+        yield
+    except _Shown as shown:
+        name = layers[shown.layer].removeprefix("block.")
+        raise MixllmError(
+            f"{where}: its code takes the weight of {name} itself, and quantized layers have none; "
+            "such a model can't be quantized"
+        ) from None
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Linear
 
 
 @torch.no_grad()
@@ -19,14 +62,16 @@ def probe(shell: Shell, where: str) -> int:
     """Run block 0, whose weights are loaded, on two texts that begin alike; returns Shell.outputs.
 
     Raises MixllmError when early states depend on later tokens (an encoder), or a block's other
-    arguments depend on the tokens (they are kept for a shape, so every text must share them).
+    arguments depend on the tokens (they are kept for a shape, so every text must share them), or its code
+    takes a linear layer's weight itself (Mamba's does).
     """
     position = torch.arange(LENGTH)[None]
     texts = [position, position + (position >= COMMON)]
     states = []
     for ids in texts:
         hidden, [(args, kwargs)] = shell.enter(ids, 1)
-        output = shell.blocks[0](hidden, *args, **kwargs)
+        with _sealed(shell.blocks[0], where):
+            output = shell.blocks[0](hidden, *args, **kwargs)
         states.append(first(output)[:, :COMMON].float())
         shell.outputs = len(output) if isinstance(output, tuple) else 0
     rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())

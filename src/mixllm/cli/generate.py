@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixllm.cli.console import quiet_libraries
-from mixllm.cli.options import Checkpoint, Device, Dtype, Seed
+from mixllm.cli.options import Checkpoint, Device, LayersDtype, Seed
 from mixllm.errors import MixllmError
 
 if TYPE_CHECKING:
@@ -24,15 +24,16 @@ def generate(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: LayersDtype = "auto",
 ) -> None:
     """Let the model in OUT go on from a text."""
-    from mixllm.texts import prompt_tokens
+    from mixllm.texts import answer_tokens, prompt_tokens
 
     model, tokenizer = _open(checkpoint, device, dtype)
-    inputs = prompt_tokens(tokenizer, prompt)
+    inputs = prompt_tokens(tokenizer, prompt, model.config)
     print(prompt, end="", flush=True)
-    _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+    most = answer_tokens(inputs, model.config, "--prompt", max_tokens)
+    _stream(model, tokenizer, inputs, most, temperature, seed)
 
 
 def chat(
@@ -41,12 +42,14 @@ def chat(
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: LayersDtype = "auto",
 ) -> None:
     """Talk with the model in OUT.
 
     Through its chat template; an empty line or Ctrl-D ends.
     """
+    from mixllm.texts import answer_tokens
+
     model, tokenizer = _open(checkpoint, device, dtype)
     if not tokenizer.chat_template:
         raise MixllmError(f"{checkpoint}: the model has no chat template; use mixllm generate")
@@ -56,7 +59,8 @@ def chat(
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        answer = _stream(model, tokenizer, inputs, max_tokens, temperature, seed)
+        most = answer_tokens(inputs, model.config, "the conversation", max_tokens)
+        answer = _stream(model, tokenizer, inputs, most, temperature, seed)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -74,6 +78,7 @@ def _ask() -> str:
     try:
         return input("> ").strip()
     except EOFError:
+        print()  # whatever comes next begins a line
         return ""
 
 

@@ -38,20 +38,21 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings=_HELP,
 )
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "quantize": quantize.quantize,
-    "plan": plan.plan,
-    "inspect": inspect.inspect,
-    "eval": evaluate.evaluate,
-    "export": export.export,
-    "report": report.report,
-    "compare": report.compare,
-    "generate": generate.generate,
-    "chat": generate.chat,
-    "demo": demo.demo,
+# What each name runs, and an example for its help.
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "quantize": (quantize.quantize, "meta-llama/Llama-3.2-1B -o llama-w4.4 --calibration wiki.train.raw"),
+    "plan": (plan.plan, "llama-w4.4 --bits 4.8 -o plan.json"),
+    "inspect": (inspect.inspect, "llama-w4.4"),
+    "eval": (evaluate.evaluate, "llama-w4.4 --reference meta-llama/Llama-3.2-1B --text wiki.test.raw"),
+    "export": (export.export, "llama-w4.4 -o dense"),
+    "report": (report.report, "llama-w4.4 --model meta-llama/Llama-3.2-1B --text wiki.test.raw"),
+    "compare": (report.compare, "llama-w4.4 llama-w8 --model meta-llama/Llama-3.2-1B --text wiki.test.raw"),
+    "generate": (generate.generate, "llama-w4.4 -p 'The sky is'"),
+    "chat": (generate.chat, "llama-w4.4"),
+    "demo": (demo.demo, "-o demo-out"),
 }
-for _name, _command in _COMMANDS.items():
-    app.command(_name, context_settings=_HELP)(_command)
+for _name, (_command, _example) in _COMMANDS.items():
+    app.command(_name, context_settings=_HELP, epilog=f"Example: mixllm {_name} {_example}")(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -28,6 +28,9 @@ Device = Annotated[
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Arithmetic of the float model.")
 ]
+LayersDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of what is not quantized.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random choice.")]

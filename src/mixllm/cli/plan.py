@@ -12,6 +12,7 @@ from mixllm.cli.console import print_json, stdout
 from mixllm.cli.options import Json, config, config_flags
 from mixllm.errors import MixllmError
 from mixllm.files import require_place
+from mixllm.records import RECORDS
 
 
 @config_flags("widths", "bits", "channels", "scope", "seed")
@@ -59,8 +60,12 @@ def plan(
 
 def _record(path: Path, name: str) -> Path:
     """`path`, or what a checkpoint directory at `path` keeps under `name`."""
+    if not path.exists():
+        raise MixllmError(f"{path}: no such file or directory")
     if not path.is_dir():
         return path
+    if not (path / RECORDS).is_dir():
+        raise MixllmError(f"{path}: keeps no records of mixllm; give a directory that mixllm quantize wrote")
     if not (path / name).exists():
         raise MixllmError(f"{path}: keeps no {name}; it was made with a plan or to uniform bits")
     return path / name

@@ -9,7 +9,7 @@ import typer
 
 from mixllm.cli.console import print_json, progress, quiet_libraries
 from mixllm.cli.options import Device, Dtype, Json, Model, Quiet, config, config_flags
-from mixllm.config import SHARD_SIZE, QuantConfig
+from mixllm.config import SHARD_SIZE
 from mixllm.errors import Interrupted, MixllmError
 from mixllm.human import duration, size
 from mixllm.memory import grow_segments
@@ -58,7 +58,17 @@ def quantize(
     chosen = config(given)
     quiet_libraries(bars=not quiet)
     if dry_run:
-        needs = _needs(model, out, chosen, plan is None and salience is None, device, dtype, shard_size)
+        from mixllm.choosing import is_uniform
+        from mixllm.disk import parse_size
+        from mixllm.estimate import estimate
+        from mixllm.out import require_out
+
+        require_out(out, model, overwrite=overwrite, resume=resume)
+        measured = plan is None and salience is None and not is_uniform(chosen)
+        needs = estimate(
+            model, out, chosen, device=device, dtype=dtype, measured=measured,
+            shard_bytes=parse_size(shard_size), plan=plan, salience=salience,
+        )  # fmt: skip
         print_json(needs) if json else _tell(needs, out)
         return
     grow_segments()
@@ -88,19 +98,6 @@ def quantize(
     )
 
 
-def _needs(
-    model: str, out: Path, chosen: QuantConfig, choose: bool, device: str, dtype: str, shard_size: str
-) -> Estimate:
-    from mixllm.disk import parse_size
-    from mixllm.estimate import estimate
-    from mixllm.pipeline import is_uniform
-
-    return estimate(
-        model, out, chosen, device=device, dtype=dtype,
-        measured=choose and not is_uniform(chosen), shard_bytes=parse_size(shard_size),
-    )  # fmt: skip
-
-
 def _tell(needs: Estimate, out: Path) -> None:
     gpu = f", {size(needs.gpu_bytes)} on the GPU" if needs.gpu_bytes else ""
     print(
@@ -109,3 +106,5 @@ def _tell(needs: Estimate, out: Path) -> None:
         f"disk    {size(needs.checkpoint_bytes)} for {out}, at most {size(needs.disk_bytes)} during the run, "
         f"{size(needs.free_bytes)} free"
     )
+    if needs.conversion_bytes:
+        print(f"cache   {size(needs.conversion_bytes)} for what the GGUF file is converted to, once")

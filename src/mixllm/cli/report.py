@@ -82,7 +82,7 @@ def report(
 def compare(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="A B ...", help="mixllm's checkpoints, or others that transformers loads."),
+        typer.Argument(metavar="CHECKPOINT", help="mixllm's checkpoints, or others that transformers loads."),
     ],
     model: Annotated[str, Float],
     text: Annotated[str, TextFile],

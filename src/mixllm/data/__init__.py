@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mixllm.data.cut import windows
-from mixllm.data.read import load_text
+from mixllm.data.read import load_text, require_text
 
-__all__ = ["load_text", "windows"]
+__all__ = ["load_text", "require_text", "windows"]

@@ -30,20 +30,26 @@ def load_text(spec: str) -> list[str]:
     name[:config[:split]]: a hub data set's column "text", its beginning (needs datasets).
     Raises MixllmError for what is missing, unreadable or holds no text.
     """
+    require_text(spec)
     if spec == "builtin":
         return builtin_text()
     path = Path(spec).expanduser()
-    if path.is_file():
-        texts = _read_file(path)
-    elif path.is_dir():
-        raise MixllmError(f"{spec}: is a directory; give a file of text in it")
-    elif path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec):
-        raise MixllmError(f"{spec}: no such text file")
-    else:
-        texts = _read_hub(spec)
+    texts = _read_file(path) if path.is_file() else _read_hub(spec)
     if not any(text.strip() for text in texts):
         raise MixllmError(f"{spec}: holds no text")
     return texts
+
+
+def require_text(spec: str) -> None:
+    """Raise MixllmError for what load_text would find missing here; the hub is not asked."""
+    path = Path(spec).expanduser()
+    if not spec:
+        raise MixllmError("text: its name is empty; give a file, a hub data set or builtin")
+    if path.is_dir():
+        raise MixllmError(f"{spec}: is a directory; give a file of text in it")
+    absent = path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec)
+    if not path.is_file() and absent:
+        raise MixllmError(f"{spec}: no such text file")
 
 
 def _read_file(path: Path) -> list[str]:

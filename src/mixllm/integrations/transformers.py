@@ -63,6 +63,7 @@ class MixllmQuantizer(HfQuantizer):
             path = in_model(name, model)
             linear = _linear(model, path, module)
             model.set_submodule(path, self._skeleton(name, module, linear, headers))
+            _need_no_start(model.get_submodule(path.rpartition(".")[0]))
         _check_others(model, headers)
         renamed = {name: in_files(name, headers) for name, _ in model.named_parameters()}
         self.renamed = {own: model.get_parameter(own).dtype for own, held in renamed.items() if own != held}
@@ -124,6 +125,13 @@ def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
             f"the checkpoint {module.in_features} to {module.out_features}"
         )
     return linear
+
+
+def _need_no_start(parent: nn.Module) -> None:
+    """Keep transformers from giving first values to what is in `parent`, whose own code may do that to the
+    weights of its linear layers (GPTBigCode's does): quantized ones have none."""
+    if not list(parent.parameters(recurse=False)):
+        parent._is_hf_initialized = True  # type: ignore[assignment]  # read by transformers
 
 
 def _check_others(model: nn.Module, headers: dict[str, Header]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,5 +90,5 @@ def _write(path: Path, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"svg": Markup, "size": size, "number": number}
+    environment.filters |= {"svg": Markup, "size": size, "number": number, "quoted": shlex.quote}
     write_text(path, environment.get_template(template).render(**values))

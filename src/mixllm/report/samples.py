@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from mixllm.texts import prompt_tokens
+from mixllm.texts import answer_tokens, prompt_tokens
 
 PROMPTS = (
     "The sky is blue because",
@@ -35,12 +35,13 @@ class Writer:
         self.written: dict[str, dict[str, str]] = {prompt: {} for prompt in prompts}
 
     def __call__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
-        """MixllmError for a prompt without tokens, at the first model."""
+        """MixllmError for a prompt without tokens or with too many, at the first model."""
         writing: Any = model
         for prompt, texts in self.written.items():
-            inputs = prompt_tokens(tokenizer, prompt).to(writing.device)
+            inputs = prompt_tokens(tokenizer, prompt, writing.config).to(writing.device)
+            most = answer_tokens(inputs, writing.config, "--prompt", TOKENS)
             with torch.no_grad():
-                tokens = writing.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+                tokens = writing.generate(**inputs, max_new_tokens=most, do_sample=False)
             texts[name] = tokenizer.decode(
                 tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )

@@ -1,7 +1,7 @@
 """The directory beside OUT in which a run does its work, and which takes OUT's name when all is done.
 
 .OUT.partial/
-  .lock                  held by the run that is at work (see mixllm.resume.lock)
+  .lock                  held by the run that is at work (see mixllm.lock)
   mixllm/run.json        whose work this is: an Identity
   .salience/             of a salience not yet measured whole (see mixllm.salience.kept)
   mixllm/salience.safetensors
@@ -20,10 +20,10 @@ from typing import Literal
 from mixllm.errors import MixllmError
 from mixllm.files import full, read_json, sweep, sync_to_disk, write_json
 from mixllm.format.checkpoint import SPOOL
+from mixllm.lock import LOCK, locked, release
 from mixllm.progress import Progress
 from mixllm.records import LAYERS, RECORDS, RUN, SALIENCE
 from mixllm.resume.identity import AFTER_SALIENCE, Identity, differences
-from mixllm.resume.lock import LOCK, locked, release
 
 Resume = Literal["auto", "require", "never"]
 MEASURING = ".salience"

@@ -10,19 +10,21 @@ from mixllm.source.local import Source
 __all__ = ["Source", "open_source"]
 
 
-def open_source(model: str, work: Path | None = None) -> Source:
+def open_source(model: str) -> Source:
     """Open `model`: a directory with config.json and safetensors, a .gguf file, or a hub name.
 
-    work: where a GGUF file's conversion is kept; None, the user's cache directory.
+    A GGUF file is converted once (see mixllm.source.converted).
     Raises MixllmError, one line, for whatever cannot be opened as a causal language model.
     """
+    if not model:
+        raise MixllmError("MODEL: is empty; give a model's directory, a .gguf file or a hub name")
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(path)
     if path.suffix == ".gguf":
-        from mixllm.source.gguf import convert
+        from mixllm.source.converted import converted
 
-        return Source(convert(path, work))
+        return Source(converted(path))
     if path.exists():
         raise MixllmError(f"{model}: is a file; give a model's directory, a .gguf file or a hub name")
     from mixllm.source.hub import download

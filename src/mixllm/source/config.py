@@ -34,6 +34,11 @@ def read_config(path: Path) -> PreTrainedConfig:
     elif quantized is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
         raise MixllmError(f"{file}: the model is quantized already ({method}); give the float model")
+    return require_decoder(config, file)
+
+
+def require_decoder(config: PreTrainedConfig, file: Path) -> PreTrainedConfig:
+    """The config, read from `file`; MixllmError unless it is of a causal language model."""
     kind = config.model_type
     if config.is_encoder_decoder:
         raise MixllmError(f"{file}: {kind} is an encoder-decoder model; only decoders can be quantized")

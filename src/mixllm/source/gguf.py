@@ -1,4 +1,4 @@
-"""A GGUF file as a directory of safetensors: converted once, by transformers' own reader.
+"""A GGUF file as a directory of safetensors, converted by transformers' own reader.
 
 Weights are stored in the smallest of bfloat16, float16 and float32 that holds every value exactly,
 so nothing is lost: files of 16-bit floats stay as small as they were, quantized ones become float32
@@ -8,77 +8,51 @@ so nothing is lost: files of 16-bit floats stay as small as they were, quantized
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import init_empty_weights
-from gguf import GGUFReader, TokenType
-from safetensors import SafetensorError
+from gguf import GGMLQuantizationType, GGUFReader, TokenType
 from tokenizers import AddedToken, pre_tokenizers
 from tokenizers.models import Unigram
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from mixllm.errors import MixllmError, one_line
-from mixllm.files import write_directory
+from mixllm.source.config import require_decoder
 from mixllm.source.merges import bpe_of
 
 # A tokenizer's attribute -> the metadata's word for it.
 SPECIAL = {"pad_token": "padding", "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown"}
-# Counted up when conversions that lie in users' caches must be made anew.
-CONVERSION = 2
 LONG = (".tokens", ".token_type", ".merges", ".scores")
 
 
-def convert(file: Path, work: Path | None = None) -> Path:
-    """The directory with the model of a GGUF file; made now, unless it was before.
-
-    work: where the directory is made; None, the user's cache. It is named by the file's name, size
-    and time, so a changed file is converted again. The whole model is in memory, as float32, while
-    it is converted. Raises MixllmError when the file is missing, damaged or of an unknown kind.
-    """
-    if not file.is_file():
-        raise MixllmError(f"{file}: no such file")
-    parent = work or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixllm"
-    status = file.stat()
-    named = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {CONVERSION}"
-    mark = hashlib.sha256(named.encode()).hexdigest()
-    done = parent / f"{file.stem}-{mark[:12]}"
-    if done.is_dir():
-        return done
+def open_gguf(file: Path) -> GGUFReader:
+    """What a GGUF file says of itself. Raises MixllmError where it is no whole one."""
     try:
-        with write_directory(done) as part:
-            _write(file, _metadata(file), part)
-    except (OSError, SafetensorError) as error:
-        # Another process may have been quicker: its directory is as good.
-        if not done.is_dir():
-            raise MixllmError(f"{done}: cannot be written ({one_line(error)})") from None
-    return done
-
-
-def _metadata(file: Path) -> dict[str, Any]:
-    try:
-        fields = GGUFReader(file).fields
-        wanted = [key for key in fields if key.startswith("tokenizer.") and not key.endswith(LONG)]
-        return {key: fields[key].contents() for key in wanted}
+        return GGUFReader(file)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise MixllmError(f"{file}: not a whole GGUF file ({one_line(error)}); download it again") from None
 
 
-def _write(file: Path, metadata: dict[str, Any], out: Path) -> None:
+def convert(file: Path, opened: GGUFReader, out: Path) -> None:
+    """Write the model of a GGUF file, its tokenizer and configs into the directory `out`.
+
+    The whole model is in memory, as float32, meanwhile. Raises MixllmError where transformers can't read it,
+    OSError or SafetensorError where `out` can't be written.
+    """
     auto: Any = AutoModelForCausalLM
     where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     # Newer versions of transformers would keep the weights packed where they find kernels for them.
     unpacked = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
-    try:
+    with _read_by_transformers(file):
         read = auto.from_pretrained(**where, dtype=torch.float32, quantization_config=unpacked)
         tokenizer: Any = AutoTokenizer.from_pretrained(**where)
-    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise MixllmError(f"{file}: transformers cannot read it ({one_line(error)})") from None
-    _mend_merges(tokenizer, metadata, file)
+    metadata = _metadata(opened)
+    _mend_merges(tokenizer, metadata, opened)
     _mend_tokenizer(tokenizer, metadata, read.config.get_text_config().max_position_embeddings)
     # A model read from GGUF counts as quantized and will not save; a new one takes its tensors.
     config = copy.deepcopy(read.config)
@@ -94,6 +68,40 @@ def _write(file: Path, metadata: dict[str, Any], out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+def read_gguf_config(file: Path, opened: GGUFReader) -> PreTrainedConfig:
+    """The config that convert() would write, as far as it can be told without it; MixllmError as there."""
+    with _read_by_transformers(file):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.dtype = _likely_dtype(opened)
+    return require_decoder(config, file)
+
+
+def converted_bytes(opened: GGUFReader) -> int:
+    """What the weights of a GGUF file will take when they are converted."""
+    return _likely_dtype(opened).itemsize * sum(int(tensor.n_elements) for tensor in opened.tensors)
+
+
+@contextmanager
+def _read_by_transformers(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise MixllmError(f"{file}: transformers cannot read it ({one_line(error)})") from None
+
+
+def _metadata(opened: GGUFReader) -> dict[str, Any]:
+    fields = opened.fields
+    wanted = [key for key in fields if key.startswith("tokenizer.") and not key.endswith(LONG)]
+    return {key: fields[key].contents() for key in wanted}
+
+
+def _likely_dtype(opened: GGUFReader) -> torch.dtype:
+    """What _exact_dtype() is going to find: vectors lie in float32 and seldom need it."""
+    matrices = {tensor.tensor_type for tensor in opened.tensors if len(tensor.shape) > 1}
+    half = {GGMLQuantizationType.BF16: torch.bfloat16, GGMLQuantizationType.F16: torch.float16}
+    return half.get(matrices.pop(), torch.float32) if len(matrices) == 1 else torch.float32
+
+
 def _exact_dtype(model: torch.nn.Module) -> torch.dtype:
     for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(p.to(dtype).float(), p) for p in model.parameters()):
@@ -101,7 +109,7 @@ def _exact_dtype(model: torch.nn.Module) -> torch.dtype:
     return torch.float32
 
 
-def _mend_merges(tokenizer: Any, metadata: dict[str, Any], file: Path) -> None:
+def _mend_merges(tokenizer: Any, metadata: dict[str, Any], opened: GGUFReader) -> None:
     """Give Gemma's tokenizer its merges and control tokens, where transformers (5.17 does) takes its pieces
     for a Unigram model: with that, text falls into single characters and perplexity is in the thousands.
 
@@ -110,7 +118,7 @@ def _mend_merges(tokenizer: Any, metadata: dict[str, Any], file: Path) -> None:
     backend = tokenizer.backend_tokenizer
     if metadata.get("tokenizer.ggml.model") != "llama" or not isinstance(backend.model, Unigram):
         return
-    fields = GGUFReader(file).fields
+    fields = opened.fields
     pieces = fields["tokenizer.ggml.tokens"].contents()
     unknown = metadata.get("tokenizer.ggml.unknown_token_id")
     backend.model = bpe_of(pieces, None if unknown is None else pieces[unknown])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from mixllm.errors import MixllmError
-from mixllm.resume.lock import LOCK, locked, release
+from mixllm.lock import LOCK, locked, release
 
 HOLD = """
 import pathlib, sys, time
-from mixllm.resume.lock import locked
+from mixllm.lock import locked
 with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

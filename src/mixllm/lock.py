@@ -14,8 +14,8 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold `directory`, made if it is not there. Raises MixllmError while another process does.
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold `directory`, made if it is not there. While another process does, wait, or raise MixllmError.
 
     The system drops the lock with the process, also on a network file system that knows locks, so there
     is never a stale one. The file stays until release().
@@ -23,9 +23,12 @@ def locked(directory: Path) -> Iterator[None]:
     while True:
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / LOCK
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue  # the holder before has taken the directory away just now
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             holder = os.read(handle, 100).decode(errors="replace").strip() or "unknown"
             os.close(handle)
