@@ -15,6 +15,9 @@
 // earlier kernels are done, all of X, in rows. With room for two blocks on an SM the next product's blocks are there while
 // this one runs, their rings full.
 //
+// Every lane arrives at a barrier for what it read or wrote. One for its warp after __syncwarp would do, but racecheck counts only
+// the accesses of those that arrive; it takes no longer (docs/kernels.md).
+//
 // Where all of X has no room, up to BATCH strips are multiplied by one chunk of it after the other, which another warp asks
 // for; their sums are kept meanwhile.
 constexpr int BM = 16, WM = 1;
@@ -86,7 +89,7 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
           else
             add_stage<false>(tile, x, stage, first, count, warp, lane);
           __syncwarp();
-          if (lane == 0) barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
+          barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
           turn.next(space.stages);
         }
         const int set = pieces % 2;
@@ -95,12 +98,12 @@ __device__ __forceinline__ void consume(const Given& given, const Strips& strips
 #pragma unroll
         for (int j = 0; j < NJ; ++j) sums[(warp * NJ + j) * 32] = tile.words(0, j);
         __syncwarp();
-        if (lane == 0) barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
+        barrier_arrive(space.base + SUMS_FULL_AT + set * 8);
         ++pieces;
       },
       [&](int x_turn) {
         __syncwarp();
-        if (CHUNKED && lane == 0) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
+        if (CHUNKED) barrier_arrive(space.base + X_EMPTY_AT + x_turn % 2 * 8);
       });
 }
 
@@ -134,7 +137,7 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
 #pragma unroll
           for (int j = 0; j < NJ; ++j) tile.add(0, j, sums[(warp * NJ + j) * 32]);
         __syncwarp();
-        if (lane == 0) barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
+        barrier_arrive(space.base + SUMS_EMPTY_AT + set * 8);
         ++pieces;
         if (CHUNKED && chunk + 1 < chunks) {
 #pragma unroll
@@ -162,13 +165,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) CLUSTER mixed_gemm
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < MOST_STAGES; ++stage) {
       barrier_init(space.base + FULL_AT + stage * 8, 1);
-      barrier_init(space.base + EMPTY_AT + stage * 8, WARPS);
+      barrier_init(space.base + EMPTY_AT + stage * 8, 32 * WARPS);
     }
     for (int turn = 0; turn < 2; ++turn) {
       barrier_init(space.base + X_FULL_AT + turn * 8, 1);
-      barrier_init(space.base + X_EMPTY_AT + turn * 8, WARPS);
-      barrier_init(space.base + SUMS_FULL_AT + turn * 8, WARPS);
-      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 1);
+      barrier_init(space.base + X_EMPTY_AT + turn * 8, 32 * WARPS);
+      barrier_init(space.base + SUMS_FULL_AT + turn * 8, 32 * WARPS);
+      barrier_init(space.base + SUMS_EMPTY_AT + turn * 8, 32);
     }
     barriers_made();
   }
