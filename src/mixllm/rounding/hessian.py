@@ -122,8 +122,7 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
     groups = list(torch.arange(len(diagonal), device=diagonal.device).split(GROUP_SIZE))
     numbers = list(range(len(groups)))
     if order:
-        groups = [g[diagonal[g].argsort(descending=True, stable=True)] for g in groups]
-        means = torch.stack([diagonal[g].mean() for g in groups]).tolist()
+        groups, means = _largest_first(diagonal)
         numbers.sort(key=lambda i: -means[i])
         groups = [groups[i] for i in numbers]
     mean = float(diagonal.mean()) or 1.0
@@ -142,6 +141,23 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
     raise MixllmError(
         f"{where}: the Hessian has no Cholesky factor; use more calibration text or a larger --damping"
     )
+
+
+def _largest_first(diagonal: Tensor) -> tuple[list[Tensor], list[float]]:
+    """The column numbers of each group, those with the largest diagonal first, and the groups' means.
+
+    All full groups at once: one by one, a GPU would wait for some thousand launches.
+    """
+    full = len(diagonal) // GROUP_SIZE * GROUP_SIZE
+    groups: list[Tensor] = []
+    means: list[Tensor] = []
+    for start, part in ((0, diagonal[:full].view(-1, GROUP_SIZE)), (full, diagonal[None, full:])):
+        if part.numel():
+            order = part.argsort(dim=1, descending=True, stable=True)
+            means.append(part.gather(1, order).mean(dim=1))
+            first = start + GROUP_SIZE * torch.arange(len(part), device=part.device)
+            groups.extend((first[:, None] + order).unbind())
+    return groups, torch.cat(means).tolist()
 
 
 def invert_lower(lower: Tensor) -> None:
