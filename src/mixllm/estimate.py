@@ -74,7 +74,7 @@ def estimate(
         device_bytes, host_bytes = max(device_bytes, tuning[0]), max(host_bytes, tuning[1])
     return Estimate(
         device=str(where),
-        seconds=SLACK * _operations(found, config, measured) / _rate(where, kind),
+        seconds=SLACK * _operations(found, config, measured, needed.again) / _rate(where, kind),
         gpu_bytes=device_bytes,
         memory_bytes=host_bytes,
         checkpoint_bytes=checkpoint,
@@ -136,8 +136,11 @@ def _config_directory(model: str, out: Path) -> Path:
     return open_source(model, out.parent).path
 
 
-def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
-    """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ."""
+def _operations(model: _Model, config: QuantConfig, measured: bool, again: int) -> float:
+    """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ.
+
+    again: blocks that salience goes through once more (see mixllm.needs.Needs).
+    """
     tokens, sizes = config.samples * config.window, model.sizes
     # Of a Hessian, half: it is symmetric.
     forward, hessian = 2 * sizes.met, sizes.hessians_met
@@ -147,9 +150,10 @@ def _operations(model: _Model, config: QuantConfig, measured: bool) -> float:
     total = 0.0
     if measured:
         # Forward; again with its backward; the error of every width; the head and its backward.
-        total += tokens * (forward * (3 + len(config.widths)) + 4 * model.head)
+        passes = 3 + len(config.widths) + again / len(sizes.blocks)
+        total += tokens * (passes * forward + 4 * model.head)
         if config.error == "gptq":
-            total += tokens * (forward + hessian) + len(config.widths) * gptq + factors
+            total += tokens * hessian + len(config.widths) * gptq + factors
     if needs_hessian(config):
         total += tokens * (2 * forward + hessian) + gptq + factors
     if config.sweeps or config.tune:

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches, stretches_that_fit
+from mixllm.blocks.states import Room, passes_again, stretches, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.config import Rounding
 from mixllm.errors import MixllmError
@@ -80,13 +80,15 @@ class Sizes:
 class Needs:
     """What a run takes: `batch` tokens go through a block at once; device, host, temporary: bytes at their
     peaks, on the GPU (0 without one), in host memory beyond the page cache, and in temporary files.
-    room: for states, of which `temporary` are those that find none in memory."""
+    room: for states, of which `temporary` are those that find none in memory. again: the blocks that salience
+    goes through once more, for states or Hessians that had no room to wait."""
 
     batch: int
     device: int
     host: int
     temporary: int
     room: Room
+    again: int = 0
 
 
 def needs(
@@ -164,6 +166,7 @@ def needs(
     )
     if not measured:
         return found
+    cut, leaving = stretches_that_fit(blocks, room, boundary, beside)
     # The whole run's: rounding comes after it.
     after = needs(sizes, tokens, window, device, dtype, measured=())
     return replace(
@@ -171,6 +174,7 @@ def needs(
         device=max(found.device, after.device),
         host=max(found.host, after.host),
         temporary=max(found.temporary, after.temporary),
+        again=passes_again(cut, leaving, seen=error == "gptq"),
     )
 
 
