@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from mixllm import estimate as module
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.estimate import Estimate, estimate
+from mixllm.needs import needs as needs_of
 from mixllm.pipeline import quantize
 from tests.models import write_tiny
 
@@ -56,6 +58,19 @@ def test_more_work_takes_longer(model: Path, tmp_path: Path, monkeypatch):
     assert needs(model, out, channels=50).checkpoint_bytes == pytest.approx(
         needs(model, out, bits=6).checkpoint_bytes, rel=1e-6
     )
+
+
+def test_states_that_find_no_room_take_forward_passes(model: Path, tmp_path: Path, monkeypatch):
+    """With room for all there is none beside the walk there and that for gradients."""
+    monkeypatch.setattr(module, "_rate", lambda *_: 1e9)
+    sizes, config = module._model(str(model), tmp_path).sizes, QuantConfig()
+    told = needs_of(sizes, 999, 333, torch.device("cpu"), torch.float32, measured=config.widths)
+    assert told.again == 0
+    least = needs(model, tmp_path / "out").seconds
+    more = replace(told, again=3 * len(sizes.blocks))
+    monkeypatch.setattr(module, "needs", lambda *_, **__: more)
+    passes = 3 * 2 * sizes.met * config.samples * config.window
+    assert needs(model, tmp_path / "out").seconds - least == pytest.approx(module.SLACK * passes / 1e9)
 
 
 def test_the_rate_is_a_matrix_products():

@@ -66,6 +66,8 @@ def test_an_8b_model_stays_within_its_bounds(monkeypatch: pytest.MonkeyPatch) ->
     boundary = 128 * 2048 * 4096 * 2
     states = (1 + len(stretches(32, found.room.boundaries(boundary)))) * boundary
     assert states <= found.room.device + found.room.host and found.temporary == 0
+    assert found.host == pytest.approx(11.63 * GB, rel=0.02)  # as an H200's run took
+    assert found.again == 32 and on_gpu(monkeypatch, llama(2048, 8192, 2)).again == 0
 
 
 def test_states_that_a_gpu_holds_pin_no_memory_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,8 @@ def test_one_process_alone_has_all() -> None:
     one.add(tensor)
     one.largest(tensor)
     assert tensor.tolist() == [0, 1, 2, 3, 4] and one.share(tensor) is not None
-    assert one.union(["b", "a"]) == ["b", "a"] and one.tell("word") == "word"
+    assert one.every("b") == ["b"] and one.tell("word") == "word"
+    assert one.exchange({"x": tensor}, 7) == [({"x": tensor}, 7)]
     assert one.give(0, {"x": tensor}, 7) == ({"x": tensor}, 7)
     with one.one_first():
         pass

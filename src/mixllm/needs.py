@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, stretches, stretches_that_fit
+from mixllm.blocks.states import Room, passes_again, stretches, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.config import Rounding
 from mixllm.errors import MixllmError
@@ -80,13 +80,15 @@ class Sizes:
 class Needs:
     """What a run takes: `batch` tokens go through a block at once; device, host, temporary: bytes at their
     peaks, on the GPU (0 without one), in host memory beyond the page cache, and in temporary files.
-    room: for states, of which `temporary` are those that find none in memory."""
+    room: for states, of which `temporary` are those that find none in memory. again: the blocks that salience
+    goes through once more, for states or Hessians that had no room to wait."""
 
     batch: int
     device: int
     host: int
     temporary: int
     room: Room
+    again: int = 0
 
 
 def needs(
@@ -141,13 +143,14 @@ def needs(
         return (1 + len(cut)) * boundary + leaving * beside
 
     room = Room(bound - working, soon=boundary, reserved=int(RESERVED * bound))
+    # What stays free of the GPU's room, since none of what waits fits in there.
+    pieces = beside + 2 * batch * sizes.hidden * dtype.itemsize
     other = BASE_HOST + (_cuda_host() if gpu else HELD + working)
     # Where the GPU holds all of them, no memory of the host is pinned, which takes longer than a walk.
     if gpu and waiting(room) > room.device:
-        # The fewest states do, and leave pieces of the GPU's room that none of them fits in.
+        # The fewest states do.
         fewest = len(stretches(blocks, 0)) if measured else 0
         least = (1 + fewest) * boundary + max(0, fewest - 1) * beside
-        pieces = beside + 2 * batch * sizes.hidden * dtype.itemsize
         most = min(MOST_HOST, int(SHARE * free)) - other
         if (wanted := least - room.device + pieces) > most:
             wanted = max(most, min(waiting(room) - room.device, int(SHARE_FOR_STATES * free) - other))
@@ -155,10 +158,14 @@ def needs(
     states = waiting(room)
     on_device = min(room.device, states)
     on_host = min(states - on_device, room.host)
+    cut, leaving = stretches_that_fit(blocks, room, boundary, beside) if measured else ([], 0)
+    # Where the first stretch has as many blocks as there are stretches, its candidates come beside as many
+    # boundaries as there ever are, and the pieces show; elsewhere some boundaries have gone by then.
+    held = min(room.host, on_host + pieces) if leaving and leaving + 1 == len(cut) else on_host
     found = Needs(
         batch=batch,
         device=working + on_device if gpu else 0,
-        host=other + (on_host if gpu else on_device) + (0 if measured else _leaving(sizes)),
+        host=other + (held if gpu else on_device) + (0 if measured else _leaving(sizes)),
         temporary=states - on_device - on_host,
         room=room,
     )
@@ -171,6 +178,7 @@ def needs(
         device=max(found.device, after.device),
         host=max(found.host, after.host),
         temporary=max(found.temporary, after.temporary),
+        again=passes_again(cut, leaving, seen=error == "gptq"),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,8 @@ from mixllm.errors import MixllmError
 T = TypeVar("T")
 # Longer than any process works on its own, by far.
 WAIT = timedelta(minutes=10)
+# Bytes at whose multiples tensors start that are sent as one.
+ALIGNED = 256
 
 
 class Ranks:
@@ -61,13 +64,35 @@ class Ranks:
         self.largest(found)
         return -int(found)
 
-    def union(self, keys: Sequence[T]) -> list[T]:
-        """What any process gave, without repeats, in one order for all."""
+    def every(self, value: T) -> list[T]:
+        """What each process gave, anything small, in the order of processes."""
         if self.size == 1:
-            return list(keys)
-        lists: list[Any] = [None] * self.size
-        self._together(lambda: dist.all_gather_object(lists, list(keys)))
-        return list(dict.fromkeys(key for keys in lists for key in keys))
+            return [value]
+        values: list[Any] = [None] * self.size
+        self._together(lambda: dist.all_gather_object(values, value))
+        return values
+
+    def exchange(self, tensors: dict[T, Tensor], note: Any = None) -> list[tuple[dict[T, Tensor], Any]]:
+        """Each process's tensors, on this one's device, and its note, small; in one step a process, however
+        many tensors there are."""
+        if self.size == 1:
+            return [(tensors, note)]
+        own = [(name, t.shape, t.dtype) for name, t in tensors.items()]
+        found = []
+        for owner, (described, told) in enumerate(self.every((own, note))):
+            starts = list(accumulate((_room(shape, dtype) for _, shape, dtype in described), initial=0))
+            flat = torch.empty(starts[-1], dtype=torch.uint8, device=self._device)
+            parts = {
+                name: flat[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+                for (name, shape, dtype), start in zip(described, starts, strict=False)
+            }
+            if self.rank == owner:
+                for name, part in parts.items():
+                    part.copy_(tensors[name])
+            if len(flat):
+                self._together(partial(dist.broadcast, flat, owner))
+            found.append((tensors if self.rank == owner else parts, told))
+        return found
 
     def give(self, owner: int, tensors: dict[T, Tensor], note: Any = None) -> tuple[dict[T, Tensor], Any]:
         """The owner's tensors, on this process's device, and its note, small; what others give is ignored."""
@@ -120,6 +145,11 @@ class Ranks:
                 f"process {self.rank} of {self.size}: another process is gone or hangs ({reason}); "
                 "see its own messages, then start the run again"
             ) from None
+
+
+def _room(shape: torch.Size, dtype: torch.dtype) -> int:
+    """Bytes of a tensor among others, each at an address that suits all dtypes."""
+    return -(-shape.numel() * dtype.itemsize // ALIGNED) * ALIGNED
 
 
 ALONE = Ranks()

@@ -42,6 +42,32 @@ def test_rotating_a_hessian_is_the_hessian_of_rotated_inputs() -> None:
     torch.testing.assert_close(rotate_both(x.T @ x), rotate(x).T @ rotate(x), rtol=1e-3, atol=1e-1)
 
 
+@pytest.mark.parametrize("k", [72, 128, 136, 384, 700])
+def test_columns_and_groups_come_by_their_diagonal(k: int) -> None:
+    """Those with the largest first, equal ones as they were; groups stay whole."""
+    h = torch.diag(torch.randint(1, 9, (k,), generator=torch.Generator().manual_seed(k)).float())
+    found = factor(h, order=True, damping=0.01, where="layer")
+    plain = [list(range(start, min(start + 128, k))) for start in range(0, k, 128)]
+    ordered = [sorted(group, key=lambda i: -float(h[i, i])) for group in plain]
+    means = [float(h.diagonal()[group].mean()) for group in ordered]
+    assert found.numbers == sorted(range(len(plain)), key=lambda g: -means[g])
+    assert [group.tolist() for group in found.groups] == [ordered[g] for g in found.numbers]
+    assert [g.tolist() for g in factor(h, order=False, damping=0.01, where="layer").groups] == plain
+
+
+@pytest.mark.parametrize("at_once", [7, 16, 50, 300])
+@pytest.mark.parametrize("n", [1, 33, 100, 257])
+def test_the_inverse_of_a_triangle(n: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts of all sizes, also where it lies by columns in memory, as LAPACK leaves it."""
+    monkeypatch.setattr(module, "SOLVED_AT_ONCE", at_once)
+    lower = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).tril() / n
+    lower.diagonal().copy_(torch.linspace(1, 2, n))
+    for inverse in (lower.clone(), lower.T.contiguous().T):
+        module.invert_lower(inverse)
+        torch.testing.assert_close(inverse @ lower, torch.eye(n, dtype=torch.float64))
+        assert not inverse.triu(1).any()
+
+
 def test_a_factor_is_that_of_the_damped_inverse() -> None:
     """U'U = (H + added I)^-1 in the order of processing, also when the first damping is not enough."""
     x = shapes.inputs(400, 200, 1).double().float()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room
-from mixllm.blocks.states import stretches, stretches_that_fit
+from mixllm.blocks.states import passes_again, stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig, Rounding
 from mixllm.plan import Salience
 from mixllm.progress import Silent
@@ -158,6 +158,31 @@ def test_where_all_fits_a_block_goes_there_and_back_once(
     measured(tiny[0], QuantConfig(error=error), batch=SAMPLES)
     depth = open_source(str(tiny[0])).config.num_hidden_layers
     assert calls == [False] * depth + [True] * depth
+
+
+@pytest.mark.parametrize("error", ["gptq", "rtn"])
+@pytest.mark.parametrize(("boundaries", "wait"), [(0, 0), (4, 0), (4, 1), (4, 2), (6, 0), (6, 5), (99, 99)])
+def test_blocks_are_gone_through_again_as_often_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boundaries: int, wait: int, error: Rounding
+) -> None:
+    """Beside the walk there and the way back, which every block has once: for states, and for Hessians."""
+    write_tiny(tmp_path / "model", "llama", num_hidden_layers=5, hidden_size=264, intermediate_size=300)
+    decoder = Decoder.open(open_source(str(tmp_path / "model")), torch.device("cpu"), torch.float32)
+    boundary = SAMPLES * LENGTH * 264 * 4
+    beside = waiting_bytes(decoder.weights[0], WIDTHS, error)
+    room = Room(boundaries * boundary + wait * beside, 0, tmp_path)
+    calls = []
+
+    def counted(block: Block, hidden: Tensor) -> Tensor:
+        calls.append(hidden.requires_grad)
+        return forward(block, hidden)
+
+    forward = Block.__call__
+    monkeypatch.setattr(Block, "__call__", counted)
+    measured(tmp_path / "model", QuantConfig(error=error), batch=SAMPLES, room=room)
+    cut, leaving = stretches_that_fit(5, room, boundary, beside)
+    assert calls.count(True) == 5
+    assert calls.count(False) == 5 + passes_again(cut, leaving, seen=error == "gptq")
 
 
 @given(st.integers(1, 130), st.integers(-2, 140))

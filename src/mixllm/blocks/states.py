@@ -163,6 +163,18 @@ def stretches_that_fit(
     return stretches(blocks, agreed(room.boundaries(boundary))), 0
 
 
+def passes_again(cut: list[range], leaving: int, *, seen: bool) -> int:
+    """How many blocks are gone through once more between the walk there and their own way back.
+
+    cut, leaving: by stretches_that_fit. That pass makes the states inside stretches; and where a block must
+    be `seen` before its way back, there is one for those of which no pass before could leave anything.
+    """
+    blocks = sum(map(len, cut))
+    made = blocks - len(cut)
+    left = blocks if leaving == blocks else made if leaving else 0
+    return made + seen * (blocks - left)
+
+
 @dataclass
 class _Part:
     """A tensor's place: held on the device, in a buffer of the host or in a file."""

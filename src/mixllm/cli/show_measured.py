@@ -48,8 +48,8 @@ def show_comparison(console: Console, measured: Measured) -> None:
             for row in found.rows:
                 table.add_row(*row)
             console.print(table)
-            print_text(console, f"{found.caption}. {_ERRORS}")
-            console.print()
+            print_text(console, f"{found.caption}.\n")
+    print_text(console, _ERRORS)
 
 
 def show_demo(console: Console, demo: Demo) -> None:

@@ -23,22 +23,21 @@ class Table:
 
 
 def measured_table(measured: Measured) -> Table:
-    """A line a model, the float one first."""
-    columns = ("model", "payload bits", "with scales", "size", "perplexity", "KL", "top-1 %")
+    """A line a model, the float one first; what a phone shows without a push comes first too."""
+    columns = ("model", "perplexity", "KL", "top-1 %", "payload bits", "with scales", "size")
     windows = "1 window" if measured.windows == 1 else f"{measured.windows} windows"
     caption = f"{windows} of {measured.window} tokens of {measured.text}; KL in nats a token"
     return Table(caption, columns, [measured_cells(row) for row in measured.rows])
 
 
 def measured_cells(row: Row) -> tuple[str, ...]:
-    """Name, bits without and with scales, size, perplexity, KL in nats a token, top-1 in percent."""
-    stored = "" if row.bytes is None else size(row.bytes)
-    known = (row.name, bits(row.payload_bits), bits(row.bits), stored)
+    """Name, perplexity, KL in nats a token, top-1 in percent, bits without and with scales, size."""
+    stored = (bits(row.payload_bits), bits(row.bits), "" if row.bytes is None else size(row.bytes))
     perplexity = pair(row.perplexity, row.perplexity_error, 2)
     if row.name == REFERENCE:
-        return (*known, perplexity, "", "")
+        return (row.name, perplexity, "", "", *stored)
     error = None if row.top1_error is None else 100 * row.top1_error
-    return (*known, perplexity, pair(row.kl, row.kl_error), pair(100 * row.top1, error, 1))
+    return (row.name, perplexity, pair(row.kl, row.kl_error), pair(100 * row.top1, error, 1), *stored)
 
 
 def difference_table(measured: Measured) -> Table | None:
@@ -74,7 +73,7 @@ def worst_table(layers: list[Layer], wide: str) -> Table | None:
 
 def number(value: float) -> str:
     """Three significant digits; large numbers whole, an exponent only for very small ones."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def pair(mean: float, error: float | None, digits: int = 4) -> str:

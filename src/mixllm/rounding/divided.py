@@ -36,46 +36,49 @@ def divided(
 
     found: what collect found here, of this process's samples, emptied; factor gets the sum over all of them.
     make returns tensors whose dimension `dim` are the rows it was asked for, and a small note.
-    Returns all tensors, whole, and all notes, one or several a group.
+    Returns all tensors, whole, and all notes, one or several a group, in any order.
     """
     own = {tuple(group.names): group.hessian for group in found}
-    groups = ranks.union(list(own))
-    seen = {tuple(group.names): group.tokens for group in found}
-    device = next(iter(linears.values())).weight.device
-    tokens = torch.tensor([seen.get(names, 0) for names in groups], device=device)
-    ranks.add(tokens)
+    tokens: dict[tuple[str, ...], int] = {}
+    for seen in ranks.every([(tuple(group.names), group.tokens) for group in found]):
+        for names, count in seen:
+            tokens[names] = tokens.get(names, 0) + count
     found.clear()
+    groups = list(tokens)
     cut, owners = _shares(groups, linears, ranks)
     hessians: dict[tuple[str, ...], Shared] = {}
-    for names, owner, count in zip(groups, owners, tokens.tolist(), strict=True):
+    for names, owner in zip(groups, owners, strict=True):
         hessian = own.pop(names) if names in own else _zeros(linears[names[0]])
         ranks.add_at(owner, hessian)
         if owner == ranks.rank:
-            hessians[names] = Shared(list(names), hessian, count)
+            hessians[names] = Shared(list(names), hessian, tokens[names])
         del hessian
     factors: dict[tuple[str, ...], Factor | None] = {}
-    made: dict[tuple[str, ...], tuple[dict[Key, Tensor], Any]] = {}
+    mine: dict[Key, Tensor] = {}
+    notes: list[Any] = []
+
+    def add(made: tuple[dict[Key, Tensor], Any]) -> None:
+        mine.update(made[0])
+        notes.append(made[1])
+
     # The last ones first: a model's widest inputs are its last, and leave room for the others' results.
     for names in reversed(list(hessians)):
         factors[names] = factor(hessians.pop(names))
         if names not in cut:
             every = {name: slice(0, linears[name].out_features) for name in names}
-            made[names] = make(list(names), factors.pop(names), every)
+            add(make(list(names), factors.pop(names), every))
     for names, owner in reversed(list(zip(groups, owners, strict=True))):
         if names in cut:
             given = _give(factors.pop(names, None), owner, ranks)
-            made[names] = make(list(names), given, {name: _rows(linears[name], ranks) for name in names})
+            add(make(list(names), given, {name: _rows(linears[name], ranks) for name in names}))
             del given
-    tensors: dict[Key, Tensor] = {}
-    notes: list[Any] = []
-    for names, owner in zip(groups, owners, strict=True):
-        makers = range(ranks.size) if names in cut else [owner]
-        mine = made.pop(names, ({}, None))
-        parts = [ranks.give(maker, *mine) for maker in makers]
-        del mine
-        tensors.update({key: _joined([part[key] for part, _ in parts], dim) for key in list(parts[0][0])})
-        notes.extend(note for _, note in parts)
-    return tensors, notes
+    parts: dict[Key, list[Tensor]] = {}
+    told = []
+    for tensors, theirs in ranks.exchange(mine, notes):
+        told.extend(theirs)
+        for key, tensor in tensors.items():
+            parts.setdefault(key, []).append(tensor)
+    return {key: _joined(pieces, dim) for key, pieces in parts.items()}, told
 
 
 def _shares(

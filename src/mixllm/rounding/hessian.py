@@ -122,8 +122,7 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
     groups = list(torch.arange(len(diagonal), device=diagonal.device).split(GROUP_SIZE))
     numbers = list(range(len(groups)))
     if order:
-        groups = [g[diagonal[g].argsort(descending=True, stable=True)] for g in groups]
-        means = torch.stack([diagonal[g].mean() for g in groups]).tolist()
+        groups, means = _largest_first(diagonal)
         numbers.sort(key=lambda i: -means[i])
         groups = [groups[i] for i in numbers]
     mean = float(diagonal.mean()) or 1.0
@@ -144,6 +143,23 @@ def factor(hessian: Tensor, *, order: bool, damping: float, where: str) -> Facto
     )
 
 
+def _largest_first(diagonal: Tensor) -> tuple[list[Tensor], list[float]]:
+    """The column numbers of each group, those with the largest diagonal first, and the groups' means.
+
+    All full groups at once: one by one, a GPU would wait for some thousand launches.
+    """
+    full = len(diagonal) // GROUP_SIZE * GROUP_SIZE
+    groups: list[Tensor] = []
+    means: list[Tensor] = []
+    for start, part in ((0, diagonal[:full].view(-1, GROUP_SIZE)), (full, diagonal[None, full:])):
+        if part.numel():
+            order = part.argsort(dim=1, descending=True, stable=True)
+            means.append(part.gather(1, order).mean(dim=1))
+            first = start + GROUP_SIZE * torch.arange(len(part), device=part.device)
+            groups.extend((first[:, None] + order).unbind())
+    return groups, torch.cat(means).tolist()
+
+
 def invert_lower(lower: Tensor) -> None:
     """Invert a lower triangular matrix [K, K] in place, nearly all of it in matrix products.
 
@@ -162,7 +178,10 @@ def invert_lower(lower: Tensor) -> None:
     first, below, second = lower[:half, :half], lower[half:, :half], lower[half:, half:]
     invert_lower(first)
     invert_lower(second)
-    for columns in range(0, half, SOLVED_AT_ONCE):
-        # A's inverse has nothing above its diagonal, so these columns of B A^-1 need only B's from there on.
-        stop = min(columns + SOLVED_AT_ONCE, half)
-        below[:, columns:stop] = -(second @ (below[:, columns:] @ first[columns:, columns:stop]))
+    # What the zeros of both inverses would be multiplied with is left out: a third of all products.
+    for start in range(0, half, SOLVED_AT_ONCE):
+        columns = slice(start, min(start + SOLVED_AT_ONCE, half))
+        below[:, columns] = below[:, start:] @ first[start:, columns]
+    for start in reversed(range(0, n - half, SOLVED_AT_ONCE)):
+        stop = min(start + SOLVED_AT_ONCE, n - half)
+        below[start:stop] = -(second[start:stop, :stop] @ below[:stop])

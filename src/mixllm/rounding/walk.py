@@ -155,7 +155,8 @@ def _round_block(
 
     factor = partial(factor_if_seen, config=config, total=total, reserved=room.reserved)
     fields, notes = divided(found, linears, ranks, factor, make, dim=0)
-    few.extend(dict.fromkeys(chain.from_iterable(notes)))
+    unseen = set(chain.from_iterable(notes))
+    few.extend(name for name in linears if name in unseen)
     done: dict[str, Rounded] = {}
     for name, linear in linears.items():
         own: dict[str, Any] = {field: tensor for (layer, field), tensor in fields.items() if layer == name}
