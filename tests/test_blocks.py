@@ -323,6 +323,11 @@ def test_models_that_cannot_be_walked(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "use_bidirectional_attention": True}))
     with pytest.raises(MixllmError, match="gemma3_text attends to later tokens, as an encoder does"):
         opened(tmp_path / "embedder")
+    write_tiny(tmp_path / "newer", "llama")
+    file = tmp_path / "newer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_act": "newer"}))
+    with pytest.raises(MixllmError, match=r"newer: transformers can't make a model .*\(KeyError: 'newer'\)"):
+        opened(tmp_path / "newer")
     auto: Any = AutoModelForCausalLM
     sizes = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
     auto.from_config(AutoConfig.for_model("mamba", **sizes)).save_pretrained(tmp_path / "mamba")

@@ -154,11 +154,16 @@ def test_a_disk_without_room_is_told_before_the_work(
     assert count() == 0 and list(own_cache.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("No space left on device (os error 28)")],
+    ids=["weights", "tokenizer"],
+)
 def test_a_disk_that_fills_up_is_one_line(
-    file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def filled(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(module, "convert", filled)
     with pytest.raises(MixllmError, match=r"cannot be written to .* \(no space left\); .* set HF_HOME"):

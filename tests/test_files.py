@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, sweep, write_atomically, write_json
+from mixllm.files import read_json, require_utf8, sweep, write_atomically, write_json
 
 
 def names(directory: Path) -> list[str]:
@@ -106,3 +106,12 @@ def test_what_a_process_killed_in_a_write_leaves_is_swept(tmp_path: Path) -> Non
     (below / "part.safetensors").touch()
     sweep(tmp_path)
     assert [path.name for path in below.iterdir()] == ["part.safetensors"]
+
+
+def test_a_name_that_is_no_utf8_comes_back_from_json_and_is_no_place_for_weights(tmp_path: Path) -> None:
+    name = b"b\xff\xe4d".decode("utf-8", "surrogateescape")
+    write_json(tmp_path / "a.json", {"text": name})
+    assert read_json(tmp_path / "a.json") == {"text": name}
+    require_utf8(tmp_path / "größe")
+    with pytest.raises(MixllmError, match="the name is not UTF-8"):
+        require_utf8(tmp_path / name)

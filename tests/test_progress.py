@@ -1,5 +1,7 @@
 import io
 import json
+import re
+import time
 
 import pytest
 from rich.console import Console
@@ -83,3 +85,15 @@ def test_together_tells_all_and_silent_nothing(capsys: pytest.CaptureFixture[str
         assert (end["event"], end["stage"], end["done"]) == ("end", "rounding", 3)
         assert (note["event"], note["message"]) == ("note", "[done]")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_narrow_terminal_has_a_shorter_bar_and_no_second_line() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=70, force_terminal=True, highlight=False)
+    with Bars(console).stage("salience: backward", 60, 30) as stage:
+        stage.advance()
+        time.sleep(0.05)
+        stage.advance(20)
+        time.sleep(0.15)  # until it is drawn, with a rate
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()
+    assert any("block 10/30" in line and " second" in line and "GB" in line for line in drawn)

@@ -22,6 +22,14 @@ _FULL = {
 }
 
 
+def require_utf8(path: Path) -> None:
+    """Raise MixllmError for a name that safetensors, which takes UTF-8 alone, would not open."""
+    try:
+        os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise MixllmError(f"{path}: the name is not UTF-8, so safetensors can't open it; rename it") from None
+
+
 def require_place(path: Path) -> None:
     """Raise MixllmError where no file of this name can be: to say so before what it takes to fill it."""
     if path.is_dir():
@@ -108,7 +116,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    # A file's name that is no UTF-8 has characters that UTF-8 has not; so escaped, JSON gives it back.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync_to_disk(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixllm.errors import MixllmError
+from mixllm.files import require_utf8
 from mixllm.records import RUN
 
 
@@ -15,6 +16,7 @@ def require_out(out: Path, model: str, *, overwrite: bool, resume: str) -> None:
     """
     if out.name in ("", ".."):
         raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
+    require_utf8(out)
     if out.exists() and not out.is_dir():
         raise MixllmError(f"{out}: is no directory; give another name")
     source = Path(model).expanduser()

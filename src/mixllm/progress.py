@@ -20,6 +20,7 @@ from typing import Protocol, TextIO, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 from mixllm.memory import gpu_peak_bytes, host_bytes
@@ -69,12 +70,12 @@ class Bars:
     @contextmanager
     def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         columns = (
-            TextColumn("{task.description:<22}"),
-            BarColumn(),
-            _Count(),
-            _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            _Memory(),
+            TextColumn("{task.description:<22}", table_column=_whole()),
+            BarColumn(),  # what a narrow terminal has no room for is taken from it
+            _Count(_whole()),
+            _Rate(_whole()),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=_whole()),
+            _Memory(_whole()),
         )
         with RichProgress(*columns, console=self._console) as bars:
             task = bars.add_task(name, total=total, blocks=blocks)
@@ -163,6 +164,11 @@ class _Steps:
 
     def advance(self, steps: int = 1) -> None:
         self._step(steps)
+
+
+def _whole() -> Column:
+    """A column that is not broken into two lines."""
+    return Column(no_wrap=True)
 
 
 class _Count(ProgressColumn):

@@ -7,7 +7,9 @@ import pytest
 from tests.cli.conftest import BUDGET, Tiny
 from tests.gguf_file import write_gguf
 
+from mixllm import pipeline
 from mixllm.cli import main
+from mixllm.errors import MixllmError
 from mixllm.plan import Plan
 from mixllm.records import PLAN, SALIENCE
 from mixllm.source.converted import place_of
@@ -189,6 +191,18 @@ def test_a_dry_run_refuses_what_the_run_would(tiny: Tiny, tmp_path: Path, capsys
     plan["modules"].popitem()
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     assert "missing, but the model has" in refused("--plan", tmp_path / "plan.json")
+
+
+def test_names_that_safetensors_cannot_open_are_refused_at_once(tiny: Tiny, tmp_path: Path):
+    name = b"b\xff\xe4d".decode("utf-8", "surrogateescape")
+    for model, out in ((tiny.model, tmp_path / name), (tmp_path / name, tmp_path / "out")):
+        with pytest.raises(MixllmError, match="the name is not UTF-8"):
+            pipeline.quantize(model, out)
+    assert list(tmp_path.iterdir()) == []
+    shutil.copyfile(tiny.text, tmp_path / f"{name}.txt")
+    given = ["--calibration", str(tmp_path / f"{name}.txt"), "--samples", "4", "--window", "40", "--quiet"]
+    assert main.run(["quantize", str(tiny.model), "-o", str(tmp_path / "out"), *given]) == 0
+    assert name in json.loads((tmp_path / "out/mixllm/summary.json").read_text())["config"]["calibration"]
 
 
 def test_a_dry_run_with_a_plan_tells_the_plans_size(tiny: Tiny, tmp_path: Path, capsys):

@@ -200,6 +200,17 @@ def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window
         assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
 
 
+def test_figures_that_cannot_be_kept_are_not_measured(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixllm.report.models.Bench.open", lambda *_: pytest.fail("began"))
+    shutil.copytree(tiny.out, tmp_path / "out")
+    (tmp_path / "out" / MEASURED).mkdir()
+    how = ["--model", tiny.model, "--text", tiny.text, "-o", tmp_path / "page.html"]
+    assert run("report", tmp_path / "out", *how) == 2
+    assert "measured.json: is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_in_a_browser(measured: Path, tmp_path: Path, width: int) -> None:

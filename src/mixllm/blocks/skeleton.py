@@ -10,7 +10,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.experts import split_experts
 from mixllm.names import Names, in_files
 from mixllm.source import Source
@@ -19,12 +19,17 @@ from mixllm.source import Source
 def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     """The transformers model in eval mode, parameters on meta as dtype, buffers on device, no gradients.
 
-    Experts are linear layers of their own, as in mixllm.experts.
+    Experts are linear layers of their own, as in mixllm.experts. Raises MixllmError for a config by which its
+    code makes none, such as one with a word of a newer transformers.
     """
     auto: Any = AutoModelForCausalLM
     # Buffers that no file holds (rotary frequencies, embedding scales) are made by the model's own code.
-    with init_empty_weights(include_buffers=False):
-        model = auto.from_config(copy.deepcopy(source.config), dtype=dtype, trust_remote_code=False)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = auto.from_config(copy.deepcopy(source.config), dtype=dtype, trust_remote_code=False)
+    except Exception as error:  # a model's own code has a kind of error for each word that it doesn't know
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise MixllmError(f"{source.path}: transformers can't make a model by its config ({said})") from None
     split_experts(model, source)
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):

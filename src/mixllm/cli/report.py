@@ -48,7 +48,7 @@ def report(
     if model is None and (also or prompt):
         raise MixllmError("--also and --prompt: need --model and --text, to measure and write with")
     quiet_libraries(bars=not quiet)
-    from mixllm.records import REPORT
+    from mixllm.records import MEASURED, REPORT
     from mixllm.report.drawing import require
     from mixllm.report.findings import gather
 
@@ -58,6 +58,7 @@ def report(
         require()
         require_place(path)
     if model is not None and text is not None:
+        require_place(checkpoint / MEASURED)
         from mixllm.card import renew_card
         from mixllm.report.models import Bench, measure_all
         from mixllm.report.samples import PROMPTS, Writer

@@ -129,8 +129,9 @@ def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
 
 def _need_no_start(parent: nn.Module) -> None:
     """Keep transformers from giving first values to what is in `parent`, whose own code may do that to the
-    weights of its linear layers (GPTBigCode's does): quantized ones have none."""
-    if not list(parent.parameters(recurse=False)):
+    weights of its linear layers (GPTBigCode's does): quantized ones have none. A parent with its own tensors
+    is left to it: GPTNeo's attention makes its masks so."""
+    if not [*parent.parameters(recurse=False), *parent.buffers(recurse=False)]:
         parent._is_hf_initialized = True  # type: ignore[assignment]  # read by transformers
 
 

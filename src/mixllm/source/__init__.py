@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixllm.errors import MixllmError
+from mixllm.files import require_utf8
 from mixllm.source.local import Source
 
 __all__ = ["Source", "open_source"]
@@ -19,6 +20,7 @@ def open_source(model: str) -> Source:
     if not model:
         raise MixllmError("MODEL: is empty; give a model's directory, a .gguf file or a hub name")
     path = Path(model).expanduser()
+    require_utf8(path)
     if path.is_dir():
         return Source(path)
     if path.suffix == ".gguf":

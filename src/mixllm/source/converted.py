@@ -63,8 +63,12 @@ def converted(file: Path) -> Path:
                 if free < needed:
                     raise _not_there(file, place, f"{size(needed)} are needed, {size(free)} are free")
                 convert(file, opened, part)
-    except (OSError, SafetensorError) as error:
-        said = full(error) or getattr(error, "strerror", None) or one_line(error)
+    except Exception as error:
+        # A tokenizer that finds the disk full says so with an exception of no kind.
+        said = full(error)
+        if said is None and not isinstance(error, (OSError, SafetensorError)):
+            raise
+        said = said or getattr(error, "strerror", None) or one_line(error)
         raise _not_there(file, place, said) from None
     return place
 

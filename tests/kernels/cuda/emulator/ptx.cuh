@@ -105,7 +105,6 @@ inline void copy_wait() {}
 inline Words4 load_l2(const void* pointer) { return *static_cast<const Words4*>(pointer); }
 inline Words2 load_l2_8(const void* pointer) { return *static_cast<const Words2*>(pointer); }
 inline Words4 load_cached(const void* pointer) { return *static_cast<const Words4*>(pointer); }
-inline void ask_l2_for(const void*) {}
 inline void store_l2(void* pointer, Words4 v) { *static_cast<Words4*>(pointer) = v; }
 inline void raise_flag(int* flag) { std::atomic_ref(*flag).store(1); }
 inline int read_flag(const int* flag) { return std::atomic_ref(*const_cast<int*>(flag)).load(); }

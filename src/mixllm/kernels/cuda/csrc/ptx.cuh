@@ -99,11 +99,6 @@ __device__ __forceinline__ Words4 load_cached(const void* pointer) {
   return v;
 }
 
-// Thirty-two bytes on their way to L2, for a load that comes much later.
-__device__ __forceinline__ void ask_l2_for(const void* pointer) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(pointer));
-}
-
 __device__ __forceinline__ void store_l2(void* pointer, Words4 v) {
   asm volatile("st.global.cg.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(pointer), "r"(v.x), "r"(v.y), "r"(v.z),
                "r"(v.w)

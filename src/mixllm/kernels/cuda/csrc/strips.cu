@@ -117,13 +117,6 @@ __device__ __forceinline__ void write_all(const Arguments& p, const Strips& stri
     if (strips.at(index, next)) rows = Pair(p, next.row16, next.eight, lane / 4);
   };
   ask(0);
-  // All of them come to L2 now: from memory they take longer than a strip, and the warps that multiply would wait.
-  Strip later;
-  for (int index = lane / 2; strips.at(index, later); index += 16) {
-    const int half = (later.row16 + (later.eight ? 0 : p.shape.rows8)) * 16 + lane % 2 * 8;
-    ask_l2_for(p.out.rows + half);
-    if (WEIGHT_SCALES == 0) ask_l2_for(p.out.row_scales + half);
-  }
   wait_for_earlier_kernels();
   int pieces = 0;
   go_through(
