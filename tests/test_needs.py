@@ -128,6 +128,23 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tuning_needs(sizes, 128, 2048, CUDA, BF16)
 
 
+@pytest.mark.parametrize(("codes", "taken"), [(True, 4.64e9), (False, 3.38e9)])
+def test_what_tuning_takes_on_a_gpu_was_told(
+    monkeypatch: pytest.MonkeyPatch, codes: bool, taken: float
+) -> None:
+    """SmolLM2-135M in float32, 24 windows of 2,048 tokens: bytes of tensors that an H200 had at most."""
+    block = {"q": (576, 576), "k": (192, 576), "v": (192, 576), "o": (576, 576)}
+    block |= {"gate": (1536, 576), "up": (1536, 576), "down": (576, 1536)}
+    named = {
+        f"model.layers.0.{'self_attn' if n in 'qkvo' else 'mlp'}.{n}_proj": shape
+        for n, shape in block.items()
+    }
+    sizes = Sizes([named] * 30, 576, 49152, 49152 * 576 + 576, heads=9)
+    on_gpu(monkeypatch, sizes)
+    told, _ = tuning_needs(sizes, 24, 2048, CUDA, torch.float32, codes=codes)
+    assert told == pytest.approx(taken, rel=0.1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 @pytest.mark.parametrize(("codes", "windows", "length"), [(False, 1, 530), (True, 2, 250), (True, 1, 65)])
 def test_what_goes_back_through_a_block_was_told(

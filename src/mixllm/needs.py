@@ -44,13 +44,15 @@ COPIES = 8
 @dataclass(frozen=True)
 class Sizes:
     """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens
-    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets."""
+    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets,
+    heads of its attention."""
 
     blocks: Sequence[dict[str, tuple[int, int]]]
     hidden: int
     vocabulary: int
     ends: int
     routed: float = 1.0
+    heads: int = 0
 
     @property
     def weights(self) -> int:
@@ -197,6 +199,9 @@ def tuning_needs(
     size, windows = dtype.itemsize, min(WINDOWS, samples)
     state, ends = window * sizes.hidden * size, sizes.ends * size
     back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
+    if device.type == "cuda" and dtype == torch.float32:
+        # Attention that torch has no quick kernel for: whole scores, their softmax and its gradient.
+        back += 3 * windows * sizes.heads * window**2 * size
     working = (12 if codes else 1) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
     # Logits, or their gradient, beside the softmax of these and of the float model's.
     working += max(12 * min(LOGITS_AT_ONCE[device.type], windows * window * sizes.vocabulary), back)
