@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mixllm.errors import MixllmError
+from mixllm.plan import Plan
 from mixllm.ranks import Ranks
 from mixllm.records import LAYERS, PLAN
 from tests.models import write_tiny
@@ -74,14 +75,20 @@ def test_several_give_what_one_gives(results: dict[int, list[dict[str, Tensor]]]
         assert off <= max(2, 1e-3 * rows)
 
 
-def assert_as_good(one: Path, two: Path) -> None:
-    """Two checkpoints of one model by one plan, whose Hessians were summed in different orders."""
+def assert_as_good(one: Path, two: Path, most: float = 0.0) -> None:
+    """Two checkpoints of one model, whose Hessians were summed in different orders. most: rows that have
+    another width, of all: a code that falls the other way in a candidate changes its row's error."""
     assert sorted(file.name for file in one.iterdir()) == sorted(file.name for file in two.iterdir())
-    assert (one / PLAN).read_text() == (two / PLAN).read_text()
+    plans = [Plan.load(out / PLAN).modules for out in (one, two)]
+    assert plans[0].keys() == plans[1].keys()
+    moved = {name: int((module.widths != plans[1][name].widths).sum()) for name, module in plans[0].items()}
+    assert sum(moved.values()) <= most * sum(module.out_features for module in plans[0].values())
     tensors = [load_file(out / "model.safetensors") for out in (one, two)]
     assert tensors[0].keys() == tensors[1].keys()
     # Of the first block; the others are fed by rounded blocks, and what differs there grows on the way.
     codes = [name for name in tensors[0] if ".codes" in name and ".layers.0." in name]
+    codes = [name for name in codes if not moved[name.rpartition(".")[0]]]
+    assert codes
     differ = sum(int((tensors[0][name] != tensors[1][name]).sum()) for name in codes)
     assert differ <= 1e-3 * sum(tensors[0][name].numel() for name in codes)
     # Their layers are as good.

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.gpu
 
 SIZES = {"hidden_size": 192, "intermediate_size": 392}
 SAMPLES, LENGTH, BLOCKS = 6, 40, 5
-TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 40
 
 
 def measured(decoder: Decoder, room: Room) -> Salience:
@@ -67,11 +66,11 @@ def test_two_gpus_give_what_one_gives(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     write_tiny(tmp_path / "model", "llama", num_hidden_layers=3, **SIZES)
-    (tmp_path / "text.txt").write_text(TEXT)
-    given = ["--calibration", tmp_path / "text.txt", "--samples", SAMPLES, "--window", LENGTH, "--bits", 5]
+    # As many tokens as make Hessians of full rank: with fewer, most codes lie on a border.
+    given = ["--calibration", "builtin", "--samples", 32, "--window", LENGTH, "--bits", 5]
     command = ["-m", "mixllm", "quantize", tmp_path / "model", "--device", "cuda", *given]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     for name, start in (("one", []), ("two", torchrun)):
         whole = [sys.executable, *start, *command, "-o", tmp_path / name]
         subprocess.run([str(part) for part in whole], check=True, timeout=300, env=os.environ)
-    assert_as_good(tmp_path / "one", tmp_path / "two")
+    assert_as_good(tmp_path / "one", tmp_path / "two", most=5e-3)
