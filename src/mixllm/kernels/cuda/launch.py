@@ -78,8 +78,8 @@ class Kernel:
 
     @cache  # noqa: B019  (a kernel lives as long as the process)
     def blocks_alone(self, peers: int, threads: int) -> int:
-        """How many run at one time where each has an SM for itself: whole clusters of `peers`, so that SMs
-        which are over in their part of the GPU have none."""
+        """How many run at one time on its device where each has an SM for itself: whole clusters of `peers`,
+        so that SMs which are over in their part of the GPU have none."""
         if peers < 2:
             return self._target.multiprocessors
         driver, config, size = self._driver, self._driver.CUlaunchConfig(), self._driver.CUlaunchAttribute()
@@ -90,7 +90,9 @@ class Kernel:
         config.sharedMemBytes = self._target.shared_limit
         config.attrs, config.numAttrs = [size], 1
         self._allow(config.sharedMemBytes)
-        return int(_checked(driver.cuOccupancyMaxActiveClusters(self._handle, config))) * peers
+        # The driver answers for the current device, and would know nothing of what another's was allowed.
+        with torch.cuda.device(self._target.index):
+            return int(_checked(driver.cuOccupancyMaxActiveClusters(self._handle, config))) * peers
 
     def _allow(self, shared: int) -> None:
         attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
