@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,18 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         tuning_needs(sizes, 128, 2048, CUDA, BF16)
 
 
+def test_a_gpus_graphs_have_memory_of_their_own_in_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = llama(4096, 14336, 32)
+    on_gpu(monkeypatch, sizes)
+    whole = tuning_needs(sizes, 128, 2048, CUDA, BF16)[0]
+    # A smaller step at the end of a pass has no graphs; a mixture has none at all.
+    states = 36 * 2048 * 4096 * 2
+    assert tuning_needs(sizes, 129, 2048, CUDA, BF16)[0] > whole + states
+    assert tuning_needs(replace(sizes, routed=0.25), 128, 2048, CUDA, BF16)[0] < whole
+    few, fewer = (tuning_needs(sizes, samples, 2048, CUDA, BF16)[0] for samples in (4, 2))
+    assert few == whole and fewer < few - 2 * states
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
 @pytest.mark.parametrize(("codes", "windows", "length"), [(False, 1, 530), (True, 2, 250), (True, 1, 65)])
 def test_what_goes_back_through_a_block_was_told(
@@ -137,7 +150,7 @@ def test_what_goes_back_through_a_block_was_told(
     with ExitStack() as stack:
         calibration = ids[:1] if codes else None
         blocks = open_blocks(stack, decoder, layers, PROFILES["fast"], calibration)
-        step = Step(decoder, blocks)
+        step = Step(decoder, blocks, windows)
         hidden = decoder.embed(ids)
         gradient = torch.randn_like(step._forward(hidden))
         step._backward(gradient)  # Adam's moments are there from now on

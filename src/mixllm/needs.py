@@ -175,15 +175,27 @@ def tuning_needs(
 
     Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
     places and Adam's two moments in float32; what is outside the blocks; the boundary states of a step; and
-    the logits of a part of it or one block's way back, whichever is more. Before that, where it is more: the
-    float model's states of all windows and two of its blocks. On the host: its last states.
+    the logits of a part of it or one block's way back, whichever is more. The graphs of a GPU have
+    their states and their block's way back for themselves, beside the logits and a smaller, plain step at the
+    end of a pass; a mixture has no graphs. Before that, where it is more: the float model's states of all
+    windows and two of its blocks. On the host: its last states.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
-    size, windows = dtype.itemsize, min(WINDOWS, samples)
+    size, whole = dtype.itemsize, min(WINDOWS, samples)
     state, ends = window * sizes.hidden * size, sizes.ends * size
-    back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
-    working = (2 + 12 * codes) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
-    working += max(12 * LOGITS_AT_ONCE[device.type], back)
+
+    def passes(windows: int, beside: int = 0) -> int:
+        """Of a step of so many windows, in its passes over the blocks; beside: in what lies between those."""
+        if not windows:
+            return beside
+        # What a pass is given and what it finds are there too.
+        states = (len(sizes.blocks) + 4) * windows * state
+        back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
+        return states + max(beside, back)
+
+    graphs = device.type == "cuda" and sizes.routed == 1
+    working = (2 + 12 * codes) * sizes.weights + ends + graphs * passes(whole)
+    working += passes(samples % whole if graphs else whole, beside=12 * LOGITS_AT_ONCE[device.type])
     targets = samples * state
     if device.type == "cuda":
         block = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)

@@ -1,6 +1,9 @@
 """One step of tuning: the gradient of some windows' KL divergence, block by block, and Adam with it.
 
-A forward pass keeps the states between blocks, and the backward pass runs each block again.
+A forward pass keeps the states between blocks, and the backward pass runs each block again. Both passes over
+the blocks are functions of one tensor that take all else from the same places every time, so a GPU may
+replay them (see mixllm.tuning.graphs); what comes before and between them is the model's own code around its
+blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mixllm.blocks import Block, Decoder
+from mixllm.tuning.graphs import Graphs
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
@@ -25,16 +29,22 @@ Tuned = tuple[Block, dict[str, TunedLinear], Seen]
 
 
 class Step:
-    """step(ids, target, part): all that is learned, moved once."""
+    """step(ids, target, part): all that is learned, moved once.
 
-    def __init__(self, decoder: Decoder, blocks: Sequence[Tuned]) -> None:
-        self._decoder, self._blocks = decoder, blocks
-        # One tensor that every block's Adam reads; a GPU's wants float32.
+    windows: of a whole step; one of fewer, at the end of a pass, is taken without graphs, whose memory is for
+    tensors of one shape.
+    """
+
+    def __init__(self, decoder: Decoder, blocks: Sequence[Tuned], windows: int) -> None:
+        self._decoder, self._blocks, self._windows = decoder, blocks, windows
+        self._graphs = Graphs(decoder.device)
+        # A tensor, so that a graph reads what they are when it is replayed; a GPU's Adam wants float32.
         exact = torch.float32 if decoder.device.type == "cuda" else torch.float64
         rates = torch.tensor(RATES, dtype=exact, device=decoder.device)
         self._rates, self._whole = rates, rates.clone()
         self._adams = [_adam(list(linears.values()), rates) for _, linears, _ in blocks]
         self._states: list[Tensor] = []
+        self._before = torch.cuda.Event(blocking=True) if decoder.device.type == "cuda" else None
 
     def __call__(self, ids: Tensor, target: Tensor, part: float) -> None:
         """Take the step, at a part of the learning rates.
@@ -43,8 +53,13 @@ class Step:
         decoder's device.
         """
         torch.mul(self._whole, part, out=self._rates)
-        out = self._forward(self._decoder.embed(ids))
-        self._backward(self._decoder.divergence_gradient(out, target, ids))
+        run = self._graphs if len(ids) == self._windows else _plainly
+        out = run(self._forward, self._decoder.embed(ids))
+        run(self._backward, self._decoder.divergence_gradient(out, target, ids))
+        if self._before is not None:
+            # The host is a step ahead and no more: what it brings next waits in pinned memory.
+            self._before.synchronize()
+            self._before.record()
 
     @torch.no_grad()
     def _forward(self, hidden: Tensor) -> Tensor:
@@ -75,10 +90,15 @@ class Step:
         return gradient
 
 
+def _plainly(function: Any, x: Tensor) -> Tensor:
+    found: Tensor = function(x)
+    return found
+
+
 def _adam(layers: Sequence[TunedLinear], rates: Tensor) -> torch.optim.Adam:
     """Adam on all that a block's layers learn; rates: of gains and of places, views of which it reads."""
     groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in layers], "lr": rates[0]}]
     places = [layer.cells.place for layer in layers if layer.cells is not None]
     if places:
         groups.append({"params": places, "lr": rates[1], "eps": TINY})
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True, capturable=rates.is_cuda)

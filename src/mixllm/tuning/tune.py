@@ -55,7 +55,7 @@ def tune_scales(
         target = _float_states(decoder, ids, bar)
         blocks = open_blocks(stack, decoder, layers, format, calibration)
         tuned = [linears for _, linears, _ in blocks]
-        step = Step(decoder, blocks)
+        step = Step(decoder, blocks, min(WINDOWS, len(ids)))
         chosen = [
             part for _ in range(epochs) for part in torch.randperm(len(ids), generator=order).split(WINDOWS)
         ]
