@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -164,21 +165,24 @@ def test_what_goes_back_through_a_block_was_told(
 
 def peak(call: Callable[[], object]) -> int:
     """The most bytes that the call has of what it allocates."""
+    gc.collect()  # what earlier tests left would be counted as freed by the call
     with profile(profile_memory=True) as found:
         call()
     events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
     return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
-    """In a process of its own, whose memory nothing else has touched."""
+@pytest.mark.parametrize("how", [[], ["--error", "rtn", "--rounding", "rtn", "--no-clip"]])
+def test_a_run_takes_no_tenth_more_than_was_told(tmp_path: Path, how: list[str]) -> None:
+    """In a process of its own, whose memory nothing else has touched; with a tokenizer and a text as small as
+    these it takes some 50 MB less before the model is read than most do."""
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "vocab_size": 16384, "head_dim": 64}
     write_tiny(tmp_path / "model", "llama", max_position_embeddings=1024, **sizes)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 1500)
     arguments = [
         *("quantize", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--device", "cpu"),
         *("--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--window", "1024"),
-        *("--error", "rtn", "--rounding", "rtn", "--no-clip"),
+        *how,
     ]
     told = json.loads(mixllm_says(*arguments, "--dry-run", "--json"))["memory_bytes"]
     process = subprocess.Popen([*MIXLLM, *arguments, "--quiet"], env=ENVIRONMENT)
@@ -188,7 +192,7 @@ def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
         peak = max(peak, sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")))
         time.sleep(0.01)
     assert process.returncode == 0
-    assert peak * 1024 == pytest.approx(told, rel=0.1)
+    assert 0.75 * told < peak * 1024 < 1.1 * told
 
 
 def mixllm_says(*arguments: str) -> str:

@@ -16,7 +16,8 @@ from mixllm.plan import Salience
 from mixllm.progress import Silent
 from mixllm.salience import kept as module
 from mixllm.salience.kept import Kept
-from mixllm.salience.measure import Scores, measure_salience
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.scores import Scores
 from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny

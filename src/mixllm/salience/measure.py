@@ -1,52 +1,36 @@
-"""The salience of output channels: what the loss suffers when a row is stored at fewer bits.
+"""The walk that measures salience, forward and back through the model, a block at a time.
 
-Section 3.1 of arXiv 2412.14590, to second order with the Fisher approximation: for sample d with
-loss L_d, row w_c and its rounded w_c^q,
-
-    a_d = <dL_d / dw_c, w_c^q - w_c>        S_c = mean over d of | a_d + a_d^2 / 2 |
-
-No weight gradient is needed, since with e[t, c] = x_t . (w_c^q - w_c), the channel's output error
-at token t, and delta[t, c] = dL_d / dy[t, c],
-
-    a_d = sum over t of delta[t, c] e[t, c].
-
-"taylor" is that score. "fisher" keeps tokens apart (token-level Fisher; delta of the summed loss):
-
-    F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
-
-One forward walk keeps some of the boundary states between blocks. A backward walk, a stretch of blocks at a
-time, then takes each block twice: to make the states after it again and, where they fit in memory, round its
-candidates (for error "gptq", by the Hessians of its inputs), and to score them. So nothing of a weight's size
-has to be kept for more than a stretch.
+One forward walk keeps the boundary states between blocks and rounds the blocks' candidates (for error "gptq",
+by the Hessians of their inputs), which wait; a backward walk scores them. Where memory is short, the forward
+walk keeps some of the states alone. The backward walk, a stretch of blocks at a time, then takes each block
+twice: to make the states after it again and, where they fit in memory, round its candidates, and to score
+them. So nothing of a weight's size has to be kept for more than a stretch.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.states import stretches_that_fit
 from mixllm.config import QuantConfig
-from mixllm.experts import owners
 from mixllm.format.rounded import Rounded
 from mixllm.memory import trim
 from mixllm.plan import ModuleSalience, Salience
-from mixllm.progress import Progress, stepped
+from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
 from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared, collect
 from mixllm.salience.candidates import candidate_errors, candidates
 from mixllm.salience.kept import Kept
-from mixllm.salience.sums import over_scattered, over_tokens
+from mixllm.salience.scores import Scores
 from mixllm.salience.waiting import Waiting, waiting_bytes
 
 # The number under which gradients are kept, beside those of boundaries.
@@ -83,10 +67,10 @@ def measure_salience(
     batches = list(own.split(batch))
     # The first boundary of each stretch is kept; the others are made again on the way back.
     boundary = own.numel() * decoder.hidden_size * decoder.dtype.itemsize
-    beside = max(waiting_bytes(weights, config.widths) for weights in decoder.weights)
+    beside = max(waiting_bytes(weights, config.widths, config.error) for weights in decoder.weights)
     # All processes go through the same stretches, since they round together.
-    cut, fits = stretches_that_fit(todo, room, boundary, beside, ranks.least)
-    early = fits and config.error == "gptq"
+    cut, leaving = stretches_that_fit(todo, room, boundary, beside, ranks.least)
+    early = leaving > 0 and config.error == "gptq"
     starts = {stretch.start for stretch in cut}
     back = [i for stretch in reversed(cut) for i in (*stretch[:-1], *reversed(stretch))]
     # Beyond the last stretch's start only the loss wants states, which one that goes on has behind it.
@@ -97,11 +81,28 @@ def measure_salience(
         closing(decoder.walk([*range(there), *back])) as walk,
     ):
         trim(decoder.device)
+        piece = batches[0].numel() * decoder.hidden_size * decoder.dtype.itemsize
+        waiting = Waiting(states, config.format, piece)
+
+        def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
+            return _candidates(block, shared, config, ids.numel(), ranks, room.reserved)
+
+        def leave(i: int, block: Block, bar: Stage) -> None:
+            """Make the states after block i and, early, its candidates, which wait."""
+            trim(decoder.device, room.reserved)
+            with collect(block.linears if early else {}) as shared:
+                states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=i + 1 == todo)
+            if early:
+                waiting.put(i, rounded(block, shared))
+
         states.put(0, (decoder.embed(part) for part in batches), soon=True)
         with progress.stage("salience: forward", there * len(batches), blocks=there) as bar:
             for i, block in islice(walk, there):
-                hidden = states.read(i) if i in starts else states.take(i)
-                states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
+                if leaving == todo:
+                    leave(i, block, bar)
+                else:
+                    hidden = states.read(i) if i in starts else states.take(i)
+                    states.put(i + 1, stepped(map(block, hidden), bar), soon=i + 1 not in starts)
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
                 # Of the summed loss: of a size that any dtype holds.
@@ -110,19 +111,9 @@ def measure_salience(
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
         with progress.stage("salience: backward", len(back) * len(batches), blocks=todo) as bar:
-            piece = batches[0].numel() * decoder.hidden_size * decoder.dtype.itemsize
-            waiting = Waiting(states, config.format, piece)
-
-            def rounded(block: Block, shared: list[Shared]) -> dict[str, Rounded]:
-                return _candidates(block, shared, config, ids.numel(), ranks, room.reserved)
-
             for stretch in reversed(cut):
                 for i, block in islice(walk, len(stretch) - 1):
-                    trim(decoder.device, room.reserved)
-                    with collect(block.linears if early else {}) as shared:
-                        states.put(i + 1, stepped(map(block, states.read(i)), bar), soon=False)
-                    if early:
-                        waiting.put(i, rounded(block, shared))
+                    leave(i, block, bar)
                 for i, block in islice(walk, len(stretch)):
                     if i in waiting:
                         made = waiting.take(i)
@@ -171,86 +162,3 @@ def _errors(block: Block, made: dict[str, Rounded], config: QuantConfig) -> dict
         name: candidate_errors(linear.weight, made.pop(name), config.format)
         for name, linear in block.linears.items()
     }
-
-
-class Scores:
-    """Sums a block's scores over batches of calibration windows.
-
-    errors: linear's name -> w^q - w [widths, N, K] in the weight's dtype; length: tokens a window.
-    """
-
-    def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
-        self.block, self.errors, self.length = block, errors, length
-        self.experts = owners(block.linears, block.module)
-        self.taylor = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
-        self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
-
-    def add(self, hidden: Tensor, gradient: Tensor) -> Tensor:
-        """Score one batch: its states before the block [B, L, D] and d(summed loss) / d(states after it).
-
-        Returns d(summed loss) / d(hidden), what the block before needs.
-        """
-        hidden = hidden.detach().requires_grad_()
-        with torch.enable_grad(), _taps(self.block.linears) as taps:
-            out = self.block(hidden)
-        deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
-        for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            self._add(name, x, delta, len(hidden))
-        return deltas[0]
-
-    def _add(self, name: str, x: Tensor, delta: Tensor, windows: int) -> None:
-        """Score a layer by its inputs x and delta, dLoss / d(its outputs), of so many windows."""
-        e = x @ self.errors[name].flatten(0, 1).T
-        if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
-            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
-        if delta.dim() == 3:
-            sums, squares = over_tokens(delta, e)
-        else:
-            sums, squares = over_scattered(delta, e, self._windows(name, delta), windows)
-        # The mean's gradient is the sum's over the number of predicted tokens.
-        a_d = sums.double() / (self.length - 1)
-        self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-        self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
-
-    def _windows(self, name: str, delta: Tensor) -> Tensor:
-        """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""
-        all_tokens = torch.arange(len(delta), device=delta.device)
-        tokens = self.experts[name].tokens if name in self.experts else all_tokens
-        return tokens // self.length
-
-    def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
-        """The mean scores of all batches that all ranks have added, by linear, in nats a token."""
-        sums, share = (
-            (self.taylor, 1 / samples)
-            if config.score == "taylor"
-            else (self.fisher, 0.5 / (samples * self.length))
-        )
-        ranks.add(*sums.values())
-        return {
-            name: ModuleSalience(
-                in_features=self.errors[name].shape[2],
-                loss={
-                    width: row.float().cpu() for width, row in zip(config.widths, score * share, strict=True)
-                },
-            )
-            for name, score in sums.items()
-        }
-
-
-@contextmanager
-def _taps(linears: dict[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Catch each linear's input (detached) and output (in the graph)."""
-    taps: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def hook(name: str) -> Any:
-        def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            taps[name] = inputs[0].detach(), output
-
-        return catch
-
-    handles = [linear.register_forward_hook(hook(name)) for name, linear in linears.items()]
-    try:
-        yield taps
-    finally:
-        for handle in handles:
-            handle.remove()
