@@ -74,9 +74,11 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
         for kind, many_of in product((0, 1), MANY):
-            values = (kind, *many_of, ops.MANY_THREADS)
-            macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))
-            found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
+            values = (kind, *many_of, ops.MANY_THREADS, ops.MANY_AHEAD)
+            names = ("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS", "AHEAD")
+            macros = dict(zip(names, values, strict=True))
+            name = " ".join(["quantize_many.cu", *map(str, values)])
+            found[name] = ("quantize_many.cu", macros, ops.many_shared())
     found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)
     for kind in range(3):
         for quantizer in QUANTIZERS:

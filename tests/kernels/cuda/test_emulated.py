@@ -161,17 +161,20 @@ def test_quantizer(
 @pytest.mark.parametrize(
     ("dtype", "change", "tokens", "k"),
     [
-        (torch.bfloat16, {}, 7, 1000),
-        (torch.float16, {"activation_group": 128, "rotation": "none"}, 5, 576),
-        (torch.float16, {"activation_group": 512}, 5, 1104),
-        (torch.bfloat16, {"activation_group": 256}, 4, 1032),
+        (torch.bfloat16, {}, 11, 1000),
+        (torch.float16, {}, 9, 2200),
+        (torch.bfloat16, {"rotation": "none"}, 9, 328),
+        (torch.float16, {"activation_group": 128, "rotation": "none"}, 9, 576),
+        (torch.bfloat16, {"activation_group": 128}, 9, 1152),
+        (torch.float16, {"activation_group": 512}, 9, 1104),
+        (torch.bfloat16, {"activation_group": 256}, 9, 1032),
     ],
 )
 def test_quantizer_of_many(
     dtype: torch.dtype, change: dict[str, Any], tokens: int, k: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Two blocks, so that each goes through several tokens."""
+    """Two blocks of two teams, so that each goes through several tokens."""
     format = PROFILES["fast"].model_copy(update=change)
     group = 0 if format.activation_group == "token" else format.activation_group
 
@@ -181,10 +184,12 @@ def test_quantizer_of_many(
     monkeypatch.setattr(ops, "quantizer_of_many", kernel)
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
         monkeypatch.setattr(ops, least, 1)
-    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
+    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 2048) * 64)
     monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
-    x[3, 7], x[2] = torch.nan, 0
+    x[3, 7], x[2], x[4, 9], x[5, 8], x[6, k - 1] = torch.nan, 0, torch.inf, -torch.inf, torch.finfo(dtype).max
+    x[7], x[8] = torch.finfo(dtype).tiny, torch.finfo(dtype).smallest_normal / 4
+    x[8, ::3] = 0
     out = ops.outputs(x, group, True)
     out[3].fill_(7)
     ops.quantize_into(x, format.rotation == "hadamard", group, *out)

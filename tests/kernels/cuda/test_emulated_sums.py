@@ -40,7 +40,7 @@ def test_lines(
     monkeypatch.setattr(ops, "quantizer_of_many" if many else "quantizer", kernel)
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
         monkeypatch.setattr(ops, least, 1 if many else 99)
-    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
+    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 2048) * 64)
     monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0) if many else (8, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
     x[2] = 0

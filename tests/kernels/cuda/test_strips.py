@@ -80,8 +80,12 @@ def test_more_tokens_go_elsewhere() -> None:
 )
 def test_many_tokens_are_shared_out_evenly(tokens: int, padded: int) -> None:
     threads, blocks = ops.many_shape(tokens, padded, 132)
-    assert threads * 32 >= padded
-    assert threads * -(-blocks // 132) <= ops.MANY_THREADS
+    team = -(-padded // 2048) * 32
+    assert threads % team == 0
+    assert threads <= ops.MANY_THREADS
+    assert blocks <= 132
     each = -(-tokens // blocks)
     assert blocks * each < tokens + blocks
-    assert blocks == -(-tokens // each)
+    # No SM has more than the fullest must have, to a round of its teams.
+    least = -(-tokens // 132)
+    assert -(-each // (threads // team)) == -(-least // min(ops.MANY_THREADS // team, 16))

@@ -30,7 +30,9 @@ MOST_SHARED = 64
 MOST_PARTS = 264
 # From so many tokens on csrc/quantize_many.cu takes them, and short ones of up to 16 PART_THREADS inputs.
 LEAST_MANY, LEAST_MANY_SHORT = 65, 257
-MANY_THREADS = 1024
+# Threads of its blocks, inputs that one has of a token, tokens that a block can have at a time (as many as it
+# has barriers), and whether a thread asks for the next one's inputs ahead.
+MANY_THREADS, THREAD_INPUTS, MOST_TEAMS, MANY_AHEAD = 512, 64, 16, 1
 BAND = 16
 # Groups whose sums a line of csrc/hopper_floats.cuh has.
 SUMS_A_LINE = 16
@@ -113,14 +115,17 @@ def quantize_into(
 def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
     """Whether csrc/quantize_many.cu quantizes so many tokens of whole vectors, wanted tiled."""
     least = LEAST_MANY_SHORT if padded <= 16 * PART_THREADS else LEAST_MANY
-    return dtype != torch.float32 and tokens >= least and padded <= 32 * MANY_THREADS
+    return dtype != torch.float32 and tokens >= least and padded <= THREAD_INPUTS * MANY_THREADS
 
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
-    """Threads a block, and as many blocks as SMs have threads for, or fewer with equally many tokens."""
-    threads = -(-padded // 1024) * 32
-    each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
-    return threads, -(-tokens // each)
+    """Threads a block and blocks, one an SM: teams of warps, a token each at a time, as many as a block has
+    room for, or fewer with equally many tokens."""
+    team = -(-padded // (32 * THREAD_INPUTS)) * 32
+    each = -(-tokens // multiprocessors)
+    rounds = -(-each // min(MANY_THREADS // team, MOST_TEAMS))
+    teams = -(-each // rounds)
+    return team * teams, -(-tokens // (teams * rounds))
 
 
 @cache
@@ -129,12 +134,17 @@ def quantizer_of_many(
 ) -> Kernel:
     macros = many_macros(dtype, rotate, tail, group, summed)
     # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
-    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
+    return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, many_shared(), early=False)
+
+
+def many_shared() -> int:
+    """Bytes of shared memory of a block of csrc/quantize_many.cu: the next token's inputs."""
+    return MANY_AHEAD * MANY_THREADS * THREAD_INPUTS * 2
 
 
 def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool) -> dict[str, int]:
     kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
-    return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS}
+    return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS, "AHEAD": MANY_AHEAD}
 
 
 def launch_shape(

@@ -65,20 +65,20 @@ inline OneBarrier cluster_barrier, block_barriers[MOST_PEERS], named_barriers_of
 
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline void __syncwarp() { own_warp().barrier.arrive_and_wait(); }
-template <int THREADS_THERE>
-inline std::barrier<>& made_barrier(int number) {
+inline std::barrier<>& made_barrier(int number, int threads) {
   static std::mutex making;
   const std::lock_guard lock(making);
-  if (!named_barriers[number]) named_barriers[number] = std::make_unique<std::barrier<>>(THREADS_THERE);
+  if (!named_barriers[number]) named_barriers[number] = std::make_unique<std::barrier<>>(threads);
   return *named_barriers[number];
 }
+inline void named_barrier(int number, int threads) { made_barrier(number, threads).arrive_and_wait(); }
 template <int THREADS_THERE>
 inline void named_barrier(int number) {
-  made_barrier<THREADS_THERE>(number).arrive_and_wait();
+  named_barrier(number, THREADS_THERE);
 }
 template <int THREADS_THERE>
 inline void arrive_at_named_barrier(int number) {
-  static_cast<void>(made_barrier<THREADS_THERE>(number).arrive());
+  static_cast<void>(made_barrier(number, THREADS_THERE).arrive());
 }
 
 template <typename To, typename From>

@@ -68,6 +68,11 @@ __device__ __forceinline__ void named_barrier(int number) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(THREADS_THERE) : "memory");
 }
 
+// The same where only the launch says how many they are.
+__device__ __forceinline__ void named_barrier(int number, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 // The same for those that need not wait.
 template <int THREADS_THERE>
 __device__ __forceinline__ void arrive_at_named_barrier(int number) {

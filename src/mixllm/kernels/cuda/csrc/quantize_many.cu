@@ -1,14 +1,12 @@
 // Many tokens' activations to int8 for the products on Hopper: what quantize.cu does, at the rate of issuing instructions.
 //
 // Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; SUMMED 1 for its TILED 2; THREADS,
-// the most in a block.
+// the most in a block; AHEAD 1: a thread asks for its share of the next token while it works on this one.
 //
-// A block goes through every gridDim-th token. A thread's 64 registers hold no second token's inputs, but an SM has as many
-// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c ..
-// 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies want another lane's values (a shuffle costs as
-// much as a sum) and its codes are whole 16-byte pieces of a line as hopper.cu wants it. The only barrier of a token is that
-// for its largest value.
-#include "activations.cuh"
+// An SM has one block, whose threads are divided among as many tokens as they have room for; each such team goes on with
+// further tokens, and nothing but a barrier of its own, for the token's largest value, holds it up. half_blocks.cuh says what a
+// thread has.
+#include "half_blocks.cuh"
 #include "sm90.cuh"
 
 struct Arguments {
@@ -24,129 +22,22 @@ struct Arguments {
   int aligned;     // always: rows begin on 16 bytes and are whole vectors of 8
 };
 
-constexpr u32 ABOVE = SUMMED ? SIGNS : 0u;  // unsigned codes, 128 too much
-constexpr int MOST_WARPS = THREADS / 32, SIXTEENS = 8, WIDTH = GROUP == 0 ? 128 : GROUP;
-static_assert(INPUT != 2, "float32 takes more registers");
+constexpr int MOST_WARPS = THREADS / 32, WIDTH = GROUP == 0 ? 128 : GROUP, WARP_INPUTS = 32 * THREAD_INPUTS;
 
 // Out of line, or what it computes is kept in registers from token to token.
 __device__ __noinline__ void place_sum_apart(const Arguments& p, int token, int group, int sum) {
   place_sum(p.codes, p.padded / 128, p.tokens, token, group, sum);
 }
 
-struct Quarter {
-  const Arguments& p;
-  int block, c;  // the Hadamard block's first input, and which quarter of its sixteens
-
-  __device__ __forceinline__ explicit Quarter(const Arguments& p) : p(p) {
-    c = threadIdx.x % 4, block = threadIdx.x / 4 * 128;
-  }
-  // Zeros behind the row's end.
-  __device__ __forceinline__ void read(int token, float (&v)[SIXTEENS][4]) const {
-    const u8* row = static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 4) * INPUT_BYTES;
-    Words2 raw[SIXTEENS] = {};
-#pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b)
-      if ((TAIL ? block + b * 16 + c * 4 : block) < p.inputs) raw[b] = load_l2_8(row + b * 16 * INPUT_BYTES);
-#pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b) {
-      const u32 words[2] = {raw[b].x, raw[b].y};
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const u16 bits = static_cast<u16>(words[e / 2] >> (e % 2 * 16));
-        v[b][e] = INPUT == 0 ? from_half_bits(bits) : from_bfloat_bits(bits);
-      }
-    }
-  }
-
-  // As rotate() without its last multiplication: strides 1 and 2 in registers, 4 and 8 between four lanes, 16 to 64 in registers.
-  __device__ __forceinline__ void rotate_all(float (&v)[SIXTEENS][4]) const {
-    const int width = tail() ? p.tail_block : 128;
-#pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b)
-#pragma unroll
-      for (int stride = 1; stride < 4; stride *= 2)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (e & stride || (TAIL && stride >= width)) continue;
-          butterfly(v[b][e], v[b][e + stride]);
-        }
-#pragma unroll
-    for (int stride = 4; stride < 16; stride *= 2) {
-      const float sign = c & (stride / 4) ? -1.0f : 1.0f;
-#pragma unroll
-      for (int b = 0; b < SIXTEENS; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float turned = __fmaf_rn(v[b][e], sign, __shfl_xor_sync(0xFFFFFFFFu, v[b][e], stride / 4));
-          v[b][e] = TAIL && stride >= width ? v[b][e] : turned;
-        }
-    }
-#pragma unroll
-    for (int apart = 1; apart < SIXTEENS; apart *= 2)
-#pragma unroll
-      for (int b = 0; b < SIXTEENS; ++b)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          if (b & apart || (TAIL && apart * 16 >= width)) continue;
-          butterfly(v[b][e], v[b + apart][e]);
-        }
-  }
-  // What is left to multiply by: it rises with |v|, so the largest may be multiplied alone.
-  __device__ __forceinline__ float norm() const { return !ROTATE ? 1.0f : tail() ? p.tail_norm : NORM_128; }
-
-  // Of each half of a line, 64 inputs, lane c has piece c: words w of inputs 16 w + 4 c ... ; see place_tiled().
-  __device__ __forceinline__ void place(int token, const u32 (&packed)[SIXTEENS]) const {
-    if (block >= p.padded) return;
-    i8* line = p.codes + (static_cast<i64>(block / 128) * p.tokens + token) * 128;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const u32* words = packed + half * 4;
-      const Words4 piece{words[0] ^ ABOVE, words[1] ^ ABOVE, words[2] ^ ABOVE, words[3] ^ ABOVE};
-      *reinterpret_cast<Words4*>(line + ((half * 4 + c) ^ token % 8) * 16) = piece;
-    }
-  }
-
- private:
-  __device__ __forceinline__ bool tail() const { return TAIL && block >= p.inputs / 128 * 128; }
-};
-
-// round(fl(v * norm) / s), as round_to_codes() does it: both factors are one here, and the bounds wide enough for the
-// rounding of their products too (five roundings of 2^-24, and half a step of s where v * norm is subnormal).
-__device__ __forceinline__ void round_all(const float (&v)[SIXTEENS][4], const Scale& s, float norm, u32 (&packed)[SIXTEENS]) {
-#pragma unroll
-  for (int b = 0; b < SIXTEENS; ++b) packed[b] = 0;
-  if (s.empty) return;
-  const float both = __fmul_rn(__frcp_rn(s.value), norm), below = both * (1.0f - 0x1p-21f), above = both * (1.0f + 0x1p-21f);
-  u32 differ = 0;
-  const auto bounds = [&](int b, u32& code) {
-    u32 low[4], high[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      low[e] = __float_as_uint(__fmaf_rn(v[b][e], below, ROUNDER));
-      high[e] = __float_as_uint(__fmaf_rn(v[b][e], above, ROUNDER));
-    }
-    code = low_four(low);
-    return code ^ low_four(high);
-  };
-#pragma unroll
-  for (int b = 0; b < SIXTEENS; ++b) differ |= bounds(b, packed[b]);
-  if (differ == 0) return;
-#pragma unroll
-  for (int b = 0; b < SIXTEENS; ++b) {
-    if (bounds(b, packed[b]) == 0) continue;
-    u32 low[4];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) low[e] = divided(__fmul_rn(v[b][e], norm), s.value);
-    packed[b] = low_four(low);
-  }
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_constant__ Arguments p) {
+  extern __shared__ __align__(16) u8 shared[];
   // Two sets each, used by turns.
   __shared__ u32 tops[2][MOST_WARPS];
   __shared__ int totals[2][MOST_WARPS];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const Quarter its(p);
+  const int lane = threadIdx.x % 32, warps = (p.padded + WARP_INPUTS - 1) / WARP_INPUTS;
+  const int team = threadIdx.x / 32 / warps, warp = threadIdx.x / 32 % warps, first = team * warps;
+  const int teams = blockDim.x / 32 / warps, step = gridDim.x * teams;
+  const HalfBlock<Arguments> its(p, warp * 32 + lane);
   let_next_kernel_start();
   wait_for_earlier_kernels();
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < p.flag_count; i += gridDim.x * blockDim.x) p.flags[i] = 0;
@@ -154,54 +45,64 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
   // A token's sum is complete only at the next one's barrier.
   const auto write_sum = [&](int token, int turn) {
     if (GROUP != 0 || warp > 0) return;
-    const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][lane] : 0);
+    const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][first + lane] : 0);
     if (lane == 0) p.sums[token] = sum;
   };
   int turn = 0, before = -1;
-  for (int token = blockIdx.x; token < p.tokens; token += gridDim.x, turn ^= 1) {
-    float v[SIXTEENS][4];
-    its.read(token, v);
+  int token = blockIdx.x * teams + team;
+  const u32 column = AHEAD ? shared_address(shared) + threadIdx.x * 16 : 0;
+  if constexpr (AHEAD) {
+    its.clear(column);
+    if (token < p.tokens) its.ask(token, column);
+  }
+  for (; token < p.tokens; token += step, turn ^= 1) {
+    Values v;
+    Words4 raw[SIXTEENS];
+    if constexpr (AHEAD)
+      its.take(column, raw);
+    else
+      its.load(token, raw);
+    all_to_floats(raw, v);
+    if (AHEAD && token + step < p.tokens) its.ask(token + step, column);
     if constexpr (ROTATE) its.rotate_all(v);
-    float largest = 0.0f;
-#pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) largest = max_or_nan(largest, fabsf(v[b][e]));
-    u32 top = __float_as_uint(__fmul_rn(largest, its.norm()));
+    u32 top = __float_as_uint(__fmul_rn(largest_of(v), its.norm()));
     if constexpr (GROUP == 0) {
       top = __reduce_max_sync(0xFFFFFFFFu, top);
-      if (lane == 0) tops[turn][warp] = top;
-      __syncthreads();
-      top = __reduce_max_sync(0xFFFFFFFFu, lane < warps ? tops[turn][lane] : 0u);
+      if (lane == 0) tops[turn][first + warp] = top;
+      named_barrier(team, warps * 32);
+      top = __reduce_max_sync(0xFFFFFFFFu, lane < warps ? tops[turn][first + lane] : 0u);
       if (before >= 0) write_sum(before, turn ^ 1);
     } else {
-      // Four lanes have 128 inputs.
+      // Two lanes have 128 inputs.
 #pragma unroll
-      for (int other = 1; other < WIDTH / 32; other *= 2) top = max(top, __shfl_xor_sync(0xFFFFFFFFu, top, other));
+      for (int other = 1; other < WIDTH / THREAD_INPUTS; other *= 2)
+        top = max(top, __shfl_xor_sync(0xFFFFFFFFu, top, other));
     }
     const Scale scale = scale_of(top);
-    u32 packed[SIXTEENS];
-    round_all(v, scale, its.norm(), packed);
-    its.place(token, packed);
+    Codes codes;
+    round_all(v, scale, its.norm(), its.own_sign(), codes);
     int sum = 0;
 #pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b) sum = __dp4a(static_cast<int>(packed[b]), static_cast<int>(ONES), sum);
+    for (int j = 0; j < SIXTEENS; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum = __dp4a(static_cast<int>(codes[j][i]), static_cast<int>(ONES), sum);
+    its.place(token, codes);
     if constexpr (SUMMED) {
-      int group = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-      group += __shfl_xor_sync(0xFFFFFFFFu, group, 2);
+      const int group = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
       if (its.c == 0 && its.block < p.padded) place_sum_apart(p, token, its.block / 128, group);
     }
     if constexpr (GROUP == 0) {
       sum = __reduce_add_sync(0xFFFFFFFFu, sum);
-      if (lane == 0) totals[turn][warp] = sum;
-      if (threadIdx.x == 0) p.scales[token] = scale.value;
+      if (lane == 0) totals[turn][first + warp] = sum;
+      if (warp == 0 && lane == 0) p.scales[token] = scale.value;
       before = token;
     } else if (its.c == 0 && its.block % WIDTH == 0 && its.block < p.inputs) {
       p.scales[static_cast<i64>(its.block / WIDTH) * p.scale_pitch + token] = scale.value;
     }
   }
   if constexpr (GROUP == 0) {
-    __syncthreads();
-    if (before >= 0) write_sum(before, turn ^ 1);
+    if (before < 0) return;
+    named_barrier(team, warps * 32);
+    write_sum(before, turn ^ 1);
   }
 }
