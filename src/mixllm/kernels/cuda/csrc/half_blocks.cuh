@@ -24,29 +24,42 @@ struct HalfBlock {
 
   // All of it on its way at once; zeros behind the row's end.
   __device__ __forceinline__ void load(int token, Words4 (&raw)[SIXTEENS]) const {
+    const u8* first = static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 8) * INPUT_BYTES;
 #pragma unroll
     for (int j = 0; j < SIXTEENS; ++j) {
       raw[j] = {0, 0, 0, 0};
-      if (there(j)) raw[j] = load_l2(at(token, j));
+      if ((TAIL ? block + j * 16 + c * 8 : block) < p.inputs) raw[j] = load_l2(first + j * 16 * INPUT_BYTES);
     }
   }
-  // The same by way of shared memory, where each thread has a column of its own: no registers are held while copies are on
-  // their way, and no other thread is waited for.
-  __device__ __forceinline__ void clear(u32 column) const {
+  // The same by way of a warp's own room in shared memory: whole lines at a time, and no registers held while they are on
+  // their way. `room` is on 128 bytes. Pieces of 16 bytes are swizzled by their Hadamard block, so that eight lanes read from
+  // all banks. Rooms are cleared once: what is behind the row's end is never written.
+  __device__ __forceinline__ void clear(u32 room) const {
+    const int copied = copies();
 #pragma unroll
-    for (int j = 0; j < SIXTEENS; ++j)
-      if (!there(j)) store_shared(column + j * THREADS * 16, {0, 0, 0, 0});
+    for (int i = 0; i < SIXTEENS; ++i)
+      if (i >= copied) store_shared(place_of(room, i), {0, 0, 0, 0});
   }
-  __device__ __forceinline__ void ask(int token, u32 column) const {
+  __device__ __forceinline__ void ask(int token, u32 room) const {
+    const u8* first = static_cast<const u8*>(p.x) + (token * p.x_pitch + own_piece()) * INPUT_BYTES;
+    const int copied = copies();
+    __syncwarp();  // all have read what was there
+    if (copied >= SIXTEENS) {
 #pragma unroll
-    for (int j = 0; j < SIXTEENS; ++j)
-      if (there(j)) copy_async(column + j * THREADS * 16, at(token, j));
+      for (int i = 0; i < SIXTEENS; ++i) copy_async(place_of(room, i), first + i * 256 * INPUT_BYTES);
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < copied; ++i) copy_async(place_of(room, i), first + i * 256 * INPUT_BYTES);
+    }
     copy_commit();
   }
-  __device__ __forceinline__ void take(u32 column, Words4 (&raw)[SIXTEENS]) const {
+  __device__ __forceinline__ void take(u32 room, Words4 (&raw)[SIXTEENS]) const {
     copy_wait<0>();
+    __syncwarp();
+    const int pair = threadIdx.x % 32 / 2;
+    const u32 from = room + pair * 256 + (pair % 4 * 2 + c) * 16;
 #pragma unroll
-    for (int j = 0; j < SIXTEENS; ++j) raw[j] = load_shared(column + j * THREADS * 16);
+    for (int j = 0; j < SIXTEENS; ++j) raw[j] = load_shared((from ^ j % 4 * 32) + j / 4 * 128);
   }
 
   // As rotate() of activations.cuh without its last multiplication.
@@ -119,9 +132,12 @@ struct HalfBlock {
   }
 
  private:
-  __device__ __forceinline__ bool there(int j) const { return (TAIL ? block + j * 16 + c * 8 : block) < p.inputs; }
-  __device__ __forceinline__ const u8* at(int token, int j) const {
-    return static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 8 + j * 16) * INPUT_BYTES;
+  // Of the warp's inputs the first eight that this lane copies; it goes on 256 inputs further, so many times.
+  __device__ __forceinline__ int own_piece() const { return (block - threadIdx.x % 32 / 2 * 128) + threadIdx.x % 32 * 8; }
+  __device__ __forceinline__ int copies() const { return (p.inputs - own_piece() + 255) >> 8; }
+  __device__ __forceinline__ u32 place_of(u32 room, int i) const {
+    const int lane = threadIdx.x % 32;
+    return (room + (lane ^ lane / 16 * 2) * 16 ^ i % 2 * 64) + i * 512;
   }
   __device__ __forceinline__ bool tail() const { return TAIL && block >= p.inputs / 128 * 128; }
   // Codes as read, 16 j + 8 c .. , to those of the lane's pieces.
@@ -187,4 +203,27 @@ __device__ __forceinline__ void round_all(const Values& v, const Scale& s, float
         codes[j][i] = low_four(low);
       }
   }
+}
+
+__device__ __forceinline__ int sum_of(const Codes& codes) {
+  int sum = 0;
+#pragma unroll
+  for (int j = 0; j < SIXTEENS; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) sum = __dp4a(static_cast<int>(codes[j][i]), static_cast<int>(ONES), sum);
+  return sum;
+}
+
+// Of all lanes: products with ones on the tensor cores, since dp4a is slow on Hopper. Whatever the order of the operands, a lane
+// has two of sixteen rows' sums, and four lanes have the same.
+__device__ __forceinline__ int sum_of_warp(const Codes& codes) {
+  int sums[4] = {};
+#pragma unroll
+  for (int j = 0; j < SIXTEENS; j += 4)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const u32 piece[4] = {codes[j][i], codes[j + 1][i], codes[j + 2][i], codes[j + 3][i]};
+      mma<false>(sums, piece, ONES, ONES);
+    }
+  return __reduce_add_sync(0xFFFFFFFFu, sums[0] + sums[2]) / 4;
 }

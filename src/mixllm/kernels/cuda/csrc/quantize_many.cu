@@ -30,7 +30,7 @@ __device__ __noinline__ void place_sum_apart(const Arguments& p, int token, int 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_constant__ Arguments p) {
-  extern __shared__ __align__(16) u8 shared[];
+  extern __shared__ __align__(128) u8 shared[];
   // Two sets each, used by turns.
   __shared__ u32 tops[2][MOST_WARPS];
   __shared__ int totals[2][MOST_WARPS];
@@ -50,20 +50,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
   };
   int turn = 0, before = -1;
   int token = blockIdx.x * teams + team;
-  const u32 column = AHEAD ? shared_address(shared) + threadIdx.x * 16 : 0;
+  const u32 room = AHEAD ? shared_address(shared) + threadIdx.x / 32 * WARP_INPUTS * INPUT_BYTES : 0;
   if constexpr (AHEAD) {
-    its.clear(column);
-    if (token < p.tokens) its.ask(token, column);
+    its.clear(room);
+    if (token < p.tokens) its.ask(token, room);
   }
   for (; token < p.tokens; token += step, turn ^= 1) {
     Values v;
     Words4 raw[SIXTEENS];
     if constexpr (AHEAD)
-      its.take(column, raw);
+      its.take(room, raw);
     else
       its.load(token, raw);
     all_to_floats(raw, v);
-    if (AHEAD && token + step < p.tokens) its.ask(token + step, column);
+    if (AHEAD && token + step < p.tokens) its.ask(token + step, room);
     if constexpr (ROTATE) its.rotate_all(v);
     u32 top = __float_as_uint(__fmul_rn(largest_of(v), its.norm()));
     if constexpr (GROUP == 0) {
@@ -81,18 +81,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     const Scale scale = scale_of(top);
     Codes codes;
     round_all(v, scale, its.norm(), its.own_sign(), codes);
-    int sum = 0;
-#pragma unroll
-    for (int j = 0; j < SIXTEENS; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) sum = __dp4a(static_cast<int>(codes[j][i]), static_cast<int>(ONES), sum);
     its.place(token, codes);
     if constexpr (SUMMED) {
-      const int group = sum + __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+      const int half = sum_of(codes), group = half + __shfl_xor_sync(0xFFFFFFFFu, half, 1);
       if (its.c == 0 && its.block < p.padded) place_sum_apart(p, token, its.block / 128, group);
     }
     if constexpr (GROUP == 0) {
-      sum = __reduce_add_sync(0xFFFFFFFFu, sum);
+      const int sum = sum_of_warp(codes);
       if (lane == 0) totals[turn][first + warp] = sum;
       if (warp == 0 && lane == 0) p.scales[token] = scale.value;
       before = token;
