@@ -45,7 +45,7 @@ test-sanitize: $(READY)
 	cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 \
-	$(VENV)/bin/python -m pytest tests/kernels/cpu --cpu-library build/sanitize/mixllm_cpu.so
+	$(VENV)/bin/python -m pytest tests/kernels/cpu tests/rounding/test_native.py --cpu-library build/sanitize/mixllm_cpu.so
 
 # The arm64 kernels in an emulator; Debian has both as g++-aarch64-linux-gnu and qemu-user-static.
 ARM64_CXX ?= aarch64-linux-gnu-g++

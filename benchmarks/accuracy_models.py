@@ -17,9 +17,8 @@ from mixllm.kernels import Backend
 from mixllm.kernels.activations import fake_quantize
 from mixllm.nn import MixLinear
 from mixllm.pipeline import is_uniform, make_plan, sizes
-from mixllm.plan import Plan
+from mixllm.plan import Plan, Salience
 from mixllm.rotation import rotate
-from mixllm.salience_file import Salience
 from mixllm.writing import rounded_layers
 
 

@@ -26,11 +26,10 @@ from mixllm.config import QuantConfig
 from mixllm.evaluate import mean_and_error, measure
 from mixllm.files import read_json, write_json
 from mixllm.pipeline import open_job
-from mixllm.plan import ModulePlan, Plan, choose
+from mixllm.plan import ModulePlan, Plan, Salience, choose
 from mixllm.records import PREDICTED, SALIENCE, SUMMARY
 from mixllm.report.curve import predicted
 from mixllm.report.models import Bench
-from mixllm.salience_file import Salience
 from mixllm.writing import rounded_layers
 
 BUDGETS = (4.1, 6.0)

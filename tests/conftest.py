@@ -17,6 +17,12 @@ settings.register_profile("mixllm", deadline=None, max_examples=50)
 settings.load_profile("mixllm")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """A test's random tensors do not depend on which tests its worker ran before."""
+    torch.manual_seed(0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-library", type=Path, help="test this build of the CPU kernels")
 

@@ -30,8 +30,8 @@ from mixllm.progress import Silent
 from mixllm.ranks import Ranks, joined
 from mixllm.rounding.observed import Observed
 from mixllm.rounding.walk import round_model
-from mixllm.salience import measure_salience
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import Source
 from tests.models import VOCAB
 

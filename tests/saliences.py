@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixllm.config import Format
-from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.plan import ModuleSalience, Salience
 
 # name -> (out_features, in_features); odd, and unequal in length as real layers are.
 SHAPES = {

@@ -16,16 +16,16 @@ from mixllm.experts import Experts, joined, split_experts
 from mixllm.format.pack import unpack
 from mixllm.format.rounded import Rounded
 from mixllm.nn import MixLinear
+from mixllm.plan import Salience
 from mixllm.progress import Silent
 from mixllm.rounding import factor_of, round_rows
 from mixllm.rounding.walk import round_model
-from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
+from mixllm.salience.measure import measure_salience
 from mixllm.source import open_source
 from tests.format.layers import layer_of_all_widths
 from tests.mixtures import fused_part, is_expert, original, write_with_idle_expert
 from tests.models import MIXTURES, VOCAB, write_tiny
-from tests.test_candidates import errors as errors_of
+from tests.salience.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 IDS = torch.randint(4, VOCAB, (SAMPLES, LENGTH), generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,7 @@
 import errno
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, write_atomically, write_json
+from mixllm.files import read_json, sweep, write_atomically, write_json
 
 
 def names(directory: Path) -> list[str]:
@@ -84,3 +87,22 @@ def test_bad_json_is_a_one_line_error(tmp_path: Path, content: bytes, reason: st
 def test_a_missing_file_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(MixllmError, match="No such file"):
         read_json(tmp_path / "a.json")
+
+
+def test_what_a_process_killed_in_a_write_leaves_is_swept(tmp_path: Path) -> None:
+    """The system ends a process at the first byte beyond the size that a file may have."""
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; "
+        "from mixllm.format.shards import save; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+        "save(Path(sys.argv[1]), {'weight': torch.zeros(3000)})"
+    )
+    below = tmp_path / "below"
+    below.mkdir()
+    done = subprocess.run([sys.executable, "-c", code, str(below / "part.safetensors")])
+    assert done.returncode == -signal.SIGXFSZ
+    assert len(list(below.iterdir())) == 2  # ours, still empty, and the library's
+    (below / "part.safetensors").touch()
+    sweep(tmp_path)
+    assert [path.name for path in below.iterdir()] == ["part.safetensors"]

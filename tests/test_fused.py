@@ -12,9 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import mixllm
 from mixllm.config import QuantConfig
-from mixllm.experts import FUSED
 from mixllm.export import export_dense
-from mixllm.names import in_files
+from mixllm.names import FUSED, in_files
 from mixllm.source import open_source
 from tests.models import MIXTURES, VOCAB, write_tiny
 

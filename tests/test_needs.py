@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
 from mixllm import needs as module
+from mixllm.blocks import Decoder
 from mixllm.blocks.states import stretches
+from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
-from mixllm.needs import Needs, Sizes, needs, tuning_needs
-from tests.models import write_tiny
+from mixllm.needs import Needs, Sizes, needs, tuning_needs, way_back
+from mixllm.source import open_source
+from mixllm.tuning.step import Step
+from mixllm.tuning.tune import open_blocks
+from tests.models import VOCAB, write_tiny
+from tests.tuning.test_tune import rounded_model
 
 CUDA, BF16 = torch.device("cuda"), torch.bfloat16
 GB = 10**9
@@ -105,21 +116,60 @@ def test_tuning_has_all_layers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[0] == 0
     assert tuning_needs(sizes, 128, 2048, cpu, BF16)[1] > gpu
     on_gpu(monkeypatch, sizes, gpu=200)
-    assert tuning_needs(sizes, 128, 2048, CUDA, BF16, codes=True)[0] == gpu + 16 * sizes.weights
+    with_codes = tuning_needs(sizes, 128, 2048, CUDA, BF16, codes=True)[0]
+    # Multipliers and gradients of one block are beside what all blocks keep.
+    assert with_codes == gpu + 12 * sizes.weights + 8 * sizes.weights // 32
     on_gpu(monkeypatch, sizes, gpu=12)
     with pytest.raises(MixllmError, match=r"tune: all rounded layers take \d+\.\d GB, 10\.8 GB can be had"):
         tuning_needs(sizes, 128, 2048, CUDA, BF16)
 
 
-def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
-    """In a process of its own, whose memory nothing else has touched."""
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@pytest.mark.parametrize(("codes", "windows", "length"), [(False, 1, 530), (True, 2, 250), (True, 1, 65)])
+def test_what_goes_back_through_a_block_was_told(
+    tmp_path: Path, dtype: torch.dtype, codes: bool, windows: int, length: int
+) -> None:
+    """By the allocator's own count, in a step of tuning; the widest input is whole blocks of 128."""
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 32}
+    write_tiny(tmp_path, "llama", hidden_size=288, intermediate_size=1024, **heads)
+    _, layers = rounded_model(tmp_path, PROFILES["fast"])
+    decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), dtype)
+    ids = torch.randint(4, VOCAB, (windows, length))
+    with ExitStack() as stack:
+        calibration = ids[:1] if codes else None
+        blocks = open_blocks(stack, decoder, layers, PROFILES["fast"], calibration)
+        step = Step(decoder, blocks)
+        hidden = decoder.embed(ids)
+        gradient = torch.randn_like(step._forward(hidden))
+        step._backward(gradient)  # Adam's moments are there from now on
+        step._forward(hidden)
+        took = peak(lambda: step._backward(gradient))
+    block = {name: layers[name].shape for name in blocks[0][1]}
+    sizes = Sizes([block], decoder.hidden_size, decoder.vocabulary, decoder.outside)
+    told = way_back(block, sizes, windows * length, dtype.itemsize, codes)
+    assert took == pytest.approx(told, rel=0.15)
+
+
+def peak(call: Callable[[], object]) -> int:
+    """The most bytes that the call has of what it allocates."""
+    gc.collect()  # what earlier tests left would be counted as freed by the call
+    with profile(profile_memory=True) as found:
+        call()
+    events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+@pytest.mark.parametrize("how", [[], ["--error", "rtn", "--rounding", "rtn", "--no-clip"]])
+def test_a_run_takes_no_tenth_more_than_was_told(tmp_path: Path, how: list[str]) -> None:
+    """In a process of its own, whose memory nothing else has touched; with a tokenizer and a text as small as
+    these it takes some 50 MB less before the model is read than most do."""
     sizes = {"hidden_size": 384, "intermediate_size": 1536, "vocab_size": 16384, "head_dim": 64}
     write_tiny(tmp_path / "model", "llama", max_position_embeddings=1024, **sizes)
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 1500)
     arguments = [
         *("quantize", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--device", "cpu"),
         *("--calibration", str(tmp_path / "text.txt"), "--samples", "4", "--window", "1024"),
-        *("--error", "rtn", "--rounding", "rtn", "--no-clip"),
+        *how,
     ]
     told = json.loads(mixllm_says(*arguments, "--dry-run", "--json"))["memory_bytes"]
     process = subprocess.Popen([*MIXLLM, *arguments, "--quiet"], env=ENVIRONMENT)
@@ -129,7 +179,7 @@ def test_a_run_stays_within_a_tenth_of_what_was_told(tmp_path: Path) -> None:
         peak = max(peak, sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")))
         time.sleep(0.01)
     assert process.returncode == 0
-    assert peak * 1024 == pytest.approx(told, rel=0.1)
+    assert 0.75 * told < peak * 1024 < 1.1 * told
 
 
 def mixllm_says(*arguments: str) -> str:

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from mixllm.loading import load
     from mixllm.nn import MixLinear
     from mixllm.pipeline import quantize
-    from mixllm.plan import Plan, choose
-    from mixllm.salience_file import Salience
+    from mixllm.plan import Plan, Salience, choose
 
 __version__ = "0.1.0"
 
@@ -29,7 +28,7 @@ _HOMES = {
     "quantize": "pipeline",
     "Plan": "plan",
     "choose": "plan",
-    "Salience": "salience_file",
+    "Salience": "plan",
 }
 __all__ = [
     "PROFILES",

@@ -64,7 +64,7 @@ def estimate(
     checkpoint = checkpoint_bytes(shapes, config, found.other_bytes)
     tokens = config.samples * config.window
     candidates = config.widths if measured else ()
-    needed = needs(sizes, tokens, config.window, where, kind, measured=candidates)
+    needed = needs(sizes, tokens, config.window, where, kind, measured=candidates, error=config.error)
     states = tokens * sizes.hidden * kind.itemsize
     measuring = measuring_bytes(states, needed.temporary) if measured else 0
     device_bytes, host_bytes = needed.device, needed.host

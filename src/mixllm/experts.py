@@ -17,15 +17,11 @@ from torch import Tensor, nn
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import for_kernels
 from mixllm.format.parts import join
-from mixllm.names import Names, in_files
+from mixllm.names import FUSED, LEAVES, Names, in_files
+from mixllm.nn import MixLinear
 
 if TYPE_CHECKING:
     from mixllm.kernels.cuda.grouped import GroupedExperts
-    from mixllm.nn import MixLinear
-
-FUSED = ("gate_up_proj", "down_proj")
-# What files call an expert's gate, up and down projections.
-LEAVES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
 class Expert(nn.Module):
@@ -81,8 +77,6 @@ class Experts(nn.ModuleList):
 
         None where they are not quantized, or not on an NVIDIA GPU.
         """
-        from mixllm.nn import MixLinear
-
         first = next(self[0].children())
         if not isinstance(first, MixLinear) or torch.version.hip is not None:
             return None

@@ -78,8 +78,10 @@ def write_directory(path: Path) -> Iterator[Path]:
 
 def sweep(directory: Path) -> None:
     """Remove the temporary files that killed processes left in a directory and those below it."""
-    for file in directory.rglob(f".*{_TEMPORARY}"):
-        file.unlink()
+    # Ours end so; safetensors (0.8), which writes a file of its own beside the one it is given, begins so.
+    for pattern in (f".*{_TEMPORARY}", f"{_TEMPORARY}*"):
+        for file in directory.rglob(pattern):
+            file.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mixllm.errors import MixllmError
-from mixllm.plan import ModulePlan, Plan
-from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.plan import ModulePlan, ModuleSalience, Plan, Salience
 
 Given = tuple[Plan | None, Salience | None]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mixllm.blocks import Decoder, Room
-from mixllm.config import KERNEL_WIDTHS, QuantConfig
+from mixllm.config import KERNEL_WIDTHS, QuantConfig, Rounding
 from mixllm.experts import routed
 from mixllm.needs import Needs, Sizes, needs
 from mixllm.placement import pick_device, pick_dtype
@@ -20,14 +20,15 @@ from mixllm.texts import open_tokenizer, text_windows
 @dataclass(frozen=True)
 class Job:
     """A model opened for quantization, its calibration windows int64 [samples, window], of all processes
-    together, and these. widths: those a row may get. tuning: the windows that tuning sees, where they are
-    not the calibration's."""
+    together, and these. widths: those a row may get; error: of which rounding salience is measured.
+    tuning: the windows that tuning sees, where they are not the calibration's."""
 
     source: Source
     decoder: Decoder
     ids: Tensor
     ranks: Ranks = ALONE
     widths: tuple[int, ...] = KERNEL_WIDTHS
+    error: Rounding = "gptq"
     tuning: Tensor | None = None
 
     @property
@@ -44,7 +45,9 @@ class Job:
         """What a walk of this process takes, with what is free now; measured: one that measures salience."""
         tokens, window, decoder = self.ranks.share(self.ids).numel(), self.ids.shape[1], self.decoder
         candidates = self.widths if measured else ()
-        return needs(self.sizes, tokens, window, decoder.device, decoder.dtype, measured=candidates)
+        return needs(
+            self.sizes, tokens, window, decoder.device, decoder.dtype, measured=candidates, error=self.error
+        )  # fmt: skip
 
     @property
     def boundary(self) -> int:
@@ -100,4 +103,4 @@ def open_job(
     if config.tune_text is not None or config.tune_samples is not None:
         tuning = cut(config.tune_text or config.calibration, config.tune_samples or config.samples)
     decoder = Decoder.open(source, where, pick_dtype(dtype, where, source.config))
-    return Job(source, decoder, ids, ranks, config.widths, tuning)
+    return Job(source, decoder, ids, ranks, config.widths, config.error, tuning)

@@ -12,6 +12,10 @@ RENAMED = (
     (".mlp.", ".block_sparse_moe."),  # Mixtral and its kin
     (".mlp.router.", ".block_sparse_moe.gate."),  # Phi-3.5-MoE
 )
+# A layer's fused experts, as transformers' modules hold them: two parameters [E, N, K].
+FUSED = ("gate_up_proj", "down_proj")
+# What files call each expert's own gate, up and down projections.
+LEAVES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
 class Names(Protocol):

@@ -15,12 +15,13 @@ import torch
 from mixllm.blocks.decoder import LOGITS_AT_ONCE
 from mixllm.blocks.states import Room, stretches, stretches_that_fit
 from mixllm.blocks.upload import STAGED
+from mixllm.config import Rounding
 from mixllm.errors import MixllmError
 from mixllm.format.config import EXPERT
 from mixllm.format.rounded import ELEMENTS_AT_ONCE
 from mixllm.memory import host_bytes
 from mixllm.ranks import here
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.tuning.tune import WINDOWS
 
 # States are given no more room than up to this, nor than a share of what is free when the run starts; on the
@@ -28,11 +29,14 @@ from mixllm.tuning.tune import WINDOWS
 MOST_DEVICE, MOST_HOST, SHARE, SHARE_FOR_STATES = 22 * 10**9, 14 * 10**9, 0.9, 0.5
 # What torch's allocator may hold of the device, over what tensors are given.
 RESERVED = 1.04
-# Python, torch and transformers before any tensor; what CUDA and copies to it add to that in host memory, and
-# NCCL where there are several processes.
-BASE_HOST, CUDA_HOST, NCCL_HOST = 400 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
-# Enough for full matrix products on each; fewer where memory is short.
-TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 4_096}
+# Python, torch, transformers, a tokenizer and text before any weight; what CUDA and copies to it add to that
+# in host memory, and NCCL where there are several processes.
+BASE_HOST, CUDA_HOST, NCCL_HOST = 450 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**6
+# What malloc holds, on a CPU, of pieces too small to be given back to the system.
+HELD = 64 * 10**6
+# Enough for full matrix products on each; fewer where memory is short. On a CPU no more, so that what a block
+# makes of them comes from memory that the process has (see mixllm.blocks.decoder.LOGITS_AT_ONCE).
+TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 1_024}
 # Float32 copies of the rows that are being rounded.
 COPIES = 8
 
@@ -93,11 +97,12 @@ def needs(
     dtype: torch.dtype,
     *,
     measured: Collection[int],
+    error: Rounding = "gptq",
 ) -> Needs:
     """tokens: of the calibration text that this process takes, in windows of `window`.
 
-    measured: the widths at which the run measures salience, none where it does not. Raises MixllmError where
-    one block and one window do not fit.
+    measured: the widths at which the run measures salience, none where it does not; error: of which rounding.
+    Raises MixllmError where one block and one window do not fit.
     """
     gpu, free, bound = device.type == "cuda", _free(), _bound(device)
     candidates = len(measured)
@@ -124,18 +129,19 @@ def needs(
             f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
         )
     boundary, blocks = tokens * sizes.hidden * dtype.itemsize, len(sizes.blocks)
-    beside = max(waiting_bytes(sum(n * k for n, k in block.values()), measured) for block in sizes.blocks)
+    weights = [sum(n * k for n, k in block.values()) for block in sizes.blocks]
+    beside = max(waiting_bytes(count, measured, error) for count in weights)
 
     def waiting(room: Room) -> int:
-        """States or gradients on their way, and what waits for the way back: boundaries, and candidates of a
-        stretch of blocks."""
+        """States or gradients on their way, and what waits for the way back: boundaries, and candidates of
+        all blocks or of a stretch of them."""
         if not measured:
             return boundary
-        cut, fits = stretches_that_fit(blocks, room, boundary, beside)
-        return (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
+        cut, leaving = stretches_that_fit(blocks, room, boundary, beside)
+        return (1 + len(cut)) * boundary + leaving * beside
 
     room = Room(bound - working, soon=boundary, reserved=int(RESERVED * bound))
-    other = BASE_HOST + _cuda_host() if gpu else BASE_HOST + working
+    other = BASE_HOST + (_cuda_host() if gpu else HELD + working)
     # Where the GPU holds all of them, no memory of the host is pinned, which takes longer than a walk.
     if gpu and waiting(room) > room.device:
         # The fewest states do, and leave pieces of the GPU's room that none of them fits in.
@@ -174,18 +180,20 @@ def tuning_needs(
     """Bytes that tuning takes at its peak, on the GPU (0 without one) and in host memory.
 
     Where the model runs: all codes and their zeros spread, twice a byte, or, where codes are tuned, their
-    places, gradients and Adam's two moments in float32; the boundary states of a step; what is outside the
-    blocks; and the logits of a part of a step. Before that, where it is more: the float model's states of all
-    windows and two of its blocks. On the host: its last states.
+    places and Adam's two moments in float32; what is outside the blocks; the boundary states of a step; and
+    the logits of a part of it or one block's way back, whichever is more. Before that, where it is more: the
+    float model's states of all windows and two of its blocks. On the host: its last states.
     Raises MixllmError where that is more than can be had: all layers are there at once.
     """
-    state = window * sizes.hidden * dtype.itemsize
-    states, ends = (len(sizes.blocks) + 1) * min(WINDOWS, samples) * state, sizes.ends * dtype.itemsize
-    working = (2 + 16 * codes) * sizes.weights + states + ends + 12 * LOGITS_AT_ONCE[device.type]
+    size, windows = dtype.itemsize, min(WINDOWS, samples)
+    state, ends = window * sizes.hidden * size, sizes.ends * size
+    back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
+    working = (2 + 12 * codes) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
+    working += max(12 * LOGITS_AT_ONCE[device.type], back)
     targets = samples * state
     if device.type == "cuda":
         block = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
-        working = max(working, targets + 2 * block * dtype.itemsize + ends)
+        working = max(working, targets + 2 * block * size + ends)
     if working > (bound := _bound(device)):
         raise MixllmError(
             f"tune: all rounded layers take {working / 1e9:.1f} GB, {bound / 1e9:.1f} GB can be had on "
@@ -193,7 +201,26 @@ def tuning_needs(
         )
     if device.type == "cuda":
         return working, BASE_HOST + _cuda_host() + targets
-    return 0, BASE_HOST + working + targets
+    return 0, BASE_HOST + HELD + working + targets
+
+
+def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:
+    """Bytes that a block of tuned layers takes to be run and go back, beside its parameters.
+
+    For its tokens, what linear layers, norms and attention keep, and the widest input on its way to int8 in
+    float32, thrice, and twice more where it comes in another type; of its weights themselves, with codes
+    their multipliers spread and places' gradients, and a float32 copy of the largest layer's.
+    """
+    weights, wide = [n * k for n, k in block.values()], max(k for _, k in block.values())
+    copies = 3 + 2 * (size < 4)
+    token = int(size * (_widths(block, sizes) + 4 * sizes.hidden)) + 16 * sizes.hidden + 4 * copies * wide
+    return tokens * token + (size + 8 * codes) * sum(weights) + 4 * max(weights)
+
+
+def _widths(block: dict[str, tuple[int, int]], sizes: Sizes) -> float:
+    """Values a token of the outputs of all layers, their gradients, and the inputs."""
+    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
+    return 2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))
 
 
 def _free() -> int:
@@ -211,7 +238,7 @@ def _bound(device: torch.device) -> int:
     if device.type == "cuda":
         unused, _ = torch.cuda.mem_get_info(device)
         return int(SHARE * (unused + torch.cuda.memory_reserved(device)))
-    return int(SHARE * _free()) - BASE_HOST
+    return int(SHARE * _free()) - BASE_HOST - HELD
 
 
 def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: int) -> int:
@@ -219,17 +246,16 @@ def _working(sizes: Sizes, batch: int, dtype: torch.dtype, kind: str, measured: 
     size = dtype.itemsize
     most = max(_in_block(block, sizes, batch, size, measured) for block in sizes.blocks)
     if measured:
-        # A block and the next; logarithms of a softmax, their gradient and that of the logits, in float32.
+        # A block and the next; logits, their softmax in float32, and that as their gradient in their dtype.
         weights = max(sum(n * k for n, k in block.values()) for block in sizes.blocks)
         logits = min(LOGITS_AT_ONCE[kind], batch * sizes.vocabulary)
-        most = max(most, 2 * weights * size + 12 * logits + 4 * batch * sizes.hidden * size)
+        most = max(most, 2 * weights * size + 8 * logits + 4 * batch * sizes.hidden * size)
     return most + sizes.ends * size
 
 
 def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size: int, measured: int) -> int:
     """The most that working on a block takes; size: bytes of a value."""
     weights, hidden = sum(n * k for n, k in block.values()), sizes.hidden
-    out = sum(n * sizes.share(name) for name, (n, _) in block.items())
     wide = max(max(shape) for shape in block.values())
     inputs = [k for _, k in _inputs(block)]
     hessians = 4 * sum(k * k for k in inputs)
@@ -249,9 +275,9 @@ def _in_block(block: dict[str, tuple[int, int]], sizes: Sizes, batch: int, size:
         errors = measured * weights * size
         # The widest input is that of the last layer, which is rounded before all others.
         moments[1] += measured * size * max(n * k for n, k in block.values() if k == max(inputs))
-        # Outputs, their gradients and inputs of all layers; beside them what norms and attention keep and
-        # their own backward pass, or a layer's output errors and these times its gradient.
-        kept = int(size * (2 * out + sum(k * sizes.share(name) for name, k in _inputs(block))))
+        # Beside what linear layers keep, norms and attention with their own backward pass, or a layer's
+        # output errors and these times its gradient.
+        kept = int(size * _widths(block, sizes))
         moments.append(errors + batch * (kept + size * 9 * hidden + 16 * hidden))
         moments.append(errors + batch * (kept + size * 2 * measured * wide))
     return common + max(moments)

@@ -21,14 +21,13 @@ from mixllm.given import Given, read_given
 from mixllm.job import Job, open_job
 from mixllm.needs import tuning_needs
 from mixllm.placement import device_name, pick_device, versions
-from mixllm.plan import Plan, Report, choose, report
+from mixllm.plan import Plan, Report, Salience, choose, report
 from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.ranks import Ranks, joined
 from mixllm.records import LOG, PLAN, RUN, SALIENCE, SUMMARY
 from mixllm.resume import MEASURING, SCRATCH, Resume, finished, identify, workspace
-from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
-from mixllm.salience_kept import Kept
+from mixllm.salience.kept import Kept
+from mixllm.salience.measure import measure_salience
 from mixllm.writing import ROUND, rounded_by, write_quantized
 
 # What the first of several processes tells the others to do with it.

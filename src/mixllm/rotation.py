@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 128
+# Rotated at once on a CPU: what stays in a core's cache.
+ELEMENTS_AT_ONCE = 2**17
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -26,20 +28,30 @@ def rotate(x: Tensor) -> Tensor:
         from mixllm.rotation_triton import launch
 
         return launch(x.reshape(-1, whole)).view(x.shape)
-    x = x.float()
-    parts = [_hadamard(x[..., :whole], BLOCK)] if whole else []
-    if rest:
-        parts.append(_hadamard(x[..., whole:], rest & -rest))
-    return torch.cat(parts, dim=-1) if parts else x
+    rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
+    size = max(1, ELEMENTS_AT_ONCE // x.shape[-1] if x.device.type == "cpu" else len(rows))
+    return torch.cat([_rotated(part, whole) for part in rows.split(size)]).view(x.shape)
 
 
-def _hadamard(x: Tensor, block: int) -> Tensor:
-    shape = x.shape
+def _rotated(x: Tensor, whole: int) -> Tensor:
+    """rotate(x [T, K]) of few rows; the first `whole` columns are in blocks of 128."""
+    # A column is a piece of memory, so that every step adds long pieces.
+    columns = x.T.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    _butterflies(columns[:whole], BLOCK)
+    rest = len(columns) - whole
+    _butterflies(columns[whole:], rest & -rest)
+    return columns.T
+
+
+def _butterflies(x: Tensor, block: int) -> None:
+    """Multiply each block of rows of x [n block, T] by the Hadamard, in place."""
     stride = 1
     while stride < block:
-        pairs = x.reshape(*shape[:-1], shape[-1] // (2 * stride), 2, stride)
-        a, b = pairs[..., 0, :], pairs[..., 1, :]
-        x = torch.stack((a + b, a - b), dim=-2)
+        pairs = x.view(len(x) // (2 * stride), 2, stride, x.shape[1])
+        a, b = pairs[:, 0], pairs[:, 1]
+        difference = a - b
+        a.add_(b)
+        b.copy_(difference)
         stride *= 2
-    scale: float = block**-0.5
-    return x.reshape(shape) * scale
+    if block:
+        x.mul_(block**-0.5)

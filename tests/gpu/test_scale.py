@@ -12,10 +12,10 @@ import torch
 
 from mixllm.blocks import ON_DEVICE, Decoder, Room, States
 from mixllm.config import QuantConfig
+from mixllm.plan import Salience
 from mixllm.progress import Silent
-from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.test_ranks import assert_as_good

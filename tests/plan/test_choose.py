@@ -9,8 +9,7 @@ from tests.saliences import LLAMA_8B, SHAPES, random_salience
 
 from mixllm.config import PROFILES, Format
 from mixllm.errors import MixllmError
-from mixllm.plan import Plan, choose
-from mixllm.salience_file import ModuleSalience, Salience
+from mixllm.plan import ModuleSalience, Plan, Salience, choose
 
 WEIGHTS = sum(n * k for n, k in SHAPES.values())
 ROWS = sum(n for n, _ in SHAPES.values())

@@ -233,3 +233,18 @@ def test_a_checkpoint_that_is_not_whole_is_refused(
     (out / "config.json").write_text(json.dumps(config))
     assert run(command, out) == 2
     assert "version 99 is a newer mixllm's" in capsys.readouterr().err
+    del config["quantization_config"]
+    (out / "config.json").write_text(json.dumps(config))
+    assert run(command, out) == 2
+    assert "no quantization_config of mixllm" in capsys.readouterr().err
+
+
+def test_a_checkpoint_under_another_config_is_not_read_as_a_float_model(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(tiny.out, out)
+    shutil.copy(tiny.model / "config.json", out)
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 2, "--quiet"]
+    assert run("compare", out, *how) == 2
+    assert "no quantization_config of mixllm" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,14 @@ class Case:
 
     forks: Forks
     arguments: list[object]
-    expected: dict[str, bytes]
+    expected: dict[str, str]
     seconds: float
 
 
-def contents(directory: Path) -> dict[str, bytes]:
-    """All files but those that hold times."""
+def contents(directory: Path) -> dict[str, str]:
+    """The SHA-256 of every file but those that hold times."""
     files = [f for f in directory.rglob("*") if f.is_file() and f.name not in ("summary.json", "log.jsonl")]
-    return {str(f.relative_to(directory)): f.read_bytes() for f in files}
+    return {str(f.relative_to(directory)): sha256(f.read_bytes()).hexdigest() for f in files}
 
 
 @pytest.fixture(scope="package")

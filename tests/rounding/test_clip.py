@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixllm.config import PROFILES
-from mixllm.rounding.clip import SHRINKS, best_grid, best_grid_for_gptq
+from mixllm.rounding.clip import SHRINKS, best_grid_for_gptq, search
 from mixllm.rounding.clip_triton import launch
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids
@@ -22,7 +22,7 @@ def test_kernel_equals_the_search(profile: str, n: int, k: int, size: float, cli
     grids = Grids(w, bits, PROFILES[profile])
     part = w[:, -min(k, 128) :]
     importance = torch.rand(part.shape[1], generator=torch.Generator().manual_seed(5))
-    expected = best_grid(grids, part, importance, clip)
+    expected = search(grids, part, importance, clip)
     found = launch(grids, part, importance, SHRINKS if clip else SHRINKS[:1])
     off = [
         float(((part - grid.value(grid.snap(part))).square() @ importance).sum())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixllm.config import PROFILES
-from mixllm.rounding.columns import round_columns
+from mixllm.rounding.columns import one_by_one
 from mixllm.rounding.columns_triton import launch
 from mixllm.rounding.grid import Grids
 from tests import shapes
@@ -21,7 +21,7 @@ def test_kernel_equals_the_loop(profile: str, n: int, length: int, own_origin: b
     x = shapes.inputs(4 * length, length, 5)
     upper = torch.linalg.cholesky(torch.linalg.inv(x.T @ x + torch.eye(length)), upper=True)
     origin = None if own_origin else w + 0.1 * shapes.weight(n, length, 7)
-    expected, found = round_columns(w, grid, upper, origin), launch(w, grid, upper, origin)
+    expected, found = one_by_one(w, grid, upper, origin), launch(w, grid, upper, origin)
     # Sums in another order can move a value across the border between two codes.
     assert float((expected[0] != found[0]).float().mean()) < 0.01
     same = (expected[0] == found[0]).all(dim=1)

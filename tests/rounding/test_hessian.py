@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 @pytest.mark.parametrize("panel", [2048, 70, 32, 7])
 def test_layers_with_one_input_share_one_hessian(panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PANEL", panel)
+    monkeypatch.setitem(module.PANEL, "cpu", panel)
     block = Block()
     xs = [torch.randn(b, 5, 70) for b in (2, 1)]
     outs = [block.q(x) * block.k(x).repeat(1, 1, 2) for x in xs]

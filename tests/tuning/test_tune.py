@@ -116,7 +116,7 @@ def test_gradient_is_that_of_the_whole_model(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from mixllm.tuning.layer import TunedLinear
-    from mixllm.tuning.tune import LEARNING_RATE
+    from mixllm.tuning.step import RATES
 
     write_tiny(tmp_path, "qwen3")
     format, ids = PROFILES["fast"], windows(3)
@@ -133,6 +133,4 @@ def test_gradient_is_that_of_the_whole_model(tmp_path: Path) -> None:
         gradient = model.get_submodule(name).gain.grad
         clear = gradient.abs() > 1e-6
         # Adam's first step is the learning rate against the sign.
-        torch.testing.assert_close(
-            moved[clear], -LEARNING_RATE * gradient.sign()[clear], rtol=0.02, atol=1e-6
-        )
+        torch.testing.assert_close(moved[clear], -RATES[0] * gradient.sign()[clear], rtol=0.02, atol=1e-6)

@@ -19,9 +19,11 @@ from mixllm.blocks.upload import Upload
 from mixllm.blocks.weights import Place, place, read, require_no_more, require_whole, tie, unload
 from mixllm.source import Source
 
-# Logits that are made at once, whatever the vocabulary: 512 and 256 MiB in float32. Each time the model's
-# code around its blocks is gone through once, for which a GPU waits where they are few.
-LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 2**26}
+# Logits that are made at once, whatever the vocabulary: 512 and 24 MiB in float32. Each time the model's
+# code around its blocks is gone through once, for which a GPU waits where they are few. On a CPU they are as
+# many as malloc keeps for the next time (glibc: 32 MiB); what it gives back to the system comes again page by
+# page, which can take longer than the product.
+LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 3 * 2**21}
 
 
 class Decoder:
@@ -143,8 +145,9 @@ class Decoder:
         for part in self._parts(ids):
             states = hidden[:, part].requires_grad_()
             with torch.enable_grad():
-                loss = self._nll(states, ids[:, part], ids[:, part.start + 1 : part.stop + 1])
-            gradient[:, part] = torch.autograd.grad(loss, states)[0]
+                logits = self.logits(states, ids[:, part])
+            off = _nll_gradient(logits, ids[:, part.start + 1 : part.stop + 1])
+            gradient[:, part] = torch.autograd.grad(logits, states, off)[0]
         return gradient
 
     def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
@@ -174,6 +177,14 @@ class Decoder:
             p = self.logits(target, ids).float().log_softmax(dim=-1)
         return F.kl_div(q, p, reduction="none", log_target=True).sum()
 
-    def _nll(self, hidden: Tensor, ids: Tensor, targets: Tensor) -> Tensor:
-        logits = self.logits(hidden, ids).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten(), reduction="sum")
+
+def _nll_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """d(summed NLL of targets, in nats) / d(logits), in the dtype of logits [B, L, V]: softmax, less 1 at the
+    targets int64 [B, L].
+
+    Autograd would go over as many numbers three times more, each time in new memory.
+    """
+    off = logits.detach().softmax(dim=-1, dtype=torch.float32)
+    at = targets.to(off.device)[..., None]
+    off.scatter_add_(-1, at, torch.full_like(at, -1, dtype=off.dtype))
+    return off.to(logits.dtype)

@@ -146,16 +146,21 @@ def stretches(blocks: int, fit: int) -> list[range]:
 
 def stretches_that_fit(
     blocks: int, room: Room, boundary: int, beside: int, agreed: Callable[[int], int] = int
-) -> tuple[list[range], bool]:
-    """The stretches of a walk there and back, and whether there is room for what its blocks may leave.
+) -> tuple[list[range], int]:
+    """The stretches of a walk there and back, and how many blocks may leave something, at most at once.
 
-    boundary: bytes of the states at one; beside: of what all but one block of a stretch may leave, if that
-    makes no states go to files. agreed: makes one number of those that several processes find.
+    All, where there is room for that from the walk there on; otherwise all but one of a stretch; none, where
+    that would make states go to files.
+    boundary: bytes of the states at one; beside: of what a block may leave. agreed: makes one number of those
+    that several processes find.
     """
+    if agreed(room.device + room.host >= boundary + blocks * (boundary + beside)):
+        return stretches(blocks, blocks), blocks
     fit = agreed(room.boundaries(boundary, beside))
     if fit > 0 and fit * (fit + 1) // 2 >= blocks:
-        return stretches(blocks, fit), True
-    return stretches(blocks, agreed(room.boundaries(boundary))), False
+        cut = stretches(blocks, fit)
+        return cut, max(map(len, cut)) - 1
+    return stretches(blocks, agreed(room.boundaries(boundary))), 0
 
 
 @dataclass

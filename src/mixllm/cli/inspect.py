@@ -57,7 +57,7 @@ def _plan(path: Path, json: bool) -> None:
 
 def _salience(path: Path, json: bool) -> None:
     from mixllm.cli.show import show_salience
-    from mixllm.salience_file import Salience
+    from mixllm.plan import Salience
 
     salience = Salience.load(path)
     if json:

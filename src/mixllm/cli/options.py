@@ -47,7 +47,7 @@ _HELP = {
     "sweeps": "Rounds of coordinate descent after GPTQ, on codes and scales.",
     "damping": "Share of the mean Hessian diagonal added to it.",
     "tune": "Passes over windows of text that tune row scales after GPTQ; 0 for none.",
-    "tune_codes": "Tuning changes codes too, not scales alone; 16 bytes a weight more in memory.",
+    "tune_codes": "Tuning changes codes too, not scales alone; 12 bytes a weight more in memory.",
     "tune_text": "Text that tuning sees, as for --calibration, whose text it is by default.",
     "tune_samples": "Windows of it that tuning sees; as many as --samples by default.",
     "calibration": 'Text, JSONL or Parquet file, hub data set, or "builtin" text that is always there.',

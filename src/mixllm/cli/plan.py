@@ -32,9 +32,8 @@ def plan(
     From a salience that was measured once, so that it takes no time.
     """
     from mixllm.cli.show import print_plan, show_changes
-    from mixllm.plan import Plan, choose, compare
+    from mixllm.plan import Plan, Salience, choose, compare
     from mixllm.records import PLAN, SALIENCE
-    from mixllm.salience_file import Salience
 
     if diff is not None:
         if given or out is not None:

@@ -11,9 +11,8 @@ from rich.table import Table
 from mixllm.cli.console import print_json, stdout
 from mixllm.config import Format
 from mixllm.human import size
-from mixllm.plan import ModuleChange, Plan, Report, Share, report
+from mixllm.plan import ModuleChange, Plan, Report, Salience, Share, report
 from mixllm.plan.report import wide_name
-from mixllm.salience_file import Salience
 
 _BAR = 30
 

@@ -20,12 +20,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mixllm.decoding import install as install_decoding
 from mixllm.errors import MixllmError
-from mixllm.experts import FUSED, split_experts
+from mixllm.experts import split_experts
 from mixllm.format.config import QUANT_METHOD, QuantizedModule, parse_config
 from mixllm.format.pack import shapes
 from mixllm.format.shards import FLOATS, Header
 from mixllm.format.validate import GUARD, validate_tensors
-from mixllm.names import in_files, in_model
+from mixllm.names import FUSED, in_files, in_model
 from mixllm.nn import MixLinear
 
 if TYPE_CHECKING:

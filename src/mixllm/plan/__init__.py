@@ -1,8 +1,20 @@
-"""Which output channel is stored at which width: budgets, plan files and what a plan will cost."""
+"""Which output channel is stored at which width: what each costs the loss, budgets, plan files, reports."""
 
 from mixllm.plan.choose import choose
 from mixllm.plan.compare import ModuleChange, compare
 from mixllm.plan.plan import ModulePlan, Plan
 from mixllm.plan.report import Report, Share, report
+from mixllm.plan.salience import ModuleSalience, Salience
 
-__all__ = ["ModuleChange", "ModulePlan", "Plan", "Report", "Share", "choose", "compare", "report"]
+__all__ = [
+    "ModuleChange",
+    "ModulePlan",
+    "ModuleSalience",
+    "Plan",
+    "Report",
+    "Salience",
+    "Share",
+    "choose",
+    "compare",
+    "report",
+]

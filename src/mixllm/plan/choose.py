@@ -18,7 +18,7 @@ from torch import Tensor
 from mixllm.config import Scope
 from mixllm.errors import MixllmError
 from mixllm.plan.plan import ModulePlan, Plan
-from mixllm.salience_file import Salience
+from mixllm.plan.salience import Salience
 
 
 def choose(

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixllm.plan import Plan, choose
-from mixllm.salience_file import Salience
+from mixllm.plan import Plan, Salience, choose
 
 # Dense where the curve is steep.
 BUDGETS = tuple(float(bits) for bits in np.round([*np.arange(3, 5, 0.1), *np.arange(5, 8.01, 0.5)], 2))

@@ -13,14 +13,13 @@ from mixllm.files import read_json
 from mixllm.format.config import read_config
 from mixllm.format.shards import find_shards
 from mixllm.format.validate import validate_headers
-from mixllm.plan import Plan, report
+from mixllm.plan import Plan, Salience, report
 from mixllm.plan.report import depth_of, kind_of
 from mixllm.records import LAYERS, PLAN, PREDICTED, SALIENCE, SUMMARY
 from mixllm.report.curve import Point, curve, point, predicted
 from mixllm.report.measured import Measured
 from mixllm.report.samples import Sample
 from mixllm.report.store import read_measured
-from mixllm.salience_file import Salience
 
 
 @dataclass(frozen=True)

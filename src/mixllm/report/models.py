@@ -22,6 +22,7 @@ from mixllm.loading import load
 from mixllm.placement import device_name, load_float, pick_device, pick_dtype, versions
 from mixllm.plan import report
 from mixllm.progress import Progress
+from mixllm.records import RECORDS
 from mixllm.report.measured import Measured, Size, differences, rows
 from mixllm.source import Source, open_source
 from mixllm.source.hub import require_name
@@ -112,7 +113,8 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     path = Path(checkpoint).expanduser()
     if path.suffix == ".gguf":
         return load_float(open_source(checkpoint), device, dtype)
-    if path.is_dir() and _method(path) == "mixllm":
+    # One whose config.json was replaced by another still has its records; load() says what is wrong.
+    if path.is_dir() and (_method(path) == "mixllm" or (path / RECORDS).is_dir()):
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
     try:

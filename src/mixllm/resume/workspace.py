@@ -3,7 +3,7 @@
 .OUT.partial/
   .lock                  held by the run that is at work (see mixllm.resume.lock)
   mixllm/run.json        whose work this is: an Identity
-  .salience/             of a salience not yet measured whole (see mixllm.salience_kept)
+  .salience/             of a salience not yet measured whole (see mixllm.salience.kept)
   mixllm/salience.safetensors
   .spool/                rounded blocks (see mixllm.format.spool)
   model-00001-of-00004.safetensors ...

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
+from mixllm.kernels.cpu import available
+from mixllm.rounding import native
 from mixllm.rounding.columns import round_columns
 from mixllm.rounding.grid import Grid, Grids, pick, stack
 
@@ -18,11 +20,20 @@ def best_grid(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
     importance is the diagonal of the Hessian of the layer's inputs, in the order of w's columns.
     Without clip it is the grid of the whole range.
     """
-    if w.is_cuda and w.shape[1] <= GROUP_SIZE and grids.kind != "row":
-        # One kernel for what would be hundreds of launches a group.
-        from mixllm.rounding.clip_triton import launch
+    if w.shape[1] <= GROUP_SIZE and grids.kind != "row":
+        # One kernel for what would be hundreds of launches or passes a group.
+        shrinks = SHRINKS if clip else SHRINKS[:1]
+        if w.is_cuda:
+            from mixllm.rounding.clip_triton import launch
 
-        return launch(grids, w, importance, SHRINKS if clip else SHRINKS[:1])
+            return launch(grids, w, importance, shrinks)
+        if available():
+            return native.best_grid(grids, w, importance, shrinks)
+    return search(grids, w, importance, clip)
+
+
+def search(grids: Grids, w: Tensor, importance: Tensor, clip: bool) -> Grid:
+    """best_grid in torch's own steps: for a row with one scale, and where there is no kernel."""
     best = grids.make(w)
     if not clip:
         return best

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixllm.config import GROUP_SIZE
+from mixllm.kernels.cpu import available
+from mixllm.rounding import native
 from mixllm.rounding.grid import Grid
 
 
@@ -16,12 +19,21 @@ def round_columns(
     upper: float32 [L, L], upper triangular. After column j, errors[:, j] * upper[j, k] is taken from each
     column k > j, where errors[:, j] = (o_j - value of its code) / upper[j, j] and o_j is column j of
     origin [N, L] or, without one (GPTQ), of the block as corrected so far.
-    On a GPU one kernel does what would be a dozen launches a column.
+    One kernel does what would be a dozen launches or passes a column.
     """
     if block.is_cuda:
         from mixllm.rounding.columns_triton import launch
 
         return launch(block, grid, upper, origin)
+    if available() and block.shape[1] <= GROUP_SIZE:
+        return native.round_columns(block, grid, upper, origin)
+    return one_by_one(block, grid, upper, origin)
+
+
+def one_by_one(
+    block: Tensor, grid: Grid, upper: Tensor, origin: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """round_columns in torch's own steps, where there is no kernel."""
     # A copy, column by column in memory.
     w = block.T.clone(memory_format=torch.contiguous_format).T
     codes, errors = torch.empty_like(w), torch.empty_like(w)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +12,14 @@ from torch import Tensor, nn
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
 from mixllm.rotation import rotate
+from mixllm.rounding.fed import fed
 
 DAMPING_STEPS = 4
 # Rows rotated, and sides of the triangles inverted, at once: large enough for full speed.
 ROWS_AT_ONCE, SOLVED_AT_ONCE = 2048, 1024
-# Columns of X'X that are summed at once, from the first row to the diagonal: the rest is their mirror.
-PANEL = 2048
+# Columns of X'X that are summed at once, from the first row to the diagonal: the rest is their mirror. As few
+# as a product of them is still fast with.
+PANEL = {"cuda": 2048, "cpu": 256}
 
 
 @dataclass
@@ -35,34 +36,20 @@ def collect(linears: Mapping[str, nn.Module]) -> Iterator[list[Shared]]:
     """Sum H over everything the linears are fed inside the context; layers with one input share one H."""
     found: list[Shared] = []
     owner: dict[str, Shared] = {}
-    last: dict[str, Any] = {"input": None, "shared": None}
 
-    def hook(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            repeated = x is last["input"]
-            shared = owner.get(name)
-            if shared is None:
-                k = x.shape[-1]
-                shared = last["shared"] if repeated else Shared([], x.new_zeros(k, k, dtype=torch.float32))
-                shared.names.append(name)
-                owner[name] = shared
-                if not repeated:
-                    found.append(shared)
-            if shared.names[0] == name:
-                add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
-                shared.tokens += x[..., 0].numel()
-            last["input"], last["shared"] = x, shared
+    def add(name: str, x: Tensor, before: str | None) -> None:
+        if name not in owner:
+            if before is None:
+                found.append(Shared([], x.new_zeros(x.shape[-1], x.shape[-1], dtype=torch.float32)))
+            owner[name] = found[-1] if before is None else owner[before]
+            owner[name].names.append(name)
+        shared = owner[name]
+        if shared.names[0] == name:
+            add_squares(shared.hessian, x.detach().reshape(-1, x.shape[-1]))
+            shared.tokens += x[..., 0].numel()
 
-        return add
-
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
-    try:
+    with fed(linears, add):
         yield found
-    finally:
-        last.clear()
-        for handle in handles:
-            handle.remove()
     for shared in found:
         mirror(shared.hessian)
 
@@ -75,9 +62,10 @@ def add_squares(hessian: Tensor, x: Tensor) -> None:
     """
     half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16)
     x = x if half else x.float()
-    for start in range(0, len(hessian), PANEL):
-        columns, rows = x[:, start : start + PANEL], x[:, : start + PANEL].T
-        part = hessian[: start + PANEL, start : start + PANEL]
+    panel = PANEL[hessian.device.type]
+    for start in range(0, len(hessian), panel):
+        columns, rows = x[:, start : start + panel], x[:, : start + panel].T
+        part = hessian[: start + panel, start : start + panel]
         if half:
             part.add_(torch.mm(rows, columns, out_dtype=torch.float32))
         else:
@@ -86,8 +74,9 @@ def add_squares(hessian: Tensor, x: Tensor) -> None:
 
 def mirror(hessian: Tensor) -> None:
     """Fill what add_squares left out, in place."""
-    for stop in range(PANEL, len(hessian), PANEL):
-        hessian[stop:, stop - PANEL : stop] = hessian[stop - PANEL : stop, stop:].T
+    panel = PANEL[hessian.device.type]
+    for stop in range(panel, len(hessian), panel):
+        hessian[stop:, stop - panel : stop] = hessian[stop - panel : stop, stop:].T
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from mixllm.format.rounded import Rounded, rows_at_once
 from mixllm.ranks import Ranks
 from mixllm.rotation import rotate
+from mixllm.rounding.fed import fed
 from mixllm.rounding.products import on_tensor_cores
 
 
@@ -49,27 +49,16 @@ class Inputs:
 def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
     """Follow what the linears are fed inside the context; layers with one input share one Inputs."""
     found: dict[str, Inputs] = {}
-    last: dict[str, Any] = {"input": None, "name": ""}
 
-    def hook(name: str) -> Any:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            if x is last["input"]:
-                found.setdefault(name, found[last["name"]])
-                return
-            last["input"], last["name"] = x, name
-            nothing = torch.zeros((), device=x.device)
-            found.setdefault(name, Inputs(nothing, nothing)).add(x)
+    def add(name: str, x: Tensor, before: str | None) -> None:
+        if before is not None:
+            found.setdefault(name, found[before])
+            return
+        nothing = torch.zeros((), device=x.device)
+        found.setdefault(name, Inputs(nothing, nothing)).add(x)
 
-        return add
-
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
-    try:
+    with fed(linears, add):
         yield found
-    finally:
-        last.clear()
-        for handle in handles:
-            handle.remove()
 
 
 def seen_by_all(linears: Iterable[str], inputs: dict[str, Inputs], ranks: Ranks) -> dict[str, Inputs]:

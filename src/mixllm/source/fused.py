@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from mixllm.experts import FUSED, LEAVES
+from mixllm.names import FUSED, LEAVES
 
 # Models (by model_type) whose published files call an expert's layers w1, w3 and w2.
 NUMBERED = {"lfm2_moe", "minimax", "minimax_m2", "mixtral", "phimoe"}

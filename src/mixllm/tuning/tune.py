@@ -5,33 +5,25 @@ by the one thing that is not an integer, the scale of each row. They are tuned b
 KL(float || quantized) over windows of text, as the last phase of EfficientQAT (arXiv 2407.11062)
 tunes step sizes on a loss. Zeros and multipliers stay, codes too unless they are learned with the scales (see
 mixllm.tuning.cells), so nothing changes at run time.
-
-The gradient goes through the model block by block: a forward pass keeps the states between blocks, and the
-backward pass runs each block again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mixllm.blocks import Block, Decoder
+from mixllm.blocks import Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
 from mixllm.progress import Progress, Stage
 from mixllm.rounding.hessian import collect, rotate_both
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
+from mixllm.tuning.step import Step, Tuned
 
-LEARNING_RATE = 1e-3
-# Of places, in codes.
-PLACE_RATE = 8e-3
-# Adam's, below the gradients of single codes, which are some 1e-9 nats.
-TINY = 1e-15
 # Windows a step: enough for a steady gradient, few enough for many steps.
 WINDOWS = 4
 
@@ -61,22 +53,16 @@ def tune_scales(
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
-        states = [] if calibration is None else [decoder.embed(part) for part in calibration.split(WINDOWS)]
-        blocks = [_open(stack, decoder, i, layers, format, states) for i in range(len(decoder))]
+        blocks = open_blocks(stack, decoder, layers, format, calibration)
         tuned = [linears for _, linears, _ in blocks]
-        every = [layer for linears in tuned for layer in linears.values()]
-        groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in every]}]
-        places = [layer.cells.place for layer in every if layer.cells is not None]
-        if places:
-            groups.append({"params": places, "lr": PLACE_RATE, "eps": TINY})
-        adam = torch.optim.Adam(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
-        fading = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 1 / (epochs * steps), epochs * steps)
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(ids), generator=order).split(WINDOWS):
-                _set_gradients(decoder, blocks, *(_brought(t[chosen], decoder.device) for t in (ids, target)))
-                adam.step()
-                fading.step()
-                bar.advance()
+        step = Step(decoder, blocks)
+        chosen = [
+            part for _ in range(epochs) for part in torch.randperm(len(ids), generator=order).split(WINDOWS)
+        ]
+        for number, which in enumerate(chosen):
+            batch, wanted = (_brought(tensor[which], decoder.device) for tensor in (ids, target))
+            step(batch, wanted, 1 - (1 - 1 / len(chosen)) * number / len(chosen))
+            bar.advance()
     return {name: layer.result(layers[name]) for linears in tuned for name, layer in linears.items()}
 
 
@@ -91,10 +77,6 @@ def _quick_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-# A block, the layers in the place of its linears, and what they see.
-Tuned = tuple[Block, dict[str, TunedLinear], Seen]
-
-
 def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:
     """What leaves the float model's last block, on the CPU: [samples, L, D]."""
     states = [decoder.embed(part) for part in ids.split(WINDOWS)]
@@ -104,6 +86,19 @@ def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:
                 states[j] = block(hidden)
         bar.advance()
     return torch.cat([hidden.cpu() for hidden in states])
+
+
+def open_blocks(
+    stack: ExitStack,
+    decoder: Decoder,
+    layers: Mapping[str, Rounded],
+    format: Format,
+    calibration: Tensor | None,
+) -> list[Tuned]:
+    """All blocks with tuned layers in the place of their linears, until the stack ends; calibration: see
+    tune_scales."""
+    states = [] if calibration is None else [decoder.embed(part) for part in calibration.split(WINDOWS)]
+    return [_open(stack, decoder, i, layers, format, states) for i in range(len(decoder))]
 
 
 def _open(
@@ -142,25 +137,3 @@ def _open(
 def _brought(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device, which does not wait for it to finish what it has to do before."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _set_gradients(decoder: Decoder, blocks: list[Tuned], ids: Tensor, target: Tensor) -> None:
-    """Put the gradient of the windows' mean KL divergence into all that is tuned."""
-    states = [decoder.embed(ids)]
-    with torch.no_grad():
-        for block, _, seen in blocks:
-            states.append(block(states[-1]))
-            seen.forget()
-    gradient = decoder.divergence_gradient(states.pop(), target, ids)
-    for block, linears, seen in reversed(blocks):
-        hidden = states.pop().requires_grad_()
-        with torch.enable_grad():
-            out = block(hidden)
-        learned = [parameter for layer in linears.values() for parameter in layer.learned]
-        # An expert that no token chose has no gradient.
-        gradient, *own = torch.autograd.grad(
-            out, [hidden, *learned], gradient, allow_unused=True, materialize_grads=True
-        )
-        seen.forget()
-        for parameter, part in zip(learned, own, strict=True):
-            parameter.grad = part

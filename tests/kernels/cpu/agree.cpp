@@ -7,12 +7,15 @@
 #include <vector>
 
 #include "decoder.h"
+#include "rounding.h"
 
 extern "C" {
 const char* mixllm_isa_name(int32_t index);
 int32_t mixllm_linear(const MixllmWeight* weight, const MixllmCall* call);
 int32_t mixllm_decode(const MixllmStep* step);
 void mixllm_dense(const MixllmDense* dense);
+void mixllm_best_grid(const MixllmClip* clip);
+void mixllm_round_columns(const MixllmColumns* columns);
 }
 
 namespace {
@@ -119,6 +122,30 @@ bool decoding_agrees(int32_t isa, int32_t portable) {
     }
     return true;
 }
+
+// The grids of 41 rows of 4 and 8 bits in a group of 89 inputs, and what rounding by them gives.
+std::vector<float> rounding(int32_t group_floats, int32_t isa) {
+    constexpr int64_t rows = 41, length = 89, steps = 11;
+    generator.seed(7);
+    std::vector<float> w, importance, shrinks, by_row, upper, fields(5 * rows), out(2 * length * rows);
+    for (int value : random<int>(length * rows, -1000, 1000)) w.push_back(float(value) / 1000);
+    for (int value : random<int>(length, 1, 1000)) importance.push_back(float(value) / 1000);
+    for (int64_t step = 0; step < steps; step++) shrinks.push_back(1 - 0.02f * float(step));
+    for (int64_t r = 0; r < rows; r++) by_row.push_back(r % 3 ? 15.0f : 127.0f);
+    for (int64_t r = 0; r < rows; r++) by_row.push_back(r % 3 ? 16.0f : 1.0f);
+    for (int64_t r = 0; r < rows; r++) by_row.push_back(r % 3 ? 1 / 119.0f : 1 / 127.0f);
+    for (int value : random<int>(length * length, -1000, 1000)) upper.push_back(float(value) / 10000);
+    for (int64_t j = 0; j < length; j++) upper[size_t(j * (length + 1))] = 1.5f;
+    const MixllmClip clip{w.data(), importance.data(), shrinks.data(), by_row.data(), fields.data(), length, rows,
+                          steps, group_floats, isa};
+    mixllm_best_grid(&clip);
+    const float* found = fields.data();
+    const MixllmColumns columns{w.data(), nullptr, found, found + rows, found + 2 * rows, found + 3 * rows,
+                                upper.data(), out.data(), out.data() + length * rows, length, rows, length, isa};
+    mixllm_round_columns(&columns);
+    out.insert(out.end(), fields.begin(), fields.end());
+    return out;
+}
 } // namespace
 
 int main() {
@@ -150,6 +177,12 @@ int main() {
             std::printf("%s differs in decoding\n", names[size_t(isa)].c_str());
             return 1;
         }
+    for (int32_t isa = 0; isa < portable; isa++)
+        for (int32_t group_floats = 0; group_floats < 2; group_floats++)
+            if (rounding(group_floats, isa) != rounding(group_floats, portable)) {
+                std::printf("%s differs in rounding\n", names[size_t(isa)].c_str());
+                return 1;
+            }
     for (const std::string& name : names) std::printf("%s ", name.c_str());
     std::printf("agree in %d cases\n", compared);
     return compared == 0;

@@ -58,8 +58,9 @@ def load() -> ctypes.CDLL:
     library.mixllm_linear.argtypes = [POINTER(Weight), POINTER(Call)]
     library.mixllm_decode.restype = c_int32
     library.mixllm_decode.argtypes = [c_void_p]
-    library.mixllm_dense.restype = None
-    library.mixllm_dense.argtypes = [c_void_p]
+    for step in (library.mixllm_dense, library.mixllm_best_grid, library.mixllm_round_columns):
+        step.restype = None
+        step.argtypes = [c_void_p]
     for pack in (library.mixllm_pack4, library.mixllm_pack8):
         pack.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
         pack.restype = None

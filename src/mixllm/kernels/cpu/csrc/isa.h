@@ -1,6 +1,7 @@
 // What an instruction set provides; each is compiled in a file of its own with its own compiler flags.
 #pragma once
 #include "decoder.h"
+#include "rounding.h"
 #include "tile.h"
 
 struct Isa {
@@ -19,6 +20,9 @@ struct Isa {
                    int32_t type, float* p, float* out);
     void (*gated)(float* gate, const float* up, int64_t count, int32_t type);
     void (*dense)(const MixllmDense&, const float* x, int64_t first, int64_t rows);
+    // Of a strip of at most kStrip rows; see clip.h, columns.h.
+    void (*best_grid)(const MixllmClip&, int64_t first, int64_t count);
+    void (*round_columns)(const MixllmColumns&, int64_t first, int64_t count);
 };
 
 extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa, kI8mmIsa;

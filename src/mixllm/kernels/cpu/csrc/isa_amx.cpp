@@ -9,6 +9,7 @@
 // Everything compiled with this file's flags stays in it: the linker must not give it to other files.
 namespace {
 #include "attend.h"
+#include "columns.h"
 #include "dense.h"
 #include "gate.h"
 #include "quantize.h"
@@ -23,4 +24,4 @@ typedef AmxTiles Tiles;
 } // namespace
 
 const Isa kAmxIsa = {"amx", kWidths32, kMostBlocks, 8, &kAvx512Isa,
-                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense};
+                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense, best_grid, round_columns};

@@ -10,10 +10,11 @@
 namespace {
 #include "lanes_avxvnni.h"
 #include "attend.h"
+#include "columns.h"
 #include "dense.h"
 #include "gate.h"
 #include "product.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kAvxVnniIsa = {"avxvnni", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<AvxVnni>, attend, gated, dense};
+const Isa kAvxVnniIsa = {"avxvnni", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<AvxVnni>, attend, gated, dense, best_grid, round_columns};

@@ -10,9 +10,10 @@
 namespace {
 #include "sums_i8mm.h"
 #include "attend.h"
+#include "columns.h"
 #include "dense.h"
 #include "gate.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>, attend, gated, dense};
+const Isa kI8mmIsa = {"i8mm", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<I8mm>, attend, gated, dense, best_grid, round_columns};

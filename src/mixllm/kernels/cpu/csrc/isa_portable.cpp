@@ -8,10 +8,11 @@
 namespace {
 #include "lanes_portable.h"
 #include "attend.h"
+#include "columns.h"
 #include "dense.h"
 #include "gate.h"
 #include "product.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense};
+const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense, best_grid, round_columns};

@@ -43,7 +43,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
 
 
 def launch(delta: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-    """See mixllm.scores.over_tokens."""
+    """See mixllm.salience.sums.over_tokens."""
     windows, tokens, n = delta.shape
     widths = e.shape[2] // n
     sums, squares = (delta.new_empty(windows, widths, n, dtype=torch.float32) for _ in range(2))

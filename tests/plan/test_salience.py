@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.saliences import SHAPES, random_salience
 from torch import Tensor
 
 from mixllm.config import PROFILES, Format
 from mixllm.errors import MixllmError
-from mixllm.salience_file import ModuleSalience, Salience
-from tests.saliences import SHAPES, random_salience
+from mixllm.plan import ModuleSalience, Salience
 
 
 def test_what_is_saved_is_loaded_in_model_order(tmp_path: Path):

@@ -1,8 +1,9 @@
 """Candidates of blocks that are scored later, kept among the states between blocks.
 
-On the way back through a stretch of blocks the states inside it are made again, by the very forward that a
-block's Hessians need. So its candidates are rounded then, and wait, packed as in a checkpoint: 12 bits for
-a weight at widths 4 and 8, and some for scales.
+A block's Hessians need a forward, and so do the states after it: on the walk there or, where memory is
+short, on the way back through a stretch of blocks, when those inside it are made again. So its candidates are
+rounded then, and wait, packed as in a checkpoint: 12 bits for a weight at widths 4 and 8, and some for
+scales.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mixllm.blocks import States
-from mixllm.config import KERNEL_WIDTHS, Format
+from mixllm.config import KERNEL_WIDTHS, Format, Rounding
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
@@ -23,9 +24,10 @@ from mixllm.format.rounded import Rounded
 FIRST = -2
 
 
-def waiting_bytes(weights: int, widths: Collection[int] = KERNEL_WIDTHS) -> int:
-    """What the candidates of so many weights take at most, from 256 inputs a layer on."""
-    return weights * (2 * sum(widths) + len(widths)) // 16
+def waiting_bytes(weights: int, widths: Collection[int] = KERNEL_WIDTHS, error: Rounding = "gptq") -> int:
+    """What the candidates of so many weights take at most, from 256 inputs a layer on; those rounded to
+    nearest are made when they are scored."""
+    return weights * (2 * sum(widths) + len(widths)) // 16 if error == "gptq" else 0
 
 
 class Waiting:
@@ -39,7 +41,7 @@ class Waiting:
         self._layout: dict[int, list[tuple[str, str, int, torch.Size, torch.dtype]]] = {}
 
     def put(self, i: int, found: dict[str, Rounded]) -> None:
-        """Keep the candidates of block i (see mixllm.candidates), by layer."""
+        """Keep the candidates of block i (see mixllm.salience.candidates), by layer."""
         packed = {name: pack(rounded, self._format) for name, rounded in found.items()}
         parts = [(n, k, w.in_features, t) for n, w in packed.items() for k, t in w.tensors().items()]
         # One tensor is one copy; the widest types first, so that each starts at a multiple of its size.

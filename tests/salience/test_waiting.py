@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mixllm.blocks import ON_DEVICE, States
-from mixllm.candidates import candidates
 from mixllm.config import PROFILES, QuantConfig
-from mixllm.salience_waiting import FIRST, Waiting, waiting_bytes
+from mixllm.salience.candidates import candidates
+from mixllm.salience.waiting import FIRST, Waiting, waiting_bytes
 from tests import shapes
 
 

@@ -12,7 +12,7 @@ def over_tokens(delta: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     kernel reads both once.
     """
     if delta.is_cuda:
-        from mixllm.scores_triton import launch
+        from mixllm.salience.sums_triton import launch
 
         return launch(delta, e)
     product = e.float().unflatten(2, (-1, delta.shape[2])) * delta.float().unsqueeze(2)

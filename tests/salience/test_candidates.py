@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixllm import candidates as module
-from mixllm.candidates import candidate_errors, candidates
 from mixllm.config import WIDTHS, QuantConfig
 from mixllm.rounding import factor_of
 from mixllm.rounding.hessian import Factor
+from mixllm.salience import candidates as module
+from mixllm.salience.candidates import candidate_errors, candidates
 from tests import shapes
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mixllm.files import read_json, write_atomically, write_json
-from mixllm.salience_file import Salience
+from mixllm.plan import Salience
 
 # Of the backward walk's time, what goes to keeping gradients; until one was written, a disk is taken to write
 # so many bytes a second.

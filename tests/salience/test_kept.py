@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from mixllm import salience_kept
 from mixllm.blocks import ON_DEVICE, Decoder, Room
 from mixllm.config import QuantConfig, Rounding
 from mixllm.errors import MixllmError
+from mixllm.plan import Salience
 from mixllm.progress import Silent
-from mixllm.salience import Scores, measure_salience
-from mixllm.salience_file import Salience
-from mixllm.salience_kept import Kept
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience import kept as module
+from mixllm.salience.kept import Kept
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.scores import Scores
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
 from tests.saliences import random_salience
@@ -62,7 +63,7 @@ def test_goes_on_to_the_same_numbers(
     room = Room(
         boundaries * SAMPLES * LENGTH * decoder.hidden_size * 4 + 3 * waiting_bytes(decoder.weights[0])
     )
-    monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
+    monkeypatch.setattr(module, "SHARE", float("inf"))
     whole = measured(decoder, error, None)
     scored = []
 
@@ -120,8 +121,8 @@ def test_a_disk_that_is_full_is_told_at_the_end(tmp_path: Path, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise MixllmError("no space left")
 
-    monkeypatch.setattr(salience_kept, "write_atomically", full)
-    monkeypatch.setattr(salience_kept, "SHARE", float("inf"))
+    monkeypatch.setattr(module, "write_atomically", full)
+    monkeypatch.setattr(module, "SHARE", float("inf"))
     with pytest.raises(MixllmError, match="no space left"), Kept(tmp_path, 0) as kept:
         kept.save(3, random_salience({"layers.3.q": (4, 128)}), [torch.zeros(1)])
 

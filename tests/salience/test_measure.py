@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mixllm.blocks import ON_DEVICE, Decoder, Room
+from mixllm.blocks import ON_DEVICE, Block, Decoder, Room
 from mixllm.blocks.states import stretches, stretches_that_fit
-from mixllm.config import PROFILES, WIDTHS, QuantConfig
+from mixllm.config import PROFILES, WIDTHS, QuantConfig, Rounding
+from mixllm.plan import Salience
 from mixllm.progress import Silent
-from mixllm.salience import measure_salience
-from mixllm.salience_file import Salience
-from mixllm.salience_waiting import waiting_bytes
+from mixllm.salience.measure import measure_salience
+from mixllm.salience.waiting import waiting_bytes
 from mixllm.source import open_source
 from tests.models import VOCAB, write_tiny
-from tests.test_candidates import errors as errors_of
+from tests.salience.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
 
@@ -142,6 +142,24 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
             assert torch.equal(module.loss[width], little.modules[name].loss[width])
 
 
+@pytest.mark.parametrize("error", ["gptq", "rtn"])
+def test_where_all_fits_a_block_goes_there_and_back_once(
+    tiny: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch, error: Rounding
+) -> None:
+    """Its Hessians come from the walk there; a second forward is for gradients."""
+    calls = []
+
+    def counted(block: Block, hidden: Tensor) -> Tensor:
+        calls.append(hidden.requires_grad)
+        return forward(block, hidden)
+
+    forward = Block.__call__
+    monkeypatch.setattr(Block, "__call__", counted)
+    measured(tiny[0], QuantConfig(error=error), batch=SAMPLES)
+    depth = open_source(str(tiny[0])).config.num_hidden_layers
+    assert calls == [False] * depth + [True] * depth
+
+
 @given(st.integers(1, 130), st.integers(-2, 140))
 def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
     cut = stretches(blocks, fit)
@@ -155,12 +173,14 @@ def test_boundaries_are_kept_as_near_as_fits(blocks: int, fit: int) -> None:
 
 @given(st.integers(1, 90), st.integers(0, 500), st.integers(1, 9), st.integers(0, 9))
 def test_what_blocks_leave_is_kept_where_it_fits(blocks: int, most: int, boundary: int, beside: int) -> None:
-    cut, fits = stretches_that_fit(blocks, Room(most // 3, most - most // 3), boundary, beside)
-    taken = (1 + len(cut)) * boundary + fits * (max(map(len, cut)) - 1) * beside
-    assert taken <= most or not fits
+    cut, leaving = stretches_that_fit(blocks, Room(most // 3, most - most // 3), boundary, beside)
+    longest = max(map(len, cut))
+    assert leaving in (0, longest - 1, blocks)
+    assert (1 + len(cut)) * boundary + leaving * beside <= most or not leaving
     # Otherwise there would have been no room.
     fewest = len(stretches(blocks, 0))
-    assert fits or most < (1 + fewest) * boundary + (fewest - 1) * beside
+    assert leaving >= longest - 1 or most < (1 + fewest) * boundary + (fewest - 1) * beside
+    assert leaving == blocks or most < (1 + blocks) * boundary + blocks * beside
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 7])
@@ -171,5 +191,5 @@ def test_no_more_boundaries_are_there_than_were_counted(tmp_path: Path, blocks: 
     decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), torch.float32)
     boundary, beside = SAMPLES * LENGTH * 264 * 4, waiting_bytes(decoder.weights[0])
     room = Room((1 + len(cut)) * boundary + (len(cut) - 1) * beside)
-    assert stretches_that_fit(blocks, room, boundary, beside) == (cut, True)
+    assert stretches_that_fit(blocks, room, boundary, beside) == (cut, max(map(len, cut)) - 1)
     measured(tmp_path, QuantConfig(), room=room)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixllm.scores import over_tokens
-from mixllm.scores_triton import launch
+from mixllm.salience.sums import over_tokens
+from mixllm.salience.sums_triton import launch
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 37), st.integers(1, 150), st.integers(1, 3))
 
