@@ -216,8 +216,9 @@ def tuning_needs(
         )
     if device.type == "cuda":
         return working, BASE_HOST + _cuda_host() + targets + layers
-    # A block's way back leaves holes in what malloc holds that the next block's does not fill.
-    return 0, BASE_HOST + HELD + back // 2 + working + targets + layers
+    # A block's way back leaves holes in what malloc holds that the next block's does not fill: with codes
+    # up to as much again, from run to run more or less.
+    return 0, BASE_HOST + HELD + (1 + codes) * back // 2 + working + targets + layers
 
 
 def way_back(block: dict[str, tuple[int, int]], sizes: Sizes, tokens: int, size: int, codes: bool) -> int:
