@@ -22,7 +22,7 @@ class _Sealed(nn.Linear):
     """A linear layer that computes and does not show its weight, as quantized ones don't."""
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:  # type: ignore[override]  # a parameter in nn.Linear
         raise _Shown(self)
 
     def forward(self, x: Tensor) -> Tensor:
