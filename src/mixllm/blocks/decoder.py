@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks.ahead import ReadAhead
+from mixllm.blocks.attention import quick_attention
 from mixllm.blocks.block import Arguments, Block
 from mixllm.blocks.norms import fuse_norms
 from mixllm.blocks.probe import probe
@@ -47,6 +48,7 @@ class Decoder:
         self._shell = Shell(model, self._blocks, device)
         self._ahead = ReadAhead(self._read, device)
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
+        self._attention = quick_attention(device, dtype)
         with self.block(0):
             probe(self._shell, f"{source.path}: {source.config.model_type}")
 
@@ -93,7 +95,7 @@ class Decoder:
         """
         module, prefix = self._blocks[i], f"{self.prefix}.{i}"
         filled: list[Place] = []
-        block = Block(module, prefix, i, self.linears(i), self._arguments)
+        block = Block(module, prefix, i, self.linears(i), self._arguments, self._attention)
         try:
             read = self._ahead.take(i)
             # Not on a CPU: once a second thread has computed, OpenMP lets the first one's helpers sleep
