@@ -150,8 +150,8 @@ class Decoder:
 
         return self._gradient(hidden, ids, off)
 
-    def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
-        """d(mean KL(target || hidden), in nats a predicted token) / d(hidden), float [B, L, D].
+    def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor, scale: float = 1.0) -> Tensor:
+        """d(scale * mean KL(target || hidden), in nats a predicted token) / d(hidden), float [B, L, D].
 
         hidden, target: states after the last block, of tokens ids [B, L]; a few tokens at a time, as in
         loss_gradient. By the logits it is softmax(those of hidden) - softmax(those of target); autograd would
@@ -162,7 +162,7 @@ class Decoder:
             wanted = self.logits(target[:, part], ids[:, part]).softmax(dim=-1, dtype=torch.float32)
             return logits.softmax(dim=-1, dtype=torch.float32).sub_(wanted).to(logits.dtype)
 
-        return self._gradient(hidden, ids, off).div_(len(ids) * (ids.shape[1] - 1))
+        return self._gradient(hidden, ids, off).div_(len(ids) * (ids.shape[1] - 1) / scale)
 
     def _gradient(self, hidden: Tensor, ids: Tensor, off: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """d(loss) / d(hidden), [B, L, D]; off: which tokens, their logits -> d(loss) / d(logits)."""
