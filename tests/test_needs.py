@@ -20,7 +20,7 @@ from torch.autograd.profiler import profile
 
 from mixllm import needs as module
 from mixllm.blocks import Decoder
-from mixllm.blocks.states import stretches
+from mixllm.blocks.room import stretches
 from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
 from mixllm.needs import Needs, Sizes, needs, tuning_needs, way_back

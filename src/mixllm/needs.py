@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from mixllm.blocks.decoder import LOGITS_AT_ONCE
-from mixllm.blocks.states import Room, passes_again, stretches, stretches_that_fit
+from mixllm.blocks.losses import LOGITS_AT_ONCE
+from mixllm.blocks.room import Room, passes_again, stretches, stretches_that_fit
 from mixllm.blocks.upload import STAGED
 from mixllm.config import Rounding
 from mixllm.errors import MixllmError
@@ -35,7 +35,7 @@ BASE_HOST, CUDA_HOST, NCCL_HOST = 450 * 10**6, 1000 * 10**6 + STAGED, 350 * 10**
 # What malloc holds, on a CPU, of pieces too small to be given back to the system.
 HELD = 64 * 10**6
 # Enough for full matrix products on each; fewer where memory is short. On a CPU no more, so that what a block
-# makes of them comes from memory that the process has (see mixllm.blocks.decoder.LOGITS_AT_ONCE).
+# makes of them comes from memory that the process has (see mixllm.blocks.losses.LOGITS_AT_ONCE).
 TOKENS_AT_ONCE = {"cuda": 16_384, "cpu": 1_024}
 # Float32 copies of the rows that are being rounded.
 COPIES = 8

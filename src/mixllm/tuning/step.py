@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixllm.blocks import Block, Decoder
+from mixllm.blocks.losses import divergence_gradient
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
@@ -47,7 +48,7 @@ class Step:
         """
         torch.mul(self._whole, part, out=self._rates)
         out = self._forward(self._decoder.embed(ids))
-        self._backward(self._decoder.divergence_gradient(out, target, ids, SCALE))
+        self._backward(divergence_gradient(self._decoder, out, target, ids, SCALE))
 
     @torch.no_grad()
     def _forward(self, hidden: Tensor) -> Tensor:
