@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixllm.kernels.cuda import hopper, ops, skinny
+from mixllm.kernels.cuda import hopper, quantizing, skinny
 from mixllm.kernels.cuda.launch import Launch, recorded
 from mixllm.kernels.cuda.operator import untraced
 from mixllm.kernels.cuda.tiles import Scales
@@ -89,11 +89,11 @@ class Planned:
     def _first(self, x: Tensor, bias: Tensor | None, channels: int) -> Tensor:
         y, buffers = (
             x.new_empty((x.shape[0], channels)),
-            ops.outputs(x, self.group, True, self.scales.unsigned),
+            quantizing.outputs(x, self.group, True, self.scales.unsigned),
         )
         tile = hopper.best(buffers[0], self.weight, self.scales)
         with recorded() as launches:
-            ops.quantize_into(x, self.rotate, self.group, *buffers)
+            quantizing.quantize_into(x, self.rotate, self.group, *buffers)
             partials = hopper.gemm_into(y, *buffers, self.weight, bias, self.scales, self.group, tile)
         if len(self.plans) == MOST_PLANS:
             self.plans.pop(next(iter(self.plans)))
