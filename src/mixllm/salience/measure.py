@@ -15,7 +15,6 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +28,8 @@ from mixllm.memory import trim
 from mixllm.plan import Salience
 from mixllm.progress import Progress, Stage, stepped
 from mixllm.ranks import ALONE, Ranks
-from mixllm.rounding.divided import divided
-from mixllm.rounding.few import factor_if_seen
-from mixllm.rounding.hessian import Factor, Shared, collect
-from mixllm.salience.candidates import candidate_errors, candidates
+from mixllm.rounding.hessian import Shared, collect
+from mixllm.salience.block import block_candidates, block_errors
 from mixllm.salience.kept import Kept
 from mixllm.salience.scores import Scores
 from mixllm.salience.waiting import Waiting, waiting_bytes
@@ -158,7 +155,7 @@ class _Measurement:
         """Score block i, and make of the gradients of what left it those of what entered it."""
         made = self.waiting.take(i) if i in self.waiting else self._made_now(i, block)
         trim(self.device, self.reserved)
-        scores = Scores(block, _errors(block, made, self.config), self.ids.shape[1])
+        scores = Scores(block, block_errors(block, made, self.config), self.ids.shape[1])
         grads = map(scores.add, self.states.take(i), self.states.take(GRADIENTS))
         self.states.put(GRADIENTS, stepped(grads, bar), soon=True)
         modules = {**scores.result(self.config, len(self.ids), self.ranks), **self.found.modules}
@@ -171,36 +168,4 @@ class _Measurement:
         return self._rounded(block, shared)
 
     def _rounded(self, block: Block, shared: list[Shared]) -> dict[str, Rounded]:
-        return _candidates(block, shared, self.config, self.ids.numel(), self.ranks, self.reserved)
-
-
-def _candidates(
-    block: Block, shared: list[Shared], config: QuantConfig, total: int, ranks: Ranks, reserved: int
-) -> dict[str, Rounded]:
-    """Candidates of the block's linears by the Hessians that all processes collected, but for experts that
-    saw too few of all `total` tokens; those of all linears rounded to nearest where nothing was collected."""
-    weights = {name: linear.weight for name, linear in block.linears.items()}
-
-    def make(
-        names: list[str], inputs: Factor | None, rows: dict[str, slice]
-    ) -> tuple[dict[tuple[str, str], Tensor], None]:
-        made = candidates({name: weights[name][rows[name]] for name in names}, config, inputs)
-        fields = {(n, f): t for n, rounded in made.items() for f, t in vars(rounded).items() if t is not None}
-        return {key: tensor.unflatten(0, (len(config.widths), -1)) for key, tensor in fields.items()}, None
-
-    found: dict[str, dict[str, Any]] = {}
-    if config.error == "gptq":
-        factor = partial(factor_if_seen, config=config, total=total, reserved=reserved)
-        for (name, field), tensor in divided(shared, block.linears, ranks, factor, make, dim=1)[0].items():
-            found.setdefault(name, {})[field] = tensor.flatten(0, 1)
-    # No token reached the experts that are missing.
-    rest = candidates({n: weight for n, weight in weights.items() if n not in found}, config, None)
-    return {name: Rounded(**found[name]) if name in found else rest[name] for name in weights}
-
-
-def _errors(block: Block, made: dict[str, Rounded], config: QuantConfig) -> dict[str, Tensor]:
-    """candidate_errors of the block's linears; the candidates go as their errors come."""
-    return {
-        name: candidate_errors(linear.weight, made.pop(name), config.format)
-        for name, linear in block.linears.items()
-    }
+        return block_candidates(block, shared, self.config, self.ids.numel(), self.ranks, self.reserved)
