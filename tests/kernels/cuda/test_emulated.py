@@ -18,11 +18,12 @@ import torch
 
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import activations, reference
-from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops, quantizing
+from mixllm.kernels.cuda import CudaLinear, layout, ops, quantizing
 from mixllm.kernels.cuda.build import SOURCES
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.tiles import Tile
 from tests import shapes
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.weights import random_weight
 
 # They need a C++20 compiler, as nvcc does.
@@ -189,7 +190,7 @@ def test_quantizer_of_many(
     out[3].fill_(7)
     quantizing.quantize_into(x, format.rotation == "hadamard", group, *out)
     codes, scales = activations.quantize_activations(x, format)
-    given = hopper.untiled(out[0])
+    given = untiled(out[0])
     assert not out[3].any(), "flags are cleared"
     assert not given[:, k:].any()
     assert torch.equal(given[:, :k].float(), codes)
