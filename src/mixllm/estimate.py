@@ -20,7 +20,7 @@ from mixllm.config import GROUP_SIZE, QuantConfig
 from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
-from mixllm.format.checkpoint import SHARD_BYTES
+from mixllm.format.split import SHARD_BYTES
 from mixllm.given import read_given
 from mixllm.needs import Sizes, needs, tuning_needs
 from mixllm.placement import pick_device, pick_dtype
