@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room
-from mixllm.blocks.states import passes_again, stretches, stretches_that_fit
+from mixllm.blocks.room import passes_again, stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig, Rounding
 from mixllm.plan import Salience
 from mixllm.progress import Silent

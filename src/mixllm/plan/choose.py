@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mixllm.config import Scope
 from mixllm.errors import MixllmError
-from mixllm.plan.plan import ModulePlan, Plan
+from mixllm.plan.module import ModulePlan
+from mixllm.plan.plan import Plan
 from mixllm.plan.salience import Salience
 
 

@@ -81,7 +81,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
         code = tl.minimum(tl.maximum(code + zero[:, None], first[:, None]), last[:, None])
         off = w - (code - zero[:, None]) * scale[:, None]
         error = tl.sum(off * off * importance[None, :], axis=1)
-        better = error < least
+        better = (error < least) | (step == 0)
         least = tl.where(better, error, least)
         best_scale = tl.where(better, scale, best_scale)
         best_zero = tl.where(better, zero, best_zero)

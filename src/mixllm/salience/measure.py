@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
-from mixllm.blocks.states import stretches_that_fit
+from mixllm.blocks.losses import loss_gradient
+from mixllm.blocks.room import stretches_that_fit
 from mixllm.config import QuantConfig
 from mixllm.format.rounded import Rounded
 from mixllm.memory import trim
@@ -106,7 +107,7 @@ def measure_salience(
         if before is None:
             with progress.stage("salience: loss", len(batches)) as bar:
                 # Of the summed loss: of a size that any dtype holds.
-                grads = map(decoder.loss_gradient, states.take(todo), batches)
+                grads = map(partial(loss_gradient, decoder), states.take(todo), batches)
                 states.put(GRADIENTS, stepped(grads, bar), soon=True)
         else:
             states.put(GRADIENTS, (part.to(decoder.device) for part in before[2].split(batch)), soon=True)
