@@ -37,6 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target.exists() and (not anchor or anchor in anchors(target)), link
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", README)}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_their_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
