@@ -129,8 +129,8 @@ class Planned:
             with recorded() as launches:
                 ops.quantize_into(x, self.rotate, self.group, *buffers)
                 partials = hopper.gemm_into(y, *buffers, self.weight, bias, self.scales, self.group, tile)
-        if len(self.plans) == MOST_PLANS:
-            self.plans.pop(next(iter(self.plans)))
+        if len(self.plans) >= MOST_PLANS:
+            self.plans.pop(next(iter(self.plans)), None)
         self.plans[x.shape, x.stride(), x.dtype] = Plan.of(launches, (*buffers, partials))
         return y
 
