@@ -76,7 +76,7 @@ def test_the_second_command_finds_what_the_first_has_made(
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     out = str(tmp_path / "deep/out")
     made = ["quantize", str(file), "-o", out, "--calibration", str(text), "--samples", "2", "--window", "24"]
-    measured = ["eval", out, "--reference", str(file), "--text", str(text), "--window", "24", "--quiet"]
+    measured = ["eval", out, "--model", str(file), "--text", str(text), "--window", "24", "--quiet"]
     assert main.run([*made, "--quiet"]) == main.run(measured) == 0
     assert count() == 1
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
