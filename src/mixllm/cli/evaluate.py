@@ -64,6 +64,7 @@ def evaluate(
     chosen = None if tasks is None else _tasks(tasks, include_path, samples)
     from mixllm.cli.show_measured import show_measurements, show_tasks
     from mixllm.evaluate import REFERENCE, measure
+    from mixllm.origin import check_origin
     from mixllm.placement import pick_device
     from mixllm.source import open_source
     from mixllm.texts import open_tokenizer, text_windows
@@ -74,10 +75,13 @@ def evaluate(
     ids = None
     if text is not None and source is not None:
         ids = text_windows(text, tokenizer, source.config, window, samples)
+    shown = progress(quiet)
+    if source is not None:
+        check_origin(checkpoint, source, shown)
     models = _load(checkpoint, source, where, dtype)
     measured = {}
     if ids is not None:
-        with progress(quiet).stage("measure", len(ids)) as bar:
+        with shown.stage("measure", len(ids)) as bar:
             quantized = {QUANTIZED: models[QUANTIZED]}
             measured = measure(quantized, models[REFERENCE], ids, lambda done, total: bar.advance())
     scores = {} if chosen is None else {name: chosen.run(model, tokenizer) for name, model in models.items()}
