@@ -13,7 +13,7 @@ from mixllm.integrations import register
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from mixllm.kernels import Backend
 
@@ -33,17 +33,12 @@ def load(
     after loading if a tensor of the model was not in it.
     """
     directory = Path(path).expanduser()
-    read_config(directory)
+    config = open_config(directory)
     find_shards(directory)
-    register()
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from mixllm.nn import MixLinear
 
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers has a kind of error for each way a config is wrong
-        raise MixllmError(f"{directory / 'config.json'}: {one_line(error)}") from None
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory,
         config=config,
@@ -60,3 +55,16 @@ def load(
         if isinstance(module, MixLinear):
             module.backend = backend
     return model
+
+
+def open_config(directory: Path) -> PreTrainedConfig:
+    """The transformers config of the checkpoint in a directory; MixllmError where it can't be read."""
+    read_config(directory)
+    register()
+    from transformers import AutoConfig
+
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # transformers has a kind of error for each way a config is wrong
+        raise MixllmError(f"{directory / 'config.json'}: {one_line(error)}") from None
+    return config
