@@ -12,7 +12,6 @@ from mixllm.errors import MixllmError, one_line
 from mixllm.files import read_json
 from mixllm.source.fp8 import block_size
 
-
 ADAPTER = "adapter_config.json"
 
 

@@ -14,7 +14,7 @@ import torch
 from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
 from mixllm.kernels import cuda
-from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops, planned
+from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops, planned, quantizing
 from mixllm.kernels.cuda.planned import MOST_PLANS
 from tests.kernels.cuda.weights import random_weight
 
@@ -46,14 +46,14 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         original(kernel, blocks, threads, arguments, columns)
 
     monkeypatch.setattr(launch.Kernel, "launch", kept)
-    for module in (cuda, hopper, ops):
+    for module in (cuda, hopper, ops, quantizing):
         monkeypatch.setattr(module, "device", lambda _: launch.Device(0, (9, 0), 132, 232448))
-    for module in (hopper, ops):
+    for module in (hopper, ops, quantizing):
         monkeypatch.setattr(module, "kernel", spy.kernel)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(launch, "current_stream", lambda _: 0)
     monkeypatch.setattr(planned, "_PLANS", {})
-    for cached in (hopper.product, ops.quantizer, ops.quantizer_of_many):
+    for cached in (hopper.product, quantizing.quantizer, quantizing.quantizer_of_many):
         cached.cache_clear()
     return spy
 
@@ -100,7 +100,7 @@ def test_only_addresses_change(profile: str, biased: bool, spy: Spy) -> None:
     assert gemm["out.bias"] == (None if bias is None else bias.data_ptr())
     handed = ("codes", "x"), ("scales", "x_scales"), ("sums", "out.x_sums"), ("flags", "flags")
     assert all(quantize[one] == gemm[other] for one, other in handed)
-    sizes = [buffer.nbytes for buffer in ops.outputs(x, layer.group, True)]
+    sizes = [buffer.nbytes for buffer in quantizing.outputs(x, layer.group, True)]
     starts = [quantize[name] for name in ("codes", "scales", "sums", "flags")] + [gemm["partials"]]
     assert all(a + size <= b for a, size, b in zip(starts[:-1], sizes, starts[1:], strict=True))
     assert all((start - starts[0]) % 16 == 0 for start in starts)

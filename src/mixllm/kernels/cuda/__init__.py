@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda import hopper, ops, quantizing, skinny, strips
 from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.excess import excess
 from mixllm.kernels.cuda.launch import device
@@ -145,19 +145,19 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:
-            ops.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
+            quantizing.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
     else:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
     padded = groups * 128
-    tokens = range(1, max(ops.MOST_SHARED, least) + 2)
+    tokens = range(1, max(quantizing.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
         (vectors, parts, sum(tiled))
         for n in tokens
         for tiled in [order(index, scales, group, n, channels, groups)]
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group, tiled[0])]
+        for vectors, _, _, parts in [quantizing.launch_shape(n, padded, clusters, group, tiled[0])]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)
+            quantizing.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)

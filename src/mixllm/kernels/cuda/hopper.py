@@ -15,9 +15,9 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from mixllm.kernels.cuda.arguments import Shape, gemm_arguments
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
-from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixllm.kernels.cuda import hopper, ops, skinny
+from mixllm.kernels.cuda import hopper, quantizing, skinny
+from mixllm.kernels.cuda.arguments import Gemm, Shape, gemm_arguments
 from mixllm.kernels.cuda.launch import Launch, recorded
 from mixllm.kernels.cuda.operator import untraced
-from mixllm.kernels.cuda.ops import Gemm, Shape
 from mixllm.kernels.cuda.tiles import Scales
 
 # What layers of the same sizes remember; an engine that meets more numbers of tokens works them out again.
@@ -90,7 +90,7 @@ class Planned:
         self.plans = _PLANS.setdefault(alike, {})
         shape = Shape(0, len(codes8), len(codes4), groups, 0, 1, 1, 0)
         empty = codes4.new_empty((0, channels), dtype=torch.float16)
-        self.arguments = ops.gemm_arguments(empty, None, None, None, None, None, weight, None, group, shape)
+        self.arguments = gemm_arguments(empty, None, None, None, None, None, weight, None, group, shape)
 
     def __reduce__(self) -> tuple[Callable[..., Planned], tuple[Any, ...]]:
         """A copy has a weight, and so addresses, of its own."""
@@ -123,11 +123,11 @@ class Planned:
         with torch.cuda.device(x.device):
             y, buffers = (
                 x.new_empty((x.shape[0], self.channels)),
-                ops.outputs(x, self.group, True, self.scales.unsigned),
+                quantizing.outputs(x, self.group, True, self.scales.unsigned),
             )
             tile = hopper.best(buffers[0], self.weight, self.scales)
             with recorded() as launches:
-                ops.quantize_into(x, self.rotate, self.group, *buffers)
+                quantizing.quantize_into(x, self.rotate, self.group, *buffers)
                 partials = hopper.gemm_into(y, *buffers, self.weight, bias, self.scales, self.group, tile)
         if len(self.plans) >= MOST_PLANS:
             self.plans.pop(next(iter(self.plans)), None)
