@@ -184,6 +184,14 @@ def test_a_load_format_that_keeps_no_such_layer_is_refused(tmp_path: Path) -> No
     assert f"MixllmError: model.layers.0.self_attn.qkv_proj: {reason}" in done.stderr + done.stdout
 
 
+def test_a_float_model_is_not_taken_for_a_quantized_one(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES).with_name("float")
+    done = engines([job(path, quantization="mixllm")])
+    assert done.returncode != 0
+    reason = "--quantization mixllm: the model's config.json has no quantization_config; give a directory"
+    assert done.stderr.strip().splitlines()[-1].startswith(f"mixllm.errors.MixllmError: {reason}")
+
+
 def test_a_broken_checkpoint_stops_with_its_reason(tmp_path: Path) -> None:
     path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
     file = path / "model.safetensors"
