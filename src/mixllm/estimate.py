@@ -21,7 +21,7 @@ from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
 from mixllm.experts import routed
 from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.given import read_given
+from mixllm.given import read_given, require_one
 from mixllm.needs import Sizes, needs, tuning_needs
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import report
@@ -71,6 +71,7 @@ def estimate(
     Raises MixllmError for what that would refuse: a model, text, plan or salience that isn't there or doesn't
     fit. A text isn't read, nor looked for on the hub.
     """
+    require_one(plan, salience)
     where, found = pick_device(device), _model(model)
     kind, sizes = pick_dtype(dtype, where, found.config), found.sizes
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
