@@ -10,7 +10,7 @@ from mixllm import demo
 from mixllm.cli import main
 from mixllm.cli.show_measured import show_demo
 from mixllm.errors import MixllmError
-from mixllm.progress import Silent
+from mixllm.progress import Bars, Silent
 from tests.models import write_tiny
 
 
@@ -98,6 +98,13 @@ def test_nothing_half_made_has_the_name_of_a_result(tmp_path: Path, monkeypatch:
     assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == [
         ".uniform-w4a8-rtn.partial"
     ]
+
+
+def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]):
+    once = demo._Once(Bars(Console()))
+    for message in ("converted", "MixLLM", "converted"):
+        once.note(message)
+    assert capsys.readouterr().out == "converted\nMixLLM\n"
 
 
 def stop(*_: object, **__: object) -> None:

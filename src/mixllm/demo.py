@@ -94,10 +94,12 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     """
     from mixllm.source import open_source
 
-    source = open_source(model or str(find_model()))
+    model = model or str(find_model())
+    source = open_source(model)
     out.mkdir(parents=True, exist_ok=True)
     calibration, test = _split_text(out)
-    made = _quantize(source, QuantConfig(calibration=str(calibration), **_COMMON), out, progress)
+    base = QuantConfig(calibration=str(calibration), **_COMMON)
+    made = _quantize(model, base, out, _Once(progress))
     paths = {name: place(out, name) for name in made}
     measured, answer = _measure(source, paths, test, progress)
     width = 8.0 * source.tensor(source.names[0]).dtype.itemsize
@@ -108,7 +110,19 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     return Demo(rows, SHOWN, PROMPT, answer, NOTES)
 
 
-def _quantize(source: Source, base: QuantConfig, out: Path, progress: Progress) -> dict[str, Summary]:
+class _Once:
+    """A progress that says no note twice: each variant would tell where the model was converted to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.stage, self._progress, self._said = progress.stage, progress, set[str]()
+
+    def note(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._progress.note(message)
+
+
+def _quantize(model: str, base: QuantConfig, out: Path, progress: Progress) -> dict[str, Summary]:
     """Every variant as its command would make it, in place of what is there; only SHOWN needs a salience."""
     from mixllm.pipeline import quantize
 
@@ -116,7 +130,7 @@ def _quantize(source: Source, base: QuantConfig, out: Path, progress: Progress) 
     for name, options in VARIANTS.items():
         config = QuantConfig.model_validate({**base.model_dump(), **options})
         progress.note(name)
-        made[name] = quantize(source.path, place(out, name), config, overwrite=True, progress=progress)
+        made[name] = quantize(model, place(out, name), config, overwrite=True, progress=progress)
     return made
 
 
