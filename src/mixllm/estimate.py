@@ -15,8 +15,8 @@ import torch
 from mixllm.config import GROUP_SIZE, QuantConfig
 from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
-from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.given import read_given
+from mixllm.format.split import SHARD_BYTES
+from mixllm.given import read_given, require_one
 from mixllm.needs import needs, tuning_needs
 from mixllm.outline import Outline, outline
 from mixllm.placement import pick_device, pick_dtype
@@ -65,6 +65,7 @@ def estimate(
     Raises MixllmError for what that would refuse: a model, text, plan or salience that isn't there or doesn't
     fit. A text isn't read, nor looked for on the hub.
     """
+    require_one(plan, salience)
     where, found = pick_device(device), outline(model)
     kind, sizes = pick_dtype(dtype, where, found.config), found.sizes
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}

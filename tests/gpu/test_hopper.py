@@ -136,7 +136,7 @@ def test_a_planned_call_gives_what_the_operators_give(profile: str) -> None:
             bias = torch.randn(345, device="cuda") if turn else None
             with torch.no_grad():
                 kept.append((linear(x, bias), x, bias))
-    assert {tokens for tokens, *_ in linear.planned.plans} == {150, 1999}
+    assert {shape[0] for shape, *_ in linear.planned.plans} >= {150, 1999}
     for found, x, bias in kept:
         assert torch.equal(found, linear(x, bias))  # gradients are on: torch's operators
 

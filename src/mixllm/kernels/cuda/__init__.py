@@ -34,7 +34,8 @@ class CudaLinear:
         if self.scales.unsigned:
             self.tensors[-1] = torch.cat((self.tensors[-1], excess(weight).view(torch.int32)))
         settle(self.tensors)
-        self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
+        rotate = format.rotation == "hadamard"
+        self.planned = Planned(self.tensors, self.scales, rotate, self.group, weight.out_features)
         self.number = number(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,28 +49,35 @@ class CudaLinear:
         channels = weight.out_features
         if torch.compiler.is_compiling():
             return opaque_linear(x, self.number, bias, channels)
-        ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
-        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        if (planned := self.planned(flat, bias, channels)) is not None:
-            return planned.view(*x.shape[:-1], channels)
+        flat = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if bias is not None:
             bias = bias.to(x.dtype)
+        if (y := self.planned.again(flat, bias)) is None:
+            ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
+            if (y := self.planned.first(flat, bias)) is None:
+                y = self._operators(flat, bias)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], channels)
+
+    def _operators(self, flat: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, K] -> y [T, N], by what is worked out anew."""
+        weight = self.weight
+        channels = weight.out_features
         rotate = self.format.rotation == "hadamard"
-        index, groups = x.device.index, weight.codes4.shape[1]
+        index, groups = flat.device.index, weight.codes4.shape[1]
         few = skinny.takes(index, self.scales, len(flat), channels, groups)
         if few and strips.quantizes(self.scales, len(flat), channels, groups):
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
-            return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
+            return cast(Tensor, strips.linear_few(*fresh))
         sizes = (self.scales, self.group, len(flat), channels, groups)
         quantized = ops.quantize(flat, rotate, self.group, *order(index, *sizes))
-        rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
+        rest = (self.tensors, bias, channels, flat.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
         elif hopper.takes(index, self.scales, len(flat)):
             y = hopper.gemm_many(*quantized, *rest)
         else:
             y = ops.gemm(*quantized, *rest)
-        return cast(Tensor, y.reshape(*x.shape[:-1], channels))
+        return cast(Tensor, y)
 
 
 def settle(weight: list[Tensor]) -> None:
