@@ -32,7 +32,7 @@ from timing import copies_needed, read_bandwidth, timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
-from mixllm.kernels.cuda import hopper, ops, order, skinny, strips
+from mixllm.kernels.cuda import hopper, ops, order, quantizing, skinny, strips
 from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.launch import device
 from mixllm.kernels.cuda.tiles import Scales, choose
@@ -116,7 +116,7 @@ def time_mixllm(
     def both(weight: list[Tensor]) -> None:
         if fresh:
             return strips.linear_into(y, x, weight, None, scales, rotate, *fresh)
-        ops.quantize_into(x, rotate, group, *quantized)
+        quantizing.quantize_into(x, rotate, group, *quantized)
         product(weight)
 
     return timed([lambda w=w: product(w) for w in weights]), timed([lambda w=w: both(w) for w in weights])

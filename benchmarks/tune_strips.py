@@ -15,7 +15,7 @@ from timing import timed
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
-from mixllm.kernels.cuda import ops, skinny, strips
+from mixllm.kernels.cuda import ops, quantizing, skinny, strips
 from mixllm.kernels.cuda.strips import StripTile
 from mixllm.kernels.cuda.tiles import Scales
 
@@ -91,7 +91,7 @@ def of_shape(
         skinny.gemm_into(y, *buffers, weight, None, scales, group, tile)
 
     def both(buffers: Any, tile: Any, weight: list[Tensor]) -> None:
-        ops.quantize_into(x, rotate, group, *buffers)
+        quantizing.quantize_into(x, rotate, group, *buffers)
         product(buffers, tile, weight)
 
     def alone(tile: Any, prologue: Any, weight: list[Tensor]) -> None:

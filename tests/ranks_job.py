@@ -1,6 +1,7 @@
 """Runs on several processes, for tests/test_ranks.py: python -m tests.ranks_job MODEL OUT SIZE MODE ...
 
-MODE: whole (salience, plan, rounding), quantize (the public call), lost or hangs (process 1 dies or sleeps).
+MODE: whole (salience, plan, rounding), quantize (the public call), nearest (the same without calibration),
+lost or hangs (process 1 dies or sleeps).
 Each run's processes are forked from this one, which has imported everything once. Process R of a run leaves
 OUT/SIZE-MODE/R.safetensors, R.err (its standard error) and R.code (its exit code).
 """
@@ -41,10 +42,15 @@ SAMPLES, LENGTH = 6, 40
 TEXT = "The quick brown fox jumps over the lazy dog, and then the other way round. " * 20
 
 
-def quantized(model: Path, out: Path) -> None:
+# No layer is calibrated so.
+NEAREST = {"rounding": "rtn", "clip": False, "error": "rtn"}
+
+
+def quantized(model: Path, out: Path, mode: str) -> None:
     """The whole job: OUT/result, and at every process the summary that it was given."""
     text = model.parent / "text.txt"
-    config = QuantConfig(bits=5, samples=SAMPLES, window=LENGTH, calibration=str(text))
+    how = NEAREST if mode == "nearest" else {}
+    config = QuantConfig(bits=5, samples=SAMPLES, window=LENGTH, calibration=str(text), **how)
     summary = quantize(str(model), out / "result", config, device="cpu")
     (out / f"{os.environ['RANK']}.json").write_text(json.dumps(asdict(summary)))
 
@@ -101,8 +107,8 @@ def run(model: Path, out: Path, size: int, mode: str) -> None:
 def one(model: Path, out: Path, mode: str) -> int:
     wait = timedelta(seconds=5 if mode == "hangs" else 60)
     try:
-        if mode == "quantize":
-            quantized(model, out)
+        if mode in ("quantize", "nearest"):
+            quantized(model, out, mode)
             return 0
         with joined(torch.device("cpu"), wait) as ranks:
             main(model, out, mode, ranks)

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import mixllm
+from mixllm.errors import MixllmError
 from tests.models import write_tiny
 from tests.saliences import random_salience
 
@@ -48,10 +51,39 @@ def test_models_and_places_may_be_paths(tmp_path: Path) -> None:
     write_tiny(tmp_path / "model", "llama")
     text = tmp_path / "text.txt"
     text.write_text("the thin man in the inn " * 50)
-    config = mixllm.QuantConfig(bits=8, rounding="rtn", calibration=str(text), samples=2, window=20)
-    summary = mixllm.quantize(tmp_path / "model", tmp_path / "out", config)
+    config = mixllm.QuantConfig(bits=8, rounding="rtn", calibration=text, samples=2, window=20)
+    device, dtype = torch.device("cpu"), torch.float32
+    summary = mixllm.quantize(tmp_path / "model", tmp_path / "out", config, device=device, dtype=dtype)
     assert summary.model == str(tmp_path / "model") and summary.report["payload_bits"] == 8
     assert type(mixllm.load(tmp_path / "out").model.layers[0].mlp.up_proj) is mixllm.MixLinear
+
+
+def test_home_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a model is read, and not a directory called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "model", "llama")
+    config = mixllm.QuantConfig(bits=8, rounding="rtn", samples=1, window=20)
+    mixllm.quantize("~/model", "~/out", config)
+    assert (tmp_path / "out/config.json").is_file() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"config": {"bits": 5}}, "config: is a dict; give a mixllm.QuantConfig"),
+        ({"resume": "yes"}, "resume: 'yes' is unknown; give auto, require, never"),
+        ({"plan": "p", "salience": "s"}, "salience: has no effect on a finished plan"),
+        ({"device": "tpu"}, "device: tpu is unknown"),
+        ({"dtype": torch.float64}, "dtype: float64 is unknown"),
+        ({"shard_size": "lots"}, "shard size: 'lots' is no size"),
+    ],
+)
+def test_what_a_call_can_not_mean_is_one_line(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    write_tiny(tmp_path / "model", "llama")
+    with pytest.raises(MixllmError, match=rf"\A{said}[^\n]*\Z"):
+        mixllm.quantize(tmp_path / "model", tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_may_be_named_by_strings(tmp_path: Path) -> None:

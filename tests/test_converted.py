@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
+from gguf import GGUFReader
 
 import mixllm.source.converted as module
 from mixllm.cli import main
@@ -76,11 +78,27 @@ def test_the_second_command_finds_what_the_first_has_made(
     text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     out = str(tmp_path / "deep/out")
     made = ["quantize", str(file), "-o", out, "--calibration", str(text), "--samples", "2", "--window", "24"]
-    measured = ["eval", out, "--reference", str(file), "--text", str(text), "--window", "24", "--quiet"]
+    measured = ["eval", out, "--model", str(file), "--text", str(text), "--window", "24", "--quiet"]
     assert main.run([*made, "--quiet"]) == main.run(measured) == 0
     assert count() == 1
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     assert list(own_cache.iterdir()) == [place_of(file)]
+
+
+def test_a_file_is_parsed_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' reading of it is given what open_gguf() has parsed; of another file it is not."""
+    parsed = []
+    parse = GGUFReader.__init__
+
+    def counted(reader: GGUFReader, path: Path, *arguments: object) -> None:
+        parsed.append(Path(path))
+        parse(reader, path, *arguments)
+
+    monkeypatch.setattr(GGUFReader, "__init__", counted)
+    converted(file)
+    assert parsed == [file]
+    read_gguf_config(file, open_gguf(file))
+    assert parsed == [file] * 2 and gguf.GGUFReader is GGUFReader
 
 
 def test_a_moved_copy_is_the_same_and_another_content_is_not(

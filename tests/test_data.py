@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +52,45 @@ def test_jsonl(tmp_path: Path) -> None:
         file.write_text('{"text": "one"}\n' + line)
         with says(message):
             load_text(str(file))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.json", "A.JSONL", "a.txt.gz", "a.raw.gz"])
+def test_names_say_what_is_in_a_file(tmp_path: Path, name: str) -> None:
+    """As C4's are called: c4-train.00000-of-01024.json.gz."""
+    documents = '{"text": "one"}\n{"text": "two"}\n' if "json" in name.lower() else "one\ntwo\n"
+    write = gzip.open if name.endswith(".gz") else open
+    with write(tmp_path / name, "wt") as file:
+        file.write(documents)
+    expected = {".jsonl": ["one", "two"], ".txt": ["one\ntwo\n"], ".raw": ["one\n", "two\n"]}
+    kind = Path(name.lower().removesuffix(".gz")).suffix
+    assert load_text(str(tmp_path / name)) == expected[kind.replace(".json", ".jsonl")[:6]]
+
+
+def test_a_damaged_gzip_file_is_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"text": "one"}\n' * 900)
+    for content in (b"not packed", whole[:-40], whole[:30] + b"xxxx" + whole[34:]):
+        (tmp_path / "a.jsonl.gz").write_bytes(content)
+        with says("a.jsonl.gz: cannot be read as UTF-8 text"):
+            load_text(str(tmp_path / "a.jsonl.gz"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = '{"text": "one"}' if name.endswith("l") else "one"
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert load_text(str(tmp_path / name)) == ["one"]
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a\ud800b \U0001f600"}))
+    assert load_text(str(tmp_path / "a.jsonl")) == ["a\ufffdb \U0001f600"]
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Its text could be read once, and is wanted by every process of a run."""
+    os.mkfifo(tmp_path / "pipe")
+    with says("pipe: is no regular file; give one of text"):
+        load_text(str(tmp_path / "pipe"))
 
 
 def test_parquet(tmp_path: Path) -> None:

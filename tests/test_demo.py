@@ -10,7 +10,7 @@ from mixllm import demo
 from mixllm.cli import main
 from mixllm.cli.show_measured import show_demo
 from mixllm.errors import MixllmError
-from mixllm.progress import Silent
+from mixllm.progress import Bars, Silent
 from tests.models import write_tiny
 
 
@@ -70,8 +70,9 @@ def test_calibration_and_test_text_share_no_paragraph(found: SimpleNamespace):
 
 def test_what_a_person_sees(found: SimpleNamespace):
     stream = io.StringIO()
-    show_demo(Console(width=120, file=stream), found.demo)
+    show_demo(Console(width=120, file=stream), found.demo, found.out)
     text = stream.getvalue()
+    assert text.endswith(f"mixllm chat {found.out / 'mixllm-w4.4a8'}\n")
     for part in (*demo.VARIANTS, "float", "Q4_1", "perplexity", "±", demo.PROMPT, "MixLLM W4.4A8 answers"):
         assert part in text
 
@@ -79,3 +80,32 @@ def test_what_a_person_sees(found: SimpleNamespace):
 def test_the_checkpoints_stay(found: SimpleNamespace):
     names = {path.parent.name for path in found.out.glob("*/config.json")}
     assert names == {"uniform-w4a8-rtn", "uniform-w4a8-gptq", "mixllm-w4.4a8", "uniform-w8a8-rtn"}
+
+
+def test_they_are_whole_ones_that_the_other_commands_take(found: SimpleNamespace, tmp_path: Path, capsys):
+    shown, uniform = (str(found.out / name) for name in ("mixllm-w4.4a8", "uniform-w4a8-gptq"))
+    assert main.run(["report", shown]) == 0
+    assert main.run(["plan", shown, "--bits", "4.8"]) == main.run(["plan", shown, "--diff", uniform]) == 0
+    assert "plan: 4.8 bits, global" in capsys.readouterr().out
+
+
+def test_nothing_half_made_has_the_name_of_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_tiny(tmp_path / "model", "llama", tie=True)
+    monkeypatch.setattr(demo, "_COMMON", {"window": 48, "samples": 4})
+    monkeypatch.setattr("mixllm.writing.assemble", stop)
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(tmp_path / "out", Silent(), model=str(tmp_path / "model"))
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == [
+        ".uniform-w4a8-rtn.partial"
+    ]
+
+
+def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]):
+    once = demo._Once(Bars(Console()))
+    for message in ("converted", "MixLLM", "converted"):
+        once.note(message)
+    assert capsys.readouterr().out == "converted\nMixLLM\n"
+
+
+def stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt

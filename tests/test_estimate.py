@@ -9,6 +9,7 @@ from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.estimate import Estimate, estimate
 from mixllm.needs import needs as needs_of
+from mixllm.outline import outline
 from mixllm.pipeline import quantize
 from tests.models import write_tiny
 
@@ -63,7 +64,7 @@ def test_more_work_takes_longer(model: Path, tmp_path: Path, monkeypatch):
 def test_states_that_find_no_room_take_forward_passes(model: Path, tmp_path: Path, monkeypatch):
     """With room for all there is none beside the walk there and that for gradients."""
     monkeypatch.setattr(module, "_rate", lambda *_: 1e9)
-    sizes, config = module._model(str(model)).sizes, QuantConfig(window=256)
+    sizes, config = outline(str(model)).sizes, QuantConfig(window=256)
     told = needs_of(sizes, 999, 333, torch.device("cpu"), torch.float32, measured=config.widths)
     assert told.again == 0
     least = needs(model, tmp_path / "out").seconds

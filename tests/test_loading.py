@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,25 @@ def test_a_backend_that_cannot_run_here_says_so(checkpoint: Path) -> None:
     model = load(checkpoint, device="cpu", backend="cuda")
     with pytest.raises(MixllmError, match=r"backend cuda: the weight is on cpu; move the model"):
         model(torch.tensor([[5, 6]]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"backend": "triton"}, "backend: 'triton' is unknown; give auto, reference, cuda, cpu"),
+        ({"device": "tpu"}, "device: tpu is unknown"),
+        ({"device": "cuda:77"}, "device: cuda:77: there are"),
+    ],
+)
+def test_a_place_or_backend_that_is_not_there_is_one_line(
+    checkpoint: Path, wrong: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(MixllmError, match=rf"\A{said}[^\n]*\Z"):
+        load(checkpoint, **wrong)
+
+
+def test_the_device_may_be_found(checkpoint: Path) -> None:
+    assert load(checkpoint, "auto").device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_a_tensor_that_only_the_model_misses_is_named(copy: Path) -> None:

@@ -15,7 +15,9 @@ def test_own_memory_is_what_tensors_take():
 
 def test_without_a_gpu_there_is_no_peak(monkeypatch: pytest.MonkeyPatch):
     assert memory.gpu_peak_bytes() == 0
-    cuda = SimpleNamespace(is_initialized=lambda: True, max_memory_allocated=lambda: 7)
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True, device_count=lambda: 2, max_memory_allocated=[0, 7].__getitem__
+    )
     monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
     assert memory.gpu_peak_bytes() == 7
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from mixllm.config import PROFILES, QuantConfig
 from mixllm.errors import MixllmError
+from mixllm.format import checkpoint
+from mixllm.format.early import Early
 from mixllm.loading import load
 from mixllm.pipeline import quantize
 from mixllm.plan import Plan
@@ -62,6 +64,28 @@ def test_size_is_what_the_plan_predicted(model: Path, tmp_path: Path) -> None:
     assert abs(size / summary.report["checkpoint_bytes"] - 1) < 0.01
     kept = json.loads((tmp_path / "out/mixllm/summary.json").read_text())
     assert kept["report"]["checkpoint_bytes"] == summary.report["checkpoint_bytes"]
+
+
+@pytest.mark.parametrize(("size", "shards"), [("1GB", 1), ("60KB", 3)])
+def test_the_first_shard_is_filled_while_blocks_are_rounded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, shards: int
+) -> None:
+    """At the end only the others are written; the bytes are those of shards written whole."""
+    saved: list[str] = []
+
+    def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        saved.append(path.name)
+        of_shards(path, tensors)
+
+    of_shards = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", save)
+    quantize(str(model), tmp_path / "early/out", config(model), shard_size=size)
+    found = sorted(path.name for path in (tmp_path / "early/out").glob("*.safetensors"))
+    assert len(found) == shards and saved == found[1:]
+    monkeypatch.setattr(Early, "finish", lambda *_: False)
+    quantize(str(model), tmp_path / "late/out", config(model), shard_size=size)
+    assert saved == [*found[1:], *found]
+    assert contents(tmp_path / "early/out") == contents(tmp_path / "late/out")
 
 
 def test_runs_again_to_the_same_bytes_from_its_own_plan_and_salience(model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("ranks")
     write_tiny(path / "model", request.param)
     wanted = [*("1", "whole"), *("2", "whole"), *("3", "whole"), *("2", "lost"), *("2", "hangs")]
-    wanted += [*("1", "quantize"), *("2", "quantize")]
+    wanted += [*("1", "quantize"), *("2", "quantize"), *("1", "nearest"), *("2", "nearest")]
     command = [sys.executable, "-m", "tests.ranks_job", str(path / "model"), str(path), *wanted]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     return path
@@ -105,6 +105,14 @@ def test_the_whole_job_on_two_processes(runs: Path) -> None:
             assert (out / f"{rank}.code").read_text() == "0", (out / f"{rank}.err").read_text()
     assert (two / "0.json").read_text() == (two / "1.json").read_text()
     assert_as_good(one / "result", two / "result")
+
+
+def test_two_processes_that_calibrate_nothing_write_what_one_does(runs: Path) -> None:
+    one, two = (runs / f"{size}-nearest" for size in (1, 2))
+    for rank in (0, 1):
+        assert (two / f"{rank}.code").read_text() == "0", (two / f"{rank}.err").read_text()
+    for name in ("model.safetensors", "config.json"):
+        assert (two / "result" / name).read_bytes() == (one / "result" / name).read_bytes()
 
 
 @pytest.mark.parametrize("mode", ["lost", "hangs"])

@@ -37,6 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target.exists() and (not anchor or anchor in anchors(target)), link
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= {link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", README)}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_their_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -50,9 +55,10 @@ def test_commands_and_their_options_exist(page: Path) -> None:
             assert {word for word in words if word.startswith("-")} <= options, line
 
 
-def test_the_page_of_the_code_names_every_package() -> None:
+def test_the_page_of_the_code_names_every_module() -> None:
     named = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "code.md").read_text(encoding="utf-8")))
-    assert {folder.parent.name for folder in (ROOT / "src" / "mixllm").glob("*/__init__.py")} <= named
+    there = {path.stem for path in (ROOT / "src" / "mixllm").glob("[a-z]*") if path.name != "py.typed"}
+    assert there <= named
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

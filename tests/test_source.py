@@ -108,6 +108,12 @@ def test_index_and_shards_disagree(tmp_path: Path) -> None:
         Source(tmp_path)
 
 
+def test_an_adapter_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with says("is a PEFT adapter; merge it into its model"):
+        open_source(str(tmp_path))
+
+
 def test_directory_without_a_model(tmp_path: Path) -> None:
     with says("no config.json"):
         open_source(str(tmp_path))

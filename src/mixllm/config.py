@@ -5,6 +5,7 @@ A field name, a command-line flag and a JSON key are one spelling.
 
 from __future__ import annotations
 
+from os import PathLike, fspath
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -124,6 +125,12 @@ class QuantConfig(BaseModel):
             raise ValueError("only tuning reads it; leave it out, or give tune")
         return value
 
+    @field_validator("calibration", "tune_text", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A file's path as its name."""
+        return fspath(value) if isinstance(value, PathLike) else value
+
     @field_validator("widths", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
@@ -149,7 +156,8 @@ class QuantConfig(BaseModel):
         if self.bits is not None and self.channels is not None:
             raise ValueError("give bits or channels, not both")
         if self.bits is not None and not self.widths[0] <= self.bits <= self.widths[-1]:
-            raise ValueError(f"bits must be {self.widths[0]} to {self.widths[-1]}, not {self.bits}")
+            ends = f"{self.widths[0]} to {self.widths[-1]}"
+            raise ValueError(f"bits must be {ends}, not {self.bits:g}; give widths that reach further")
         return self
 
 

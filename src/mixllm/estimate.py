@@ -1,33 +1,27 @@
 """What a run will need, told before it starts: counted operations over a measured rate, and sizes.
 
-Only the model's config is read. The time is good to
-a factor of two or so: operations are counted, what is bound by memory is in one measured factor.
+Only the model's config is read. The time is good to a factor of two or so: operations are counted, what is
+bound by memory is in one measured factor.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 
-from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.config import GROUP_SIZE, QuantConfig
 from mixllm.data import require_text
 from mixllm.disk import checkpoint_bytes, measuring_bytes, run_bytes
-from mixllm.experts import routed
-from mixllm.format.checkpoint import SHARD_BYTES
-from mixllm.given import read_given
-from mixllm.needs import Sizes, needs, tuning_needs
+from mixllm.format.split import SHARD_BYTES
+from mixllm.given import read_given, require_one
+from mixllm.needs import needs, tuning_needs
+from mixllm.outline import Outline, outline
 from mixllm.placement import pick_device, pick_dtype
 from mixllm.plan import report
 from mixllm.rounding import needs_hessian
-from mixllm.source import open_source
-from mixllm.source.config import read_config
 from mixllm.space import free_bytes
 from mixllm.texts import require_window
 
@@ -71,7 +65,8 @@ def estimate(
     Raises MixllmError for what that would refuse: a model, text, plan or salience that isn't there or doesn't
     fit. A text isn't read, nor looked for on the hub.
     """
-    where, found = pick_device(device), _model(model)
+    require_one(plan, salience)
+    where, found = pick_device(device), outline(model)
     kind, sizes = pick_dtype(dtype, where, found.config), found.sizes
     shapes = {name: shape for block in sizes.blocks for name, shape in block.items()}
     require_window(config.window, found.config)
@@ -105,73 +100,7 @@ def estimate(
     )
 
 
-@dataclass(frozen=True)
-class _About:
-    """A model of which only the config is known; its files hold whatever a model of this kind may hold."""
-
-    path: Path
-    config: Any
-
-    def __contains__(self, name: str) -> bool:
-        return True
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A model's config, its sizes, the weights of its head, the bytes of what is not quantized, and those of
-    a conversion that is to come."""
-
-    config: Any
-    sizes: Sizes
-    head: int
-    other_bytes: int
-    conversion_bytes: int
-
-
-def _model(model: str) -> _Model:
-    path, config, conversion_bytes = _config(model)
-    about: Any = _About(path, config)
-    whole = skeleton(about, torch.device("meta"), torch.float32)
-    prefix, blocks = find_blocks(whole, about)
-    layers = [linears(block, f"{prefix}.{i}") for i, block in enumerate(blocks)]
-    shapes = [{n: (layer.out_features, layer.in_features) for n, layer in b.items()} for b in layers]
-    count = sum(p.numel() for p in whole.parameters())
-    head = whole.get_output_embeddings().weight.numel()
-    text = about.config.get_text_config()
-    if text.tie_word_embeddings:
-        count -= head
-    sizes = Sizes(
-        shapes,
-        hidden=text.hidden_size,
-        vocabulary=text.vocab_size,
-        ends=count - sum(p.numel() for block in blocks for p in block.parameters()),
-        routed=routed(whole, text),
-        heads=getattr(text, "num_attention_heads", 0),
-    )
-    stored = getattr(about.config, "dtype", None) or torch.float32
-    return _Model(about.config, sizes, head, (count - sizes.weights) * stored.itemsize, conversion_bytes)
-
-
-def _config(model: str) -> tuple[Path, Any, int]:
-    """Where the model is, its config, and the bytes of a conversion that is to come."""
-    path = Path(model).expanduser()
-    if path.suffix == ".gguf":
-        from mixllm.source.converted import place_of
-        from mixllm.source.gguf import converted_bytes, open_gguf, read_gguf_config
-
-        if not place_of(path).is_dir():
-            opened = open_gguf(path)
-            return path, read_gguf_config(path, opened), converted_bytes(opened)
-    elif not path.exists():
-        # Of a model on the hub only the config; if that fails, the full download says best why.
-        with suppress(OSError, ValueError):
-            found = Path(hf_hub_download(model, "config.json")).parent
-            return found, read_config(found), 0
-    source = open_source(model)
-    return source.path, source.config, 0
-
-
-def _operations(model: _Model, config: QuantConfig, measured: bool, again: int) -> float:
+def _operations(model: Outline, config: QuantConfig, measured: bool, again: int) -> float:
     """Multiplications and additions: per token for the walks and tuning, per weight and input for GPTQ.
 
     again: blocks that salience goes through once more (see mixllm.needs.Needs).

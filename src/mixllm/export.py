@@ -17,11 +17,12 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_directory, write_json
-from mixllm.format.checkpoint import SHARD_BYTES, copy_companions
+from mixllm.format.checkpoint import copy_companions
 from mixllm.format.config import QuantizedModule, read_config
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import shapes, unpack
 from mixllm.format.shards import INDEX, Header, find_shards, save
+from mixllm.format.split import SHARD_BYTES
 from mixllm.format.validate import GUARD, validate_tensors
 from mixllm.rotation import rotate
 

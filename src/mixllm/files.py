@@ -40,6 +40,11 @@ def require_place(path: Path) -> None:
         raise MixllmError(f"{path.parent}: not yours to write in; give another place")
 
 
+def temporary_of(path: Path) -> Path:
+    """Where this process fills a file before it has its name; what is left there is found by sweep()."""
+    return path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, then give it that name.
 
@@ -48,7 +53,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     sweep(). Raises MixllmError when no space is left, and as require_place().
     """
     require_place(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    temporary = temporary_of(path)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

@@ -11,10 +11,16 @@ from mixllm.plan import ModulePlan, ModuleSalience, Plan, Salience
 Given = tuple[Plan | None, Salience | None]
 
 
+def require_one(plan: str | Path | None, salience: str | Path | None) -> None:
+    """Raise MixllmError where both are given."""
+    if plan is not None and salience is not None:
+        raise MixllmError("salience: has no effect on a finished plan; leave it or the plan out")
+
+
 def read_given(
     shapes: Mapping[str, tuple[int, int]], plan: str | Path | None, salience: str | Path | None
 ) -> Given:
-    """The plan or the salience in these files; the plan comes first.
+    """The plan or the salience in these files.
 
     shapes: (out_features, in_features) by layer of the model. Raises MixllmError for a file that can't be
     read or is another model's.

@@ -95,6 +95,7 @@ def open_job(
     """
     where = pick_device(device)
     source = open_source(model)
+    kind = pick_dtype(dtype, where, source.config)
     tokenizer = open_tokenizer(source.path)
 
     def cut(text: str, samples: int) -> Tensor:
@@ -103,5 +104,5 @@ def open_job(
     ids, tuning = cut(config.calibration, config.samples), None
     if config.tune_text is not None or config.tune_samples is not None:
         tuning = cut(config.tune_text or config.calibration, config.tune_samples or config.samples)
-    decoder = Decoder.open(source, where, pick_dtype(dtype, where, source.config))
+    decoder = Decoder.open(source, where, kind)
     return Job(source, decoder, ids, ranks, config.widths, config.error, tuning)

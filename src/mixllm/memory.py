@@ -24,11 +24,12 @@ def host_bytes() -> int:
 
 
 def gpu_peak_bytes() -> int:
-    """The most that tensors on the current CUDA device have taken at once so far; 0 where none is in use."""
+    """The most that tensors have taken at once so far on a GPU, of several the fullest; 0 where none is in
+    use."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0
-    return int(torch.cuda.max_memory_allocated())
+    return max(int(torch.cuda.max_memory_allocated(i)) for i in range(torch.cuda.device_count()))
 
 
 def trim(device: Any, most: int = 0, coming: int = 0) -> None:

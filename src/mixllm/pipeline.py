@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
+
+import torch
 
 from mixllm.card import new_card
 from mixllm.choosing import SCORE, chosen_plan, is_uniform, score, sizes
@@ -17,7 +19,7 @@ from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, run_bytes
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_json
-from mixllm.given import Given, read_given
+from mixllm.given import Given, read_given, require_one
 from mixllm.job import Job, open_job
 from mixllm.needs import tuning_needs
 from mixllm.out import require_out
@@ -76,8 +78,8 @@ def quantize(
     out: str | PathLike[str],
     config: QuantConfig | None = None,
     *,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     plan: str | Path | None = None,
     salience: str | Path | None = None,
     overwrite: bool = False,
@@ -98,11 +100,17 @@ def quantize(
     Started by torchrun, several processes do this together; the first alone writes and tells, all return
     the same. Raises MixllmError for what the user gave.
     """
+    if not isinstance(config, QuantConfig | None):
+        raise MixllmError(f"config: is a {type(config).__name__}; give a mixllm.QuantConfig")
+    if resume not in get_args(Resume):
+        raise MixllmError(f"resume: {resume!r} is unknown; give {', '.join(get_args(Resume))}")
+    require_one(plan, salience)
     asked = _Asked(
-        fspath(model), Path(out), config or QuantConfig(), device=device, dtype=dtype, plan=plan,
-        salience=salience, overwrite=overwrite, resume=resume, shard_bytes=parse_size(shard_size),
+        fspath(model), Path(out).expanduser(), config or QuantConfig(), device=str(device),
+        dtype=str(dtype).removeprefix("torch."), plan=plan, salience=salience, overwrite=overwrite,
+        resume=resume, shard_bytes=parse_size(shard_size),
     )  # fmt: skip
-    with joined(pick_device(device)) as ranks:
+    with joined(pick_device(asked.device)) as ranks:
         if asked.config.tune and ranks.size > 1:
             raise MixllmError("tune: runs in one process; start without torchrun, or leave --tune out")
         if not ranks.first:

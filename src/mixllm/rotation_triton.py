@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mixllm.current import current
+
 ROWS, BLOCK = 8, 128
 
 
@@ -38,7 +40,8 @@ def launch(x: Tensor) -> Tensor:
     """x [R, 128 n], of any strides -> float32 [R, 128 n], in the arithmetic of mixllm.rotation.rotate."""
     rows, columns = x.shape
     y = torch.empty((rows, columns), dtype=torch.float32, device=x.device)
-    _kernel[(triton.cdiv(rows, ROWS), columns // BLOCK)](
-        x, y, *x.stride(), rows, columns, SCALE=BLOCK**-0.5, ROWS=ROWS, BLOCK=BLOCK
-    )
+    with current(x):
+        _kernel[(triton.cdiv(rows, ROWS), columns // BLOCK)](
+            x, y, *x.stride(), rows, columns, SCALE=BLOCK**-0.5, ROWS=ROWS, BLOCK=BLOCK
+        )
     return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from mixllm.config import QuantConfig
 from mixllm.files import write_json
-from mixllm.format.checkpoint import SHARD_BYTES, SPOOL, assemble
+from mixllm.format.checkpoint import SPOOL, assemble
+from mixllm.format.early import Early, begin_early
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack, unpack
 from mixllm.format.rounded import Rounded
+from mixllm.format.split import SHARD_BYTES
 from mixllm.format.spool import Spool
 from mixllm.job import Job
 from mixllm.plan import Plan
@@ -46,21 +49,34 @@ def write_quantized(
 
     What a call with the same arguments has finished in `out` before it was cut is not done again.
     """
-    spool = Spool(out / SPOOL)
-    if not (out / LAYERS).is_file():
-        _round(job, plan, config, spool, progress or Silent())
-        if config.tune:
-            _tune(job, config, spool, progress or Silent())
-        (out / RECORDS).mkdir(exist_ok=True)
-        write_json(out / LAYERS, spool.notes())
-    counts = plan.counts()
+    spool, counts = Spool(out / SPOOL), plan.counts()
     modules = {name: counts[name] for name in job.shapes}
-    assemble(out, job.source, config.format, modules, _last(spool) if config.tune else spool, shard_bytes)
+    with ExitStack() as stack:
+        early = None
+        if not (out / LAYERS).is_file():
+            if not config.tune:  # which changes all layers once more
+                early = begin_early(out, job.source, config.format, modules, shard_bytes)
+                stack.callback(early.close)
+            _round(job, plan, config, spool, progress or Silent(), early)
+            if config.tune:
+                _tune(job, config, spool, progress or Silent())
+            (out / RECORDS).mkdir(exist_ok=True)
+            write_json(out / LAYERS, spool.notes())
+        last = _last(spool) if config.tune else spool
+        assemble(out, job.source, config.format, modules, last, shard_bytes, early)
     spool.remove()
 
 
-def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress) -> None:
-    """Fill the spool with every block that is not there yet, and what was observed of its layers."""
+def _round(
+    job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Progress, early: Early | None
+) -> None:
+    """Fill the spool with every block that is not there yet, and what was observed of its layers.
+
+    early: is given the files of the spool.
+    """
+    if early is not None:
+        for file in spool.files():
+            early.take(file)
     widths = {name: module.widths for name, module in plan.modules.items()}
     blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
     seen: dict[str, Observed] = {}
@@ -79,7 +95,7 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
                     before.result()
                 if beside is not None:
                     beside.wait_stream(torch.cuda.current_stream(device))
-                written = [thread.submit(_append, spool, layers, notes, beside)]
+                written = [thread.submit(_append, spool, layers, notes, beside, early)]
                 del layers
             deque(rounded, maxlen=0)  # the walk's own end
             for last in written:
@@ -87,11 +103,17 @@ def _round(job: Job, plan: Plan, config: QuantConfig, spool: Spool, progress: Pr
 
 
 def _append(
-    spool: Spool, layers: dict[str, MixedWeight], notes: dict[str, Any], stream: torch.cuda.Stream | None
+    spool: Spool,
+    layers: dict[str, MixedWeight],
+    notes: dict[str, Any],
+    stream: torch.cuda.Stream | None,
+    early: Early | None,
 ) -> None:
-    """Spool.append, with copies from the device on a stream of their own."""
+    """Spool.append, with copies from the device on a stream of their own; `early` is given the file."""
     with torch.cuda.stream(stream):
-        spool.append(layers, notes)
+        file = spool.append(layers, notes)
+    if early is not None:
+        early.take(file)
 
 
 def _tune(job: Job, config: QuantConfig, spool: Spool, progress: Progress) -> None:

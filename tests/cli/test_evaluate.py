@@ -9,7 +9,7 @@ from mixllm.cli import main
 
 
 def evaluate(tiny: Tiny, *more: str) -> int:
-    given = ["eval", tiny.out, "--reference", tiny.model, "--text", tiny.text, "--window", "32", *more]
+    given = ["eval", tiny.out, "--model", tiny.model, "--text", tiny.text, "--window", "32", *more]
     return main.run([str(argument) for argument in given])
 
 
@@ -39,8 +39,8 @@ def test_one_window_has_no_standard_error(tiny: Tiny, capsys):
 def test_bad_input(tiny: Tiny, capsys):
     assert evaluate(tiny, "--samples", "100000") == 2
     assert evaluate(tiny, "--device", "gpu9") == 2
-    assert main.run(["eval", str(tiny.out), "--reference", "/no/model", "--text", str(tiny.text)]) == 2
-    assert main.run(["eval", str(tiny.model), "--reference", str(tiny.model), "--text", str(tiny.text)]) == 2
+    assert main.run(["eval", str(tiny.out), "--model", "/no/model", "--text", str(tiny.text)]) == 2
+    assert main.run(["eval", str(tiny.model), "--model", str(tiny.model), "--text", str(tiny.text)]) == 2
     assert capsys.readouterr().err.count("error: ") == 4
 
 

@@ -64,7 +64,10 @@ def test_every_command_has_a_help(capsys):
         (["generate", "out", "-p", "x", "--seed", "9" * 30], "--seed"),
         (["quantize", "model", "-o", "out", "--bits", "5", "--channels", "5"], "give bits or channels"),
         (["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"], "--bits: has no effect"),
-        (["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"], "--salience: has no effect"),
+        (
+            ["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"],
+            "salience: has no effect",
+        ),
         (["inspect", "/no/such/file"], "/no/such/file: no such file"),
         (["plan", "/no/such/file"], "/no/such/file: no such file or directory"),
         (["plan", "a", "--diff", "b", "--bits", "5"], "--diff: compares two finished plans"),

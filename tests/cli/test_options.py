@@ -78,7 +78,7 @@ def test_all_values_arrive(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"bits": 3.0}, "options: budget: bits must be 4 to 8"),
+        ({"bits": 3.0}, "options: budget: bits must be 4 to 8, not 3; give widths that reach further"),
         ({"widths": "3,8", "bits": 2.9}, "options: budget: bits must be 3 to 8"),
         ({"widths": "4"}, "options: widths: give two or more of 3, 4, 5, 6, 8"),
         ({"widths": "8,4"}, "options: widths: .*the narrowest first"),

@@ -12,10 +12,11 @@ from tests import shapes
 from tests.models import write_tiny
 
 from mixllm.config import PROFILES, Format, QuantConfig
-from mixllm.format.checkpoint import SHARD_BYTES, write_checkpoint
+from mixllm.format.checkpoint import write_checkpoint
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import pack
 from mixllm.format.rounded import Rounded
+from mixllm.format.split import SHARD_BYTES
 from mixllm.rounding import round_rows
 from mixllm.source import Source, open_source
 

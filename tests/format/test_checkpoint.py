@@ -12,8 +12,9 @@ from tests.models import write_tiny
 
 from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
-from mixllm.format.checkpoint import natural, read_config, validate, write_checkpoint
+from mixllm.format.checkpoint import read_config, validate, write_checkpoint
 from mixllm.format.mixed import MixedWeight
+from mixllm.format.split import natural
 from mixllm.source import Source, open_source
 
 FAST = PROFILES["fast"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.kernels import activations, reference
-from mixllm.kernels.cuda import CudaLinear, layout, ops, prepare
+from mixllm.kernels.cuda import CudaLinear, layout, ops, prepare, quantizing
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.kernels.cuda.weights import random_weight
@@ -139,7 +139,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for x, y in zip(inputs, outputs, strict=True):
-            ops.quantize_into(x, True, 0, *buffers)
+            quantizing.quantize_into(x, True, 0, *buffers)
             ops.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
     for _ in range(20):
         graph.replay()

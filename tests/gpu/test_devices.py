@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import mixllm  # registers with transformers
+from mixllm.config import PROFILES, QuantConfig
+from mixllm.pipeline import quantize
 from tests.format.layers import write_quantized
+from tests.models import write_tiny
 
 pytestmark = pytest.mark.gpu
 
@@ -46,6 +50,26 @@ def test_two_gpus_give_the_same(tmp_path: Path, architecture: str) -> None:
     auto = loaded(path, "auto", max_memory={0: 1 << 20, 1: 1 << 30})
     assert set(auto.hf_device_map.values()) == {0, 1}
     assert_same(auto, whole)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_gpu_that_is_not_the_first_quantizes_to_the_same(tmp_path: Path, profile: str) -> None:
+    write_tiny(tmp_path / "model", "llama", **SIZES)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and then back. " * 60)
+    how = {"calibration": str(tmp_path / "text.txt"), "samples": 6, "window": 40, "sweeps": 1, "tune": 1}
+    config = QuantConfig.model_validate({"format": PROFILES[profile], **how})
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        out = tmp_path / device / "out"
+        quantize(str(tmp_path / "model"), out, config, device=device, dtype="float32")
+        found.append(load_file(out / "model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    # Gradients may be added in any order, so a row's width may fall the other way.
+    names = [n for n in found[0] if ".codes" in n and found[0][n].shape == found[1][n].shape]
+    assert len(names) > 40
+    differ = sum(int((found[0][name] != found[1][name]).sum()) for name in names)
+    assert differ <= 0.02 * sum(found[0][name].numel() for name in names)
 
 
 @pytest.mark.parametrize("buffers", [False, True])

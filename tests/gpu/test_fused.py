@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from mixllm.errors import MixllmError
-from mixllm.kernels.cuda import hopper, ops
+from mixllm.kernels.cuda import ops
 from mixllm.kernels.cuda.fused import rmsnorm_quantize, silu_mul_quantize
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.test_hopper import summed
 
 pytestmark = pytest.mark.gpu
@@ -61,7 +62,7 @@ def test_sums_behind_the_codes() -> None:
         ops.quantize(x[:, :400], True, 0, True, True),
         ops.quantize(x[:, :400].float(), True, 0, True, True),
     ):
-        plain = hopper.untiled((codes[:4].view(torch.uint8) ^ 128).view(torch.int8)).cpu()
+        plain = untiled((codes[:4].view(torch.uint8) ^ 128).view(torch.int8)).cpu()
         assert torch.equal(codes.cpu(), summed(plain))
 
 

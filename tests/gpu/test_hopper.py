@@ -14,6 +14,7 @@ from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.gpu.test_cuda import DTYPES, true_division
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.weights import random_weight
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -72,7 +73,7 @@ def test_activations_in_their_order(rotation: str, t: int, k: int) -> None:
     x = shapes.inputs(t, k, 0).cuda()
     codes, _, sums, _ = ops.quantize(x, rotation == "hadamard", 0, True)
     expected, _ = activations.quantize_activations(x.cpu(), format)
-    plain = hopper.untiled(codes).cpu()
+    plain = untiled(codes).cpu()
     assert torch.equal(plain[:, :k].float(), expected)
     assert not plain[:, k:].any()
     assert torch.equal(sums.cpu(), expected.sum(1).int())
@@ -135,7 +136,7 @@ def test_a_planned_call_gives_what_the_operators_give(profile: str) -> None:
             bias = torch.randn(345, device="cuda") if turn else None
             with torch.no_grad():
                 kept.append((linear(x, bias), x, bias))
-    assert {tokens for tokens, *_ in linear.planned.plans} == {150, 1999}
+    assert {shape[0] for shape, *_ in linear.planned.plans} >= {150, 1999}
     for found, x, bias in kept:
         assert torch.equal(found, linear(x, bias))  # gradients are on: torch's operators
 

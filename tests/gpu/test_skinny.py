@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import reference
-from mixllm.kernels.cuda import CudaLinear, layout, ops, skinny
+from mixllm.kernels.cuda import CudaLinear, layout, ops, quantizing, skinny
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.gpu.test_cuda import DTYPES, true_division
@@ -90,7 +90,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     outputs = [torch.full((t, 1700), 7777.0, device="cuda", dtype=torch.half) for _ in inputs]
     alone = []
     for x, y in zip(inputs, outputs, strict=True):
-        ops.quantize_into(x, True, 0, *buffers)
+        quantizing.quantize_into(x, True, 0, *buffers)
         torch.cuda.synchronize()
         skinny.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
         torch.cuda.synchronize()
@@ -98,7 +98,7 @@ def test_back_to_back_in_a_graph(t: int) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for x, y in zip(inputs, outputs, strict=True):
-            ops.quantize_into(x, True, 0, *buffers)
+            quantizing.quantize_into(x, True, 0, *buffers)
             skinny.gemm_into(y, *buffers, linear.tensors, None, linear.scales, 0, tile)
     for _ in range(20):
         for y in outputs:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import reference
-from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops, skinny, strips
+from mixllm.kernels.cuda import CudaLinear, layout, ops, skinny, strips
 from mixllm.kernels.cuda.strips import WHOLE, StripTile
 from tests import shapes
 from tests.gpu.guarded import assert_as, run_guarded
 from tests.gpu.test_cuda import DTYPES, true_division
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.weights import random_weight
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
@@ -114,8 +115,8 @@ def test_quantizer_of_many_tokens(t: int, k: int) -> None:
         rotate = format.rotation == "hadamard"
         many = ops.quantize(x, rotate, group, True)
         few = [ops.quantize(part, rotate, group, True) for part in x.split(64)]
-        codes = torch.cat([hopper.untiled(part[0]) for part in few])
-        assert torch.equal(hopper.untiled(many[0]), codes)
+        codes = torch.cat([untiled(part[0]) for part in few])
+        assert torch.equal(untiled(many[0]), codes)
         scales = torch.cat([q[1][:, : len(p)] for q, p in zip(few, x.split(64), strict=True)], 1)
         assert torch.equal(many[1][:, :t].nan_to_num(-1), scales.nan_to_num(-1))
         if group == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from tests.format.layers import layer_of_all_widths
 from torch import Tensor
 
 from mixllm.config import KERNEL_WIDTHS, PROFILES
+from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.format.pack import pack, unpack
 from mixllm.format.validate import GUARD
@@ -29,7 +30,7 @@ def test_rows_of_all_widths_become_rows_that_kernels_have(profile: str) -> None:
     unused: Any = None
     for name, weight in stored.items():
         for key, tensor in {**weight.tensors(), GUARD: torch.empty(0, dtype=torch.uint8)}.items():
-            pieces.take(key, unused, tensor, name)
+            pieces.loader(key)(unused, tensor, name)
 
     def load(numbers: Tensor, rows: Tensor, shard: str) -> None:
         numbers.data[FIRST[shard] : FIRST[shard] + len(rows)] = rows
@@ -43,3 +44,37 @@ def test_rows_of_all_widths_become_rows_that_kernels_have(profile: str) -> None:
     assert {b: n for b, n in all_rows(modules.values()).items() if n} == {
         int(b): int((bits == b).sum()) for b in bits.unique()
     }
+
+
+class OnAGpu:
+    """A tensor in a buffer that its loader uses again."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.buffer = tensor
+
+    def cpu(self) -> Tensor:
+        return self.buffer.clone()
+
+
+def test_tensors_that_come_on_a_gpu_are_copied_and_those_of_files_are_not() -> None:
+    pieces, unused, codes = Pieces(PROFILES["fast"], {}, "o_proj"), cast(Any, None), torch.ones(5, 3)
+    given = codes.clone()
+    pieces.loader("codes4")(unused, OnAGpu(given))
+    given.zero_()
+    pieces.loader("codes8")(unused, codes)
+    kept = pieces.shards[None]
+    assert torch.equal(kept["codes4"], codes) and kept["codes8"] is codes
+
+
+def test_a_layer_is_loaded_once() -> None:
+    format, k = PROFILES["fast"], 200
+    weight = pack(layer_of_all_widths(format, 9, k, seed=1), format)
+    pieces, unused = (
+        Pieces(format, {"o_proj": QuantizedModule(k, 9, weight.counts)}, "o_proj"),
+        cast(Any, None),
+    )
+    for key, tensor in {**weight.tensors(), GUARD: torch.empty(0, dtype=torch.uint8)}.items():
+        pieces.loader(key)(unused, tensor)
+    pieces.assemble(lambda numbers, rows: numbers.data.copy_(rows), 9, 0, k)
+    with pytest.raises(MixllmError, match="o_proj: a mixllm layer is loaded once; start the engine anew"):
+        pieces.loader("codes4")(unused, weight.codes4)

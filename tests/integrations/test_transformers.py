@@ -119,6 +119,14 @@ def test_a_static_cache_is_compiled_whole(checkpoint: Path) -> None:
     assert torch.equal(static, usual) and model._compiled_call is not None
 
 
+def test_training_is_refused_and_no_grad_may_be_left_out(checkpoint: Path) -> None:
+    """Gradients ended silently at the first quantized layer, and torch.compile for want of a formula."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        model(IDS, labels=IDS).loss.backward()
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(IDS).logits, model(IDS).logits)
+
+
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     path = write_quantized(tmp_path, "llama", tie=True, dtype=torch.bfloat16)
     model = AutoModelForCausalLM.from_pretrained(path)

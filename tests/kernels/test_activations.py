@@ -54,6 +54,20 @@ def test_a_bad_token_spoils_itself_alone(bad: float, format: Format) -> None:
         assert torch.equal(codes[row], clean[0][row]) and torch.equal(scales[row], clean[1][row])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_too_large_to_rotate_spoils_itself_alone(dtype: torch.dtype) -> None:
+    """Sums of outliers that are finite, each of them, leave float32's range."""
+    x = shapes.inputs(3, 200, 0).to(dtype)
+    clean = quantize_activations(x, Format())
+    x[1, ::3] = 3e38
+    codes, scales = quantize_activations(x, Format())
+    assert bool(scales[1].isnan().all()) and bool(codes.isfinite().all())
+    for row in (0, 2):
+        assert torch.equal(codes[row], clean[0][row]) and torch.equal(scales[row], clean[1][row])
+    plain = quantize_activations(x, PLAIN)
+    assert bool(plain[1].isfinite().all()) and float(plain[0][1].abs().max()) == 127
+
+
 def test_zeros_and_values_too_small_to_scale() -> None:
     for value in (0.0, 1e-38, 1e-44):
         codes, scales = quantize_activations(torch.full((1, 128), value), TOKEN)

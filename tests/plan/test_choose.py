@@ -42,6 +42,18 @@ def test_bits_takes_loss_avoided_per_extra_bit_over_all_layers():
         assert widths(choose(salience, bits=4 + spent / 100)) == expected
 
 
+@pytest.mark.parametrize("budget", [{"bits": 6.0}, {"channels": 50.0}])
+@pytest.mark.parametrize("zero", [0.0, -0.0, 1.0])
+def test_equal_losses_go_by_the_models_order(budget: dict[str, float], zero: float):
+    # As of experts that no token reached; a tie must not fall another way on another machine.
+    losses = {4: torch.full((4,), zero), 8: torch.zeros(4)}
+    losses[4][1] = 2.0
+    modules = {name: ModuleSalience(8, losses) for name in ("z", "a")}
+    plan = choose(Salience(modules, "fisher", "gptq", 1, Format()), **budget)
+    assert list(plan.modules) == ["z", "a"]
+    assert widths(plan) == [8, 8, 8, 4, 4, 8, 4, 4]
+
+
 def test_bits_counts_what_eight_bits_leave_but_channels_is_the_papers_rule():
     salience = one_layer({4: [5.0, 4.0], 8: [4.9, 0.0]})
     assert widths(choose(salience, bits=6)) == [4, 8]

@@ -90,6 +90,7 @@ def put_rows(rows: Any) -> Callable[[dict[str, Any]], None]:
         (lambda data: data.pop("modules"), "no modules in it; it is not a plan that mixllm wrote"),
         (put("rule", "guess"), "rule: "),
         (put("widths", [2, 4, 8]), "widths: 2 is none of the format's, 3, 4, 5, 6 and 8"),
+        (put("widths", [8, 4]), "widths: they must be in order, the narrowest first, each once"),
         (put("widths", []), "widths: "),
         (put("format", {"weight_scale": "column"}), "format.weight_scale: "),
         (put("modules", {}), "modules: "),

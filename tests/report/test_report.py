@@ -44,7 +44,7 @@ def measured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         == 0
     )
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 5, "--quiet"]
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 5, "--quiet"]
     assert run("report", out, "--also", other, *how, "-p", "The <b>fox</b> &") == 0
     return out
 
@@ -138,7 +138,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(
         assert run("compare", tiny.out, "--model", tiny.model, "--text", tiny.text, "-o", place) == 2
         assert run("plan", tiny.out, "-o", place) == 2
         assert capsys.readouterr().err.count(message) == 3
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 2, "--quiet"]
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 2, "--quiet"]
     assert run("report", tiny.out, *how, "-p", "") == 2
     assert "--prompt: '' has no tokens" in capsys.readouterr().err
     assert run("compare", tiny.out, "/no/checkpoint", *how) == 2
@@ -148,7 +148,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_measured(
 
 def test_comparison(measured: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = [measured, measured.with_name("uniform"), tiny.model]
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 4, "--quiet"]
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 4, "--quiet"]
     assert run("compare", *others, *how, "-o", tmp_path / "page.html", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in found["rows"]] == ["float", "mixed", "uniform", "model"]
@@ -193,10 +193,10 @@ def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window
     assert run("report", out) == 0
     assert "mixllm report 'with a space' --model FLOAT" in html.unescape(page(out))
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
-    for windows, told in ((1, False), (2, True)):
-        assert run("report", out, *how, "--windows", windows) == 0
+    for samples, told in ((1, False), (2, True)):
+        assert run("report", out, *how, "--samples", samples) == 0
         assert ("standard error over windows" in page(out)) is told
-        assert run("compare", out, *how, "--windows", windows, "-o", tmp_path / "c.html") == 0
+        assert run("compare", out, *how, "--samples", samples, "-o", tmp_path / "c.html") == 0
         assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
 
 
@@ -271,6 +271,6 @@ def test_a_checkpoint_under_another_config_is_not_read_as_a_float_model(
     out = tmp_path / "out"
     shutil.copytree(tiny.out, out)
     shutil.copy(tiny.model / "config.json", out)
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--windows", 2, "--quiet"]
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 2, "--quiet"]
     assert run("compare", out, *how) == 2
     assert "no quantization_config of mixllm" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room
-from mixllm.blocks.states import passes_again, stretches, stretches_that_fit
+from mixllm.blocks.room import passes_again, stretches, stretches_that_fit
 from mixllm.config import PROFILES, WIDTHS, QuantConfig, Rounding
 from mixllm.plan import Salience
 from mixllm.progress import Silent
@@ -142,19 +142,25 @@ def test_does_not_depend_on_the_room(tiny: tuple[Path, nn.Module], tmp_path: Pat
             assert torch.equal(module.loss[width], little.modules[name].loss[width])
 
 
-@pytest.mark.parametrize("error", ["gptq", "rtn"])
-def test_where_all_fits_a_block_goes_there_and_back_once(
-    tiny: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch, error: Rounding
-) -> None:
-    """Its Hessians come from the walk there; a second forward is for gradients."""
-    calls = []
+def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A list that gets, at every call of a block from now on, whether gradients are wanted of its input."""
+    calls: list[bool] = []
+    forward = Block.__call__
 
     def counted(block: Block, hidden: Tensor) -> Tensor:
         calls.append(hidden.requires_grad)
         return forward(block, hidden)
 
-    forward = Block.__call__
     monkeypatch.setattr(Block, "__call__", counted)
+    return calls
+
+
+@pytest.mark.parametrize("error", ["gptq", "rtn"])
+def test_where_all_fits_a_block_goes_there_and_back_once(
+    tiny: tuple[Path, nn.Module], monkeypatch: pytest.MonkeyPatch, error: Rounding
+) -> None:
+    """Its Hessians come from the walk there; a second forward is for gradients."""
+    calls = counted_calls(monkeypatch)
     measured(tiny[0], QuantConfig(error=error), batch=SAMPLES)
     depth = open_source(str(tiny[0])).config.num_hidden_layers
     assert calls == [False] * depth + [True] * depth
@@ -171,14 +177,7 @@ def test_blocks_are_gone_through_again_as_often_as_told(
     boundary = SAMPLES * LENGTH * 264 * 4
     beside = waiting_bytes(decoder.weights[0], WIDTHS, error)
     room = Room(boundaries * boundary + wait * beside, 0, tmp_path)
-    calls = []
-
-    def counted(block: Block, hidden: Tensor) -> Tensor:
-        calls.append(hidden.requires_grad)
-        return forward(block, hidden)
-
-    forward = Block.__call__
-    monkeypatch.setattr(Block, "__call__", counted)
+    calls = counted_calls(monkeypatch)
     measured(tmp_path / "model", QuantConfig(error=error), batch=SAMPLES, room=room)
     cut, leaving = stretches_that_fit(5, room, boundary, beside)
     assert calls.count(True) == 5

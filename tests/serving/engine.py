@@ -6,7 +6,8 @@ A job is what vllm.LLM takes, and the directory of an "adapter" if there is one.
 JSON list with, for each job, the token ids of each answer, the log-probability of every token but the first,
 of prompt and answer, and how many tokens of its prompt were in the prefix cache. They are of the answer only
 with an adapter, since vLLM's CPU engine has no others then, and with a prefix cache, which is not read for
-others: the prompts are sent twice, and the second answers told.
+others: the prompts are sent twice, and the second answers told. A job with "runner": "pooling" tells each
+prompt's "embedding" instead.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ def run(job: dict[str, Any]) -> list[dict[str, Any]]:
         max_tokens=ANSWER, temperature=0, prompt_logprobs=of_prompt, logprobs=0, ignore_eos=True
     )
     prompts = [{"prompt_token_ids": ids} for ids in PROMPTS]
+    if job.get("runner") == "pooling":
+        return [{"embedding": output.outputs.embedding} for output in engine.embed(prompts, use_tqdm=False)]
     lora = None if adapter is None else LoRARequest("adapter", 1, adapter)
     for _ in range(1 + cached):
         outputs = engine.generate(prompts, sampling, use_tqdm=False, lora_request=lora)

@@ -139,6 +139,25 @@ class Sum:
         return sum(kernel(piece) for (kernel, _), piece in zip(self.parts, pieces, strict=True))
 
 
+def test_a_quantized_draft_model_changes_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    draft = make(tmp_path / "draft", "llama", PROFILES["paper"], {**SIZES, "num_hidden_layers": 1})
+    drafts = {"method": "draft_model", "model": str(draft), "num_speculative_tokens": 3}
+    (answers,) = results([job(path, quantization="mixllm", speculative_config=drafts)])
+    check(answers, mixllm.load(path))
+
+
+def test_embeddings_are_those_of_transformers(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    (found,) = results([job(path, runner="pooling")])
+    model = mixllm.load(path)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        with torch.no_grad():
+            last = model.model(torch.tensor([prompt])).last_hidden_state[0, -1]
+        # A code on the other side of a border (see above) moves a hundredth of it, another token all of it.
+        assert torch.cosine_similarity(torch.tensor(answer["embedding"]), last, dim=0) > 0.999
+
+
 def test_dummy_weights_need_no_tensors(tmp_path: Path) -> None:
     path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
     (path / "model.safetensors").unlink()
@@ -155,6 +174,22 @@ def test_ranks_that_would_cut_a_group_are_refused(tmp_path: Path) -> None:
         "--tensor-parallel-size 1 works"
     )
     assert f"MixllmError: {reason}" in done.stderr + done.stdout
+
+
+def test_a_load_format_that_keeps_no_such_layer_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES)
+    done = engines([job(path, load_format="sharded_state")])
+    assert done.returncode != 0
+    reason = "--load-format sharded_state can't load mixllm layers; leave it out"
+    assert f"MixllmError: model.layers.0.self_attn.qkv_proj: {reason}" in done.stderr + done.stdout
+
+
+def test_a_float_model_is_not_taken_for_a_quantized_one(tmp_path: Path) -> None:
+    path = make(tmp_path / "llama", "llama", PROFILES["fast"], SIZES).with_name("float")
+    done = engines([job(path, quantization="mixllm")])
+    assert done.returncode != 0
+    reason = "--quantization mixllm: the model's config.json has no quantization_config; give a directory"
+    assert done.stderr.strip().splitlines()[-1].startswith(f"mixllm.errors.MixllmError: {reason}")
 
 
 def test_a_broken_checkpoint_stops_with_its_reason(tmp_path: Path) -> None:

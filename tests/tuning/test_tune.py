@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from mixllm.nn import MixLinear
 from mixllm.progress import Silent
 from mixllm.rounding import round_rows
 from mixllm.source import open_source
-from mixllm.tuning import tune_scales
+from mixllm.tuning import step, tune_scales
+from mixllm.tuning.tune import open_blocks
 from tests.mixtures import is_expert, write_with_idle_expert
 from tests.models import ARCHITECTURES, MIXTURES, VOCAB, write_tiny
 
@@ -134,3 +137,48 @@ def test_gradient_is_that_of_the_whole_model(tmp_path: Path) -> None:
         clear = gradient.abs() > 1e-6
         # Adam's first step is the learning rate against the sign.
         torch.testing.assert_close(moved[clear], -RATES[0] * gradient.sign()[clear], rtol=0.02, atol=1e-6)
+
+
+def test_the_scale_of_gradients_changes_nothing_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(tmp_path, "llama")
+    format, ids = PROFILES["fast"], windows(5)
+    decoder, layers = rounded_model(tmp_path, format)
+    found = []
+    for scale in (step.SCALE, 1.0):
+        monkeypatch.setattr(step, "SCALE", scale)
+        how: dict[str, Any] = {"epochs": 3, "calibration": ids, "seed": 0, "progress": Silent()}
+        found.append(tune_scales(decoder, ids, layers, format, **how))
+    for name in layers:
+        assert torch.equal(found[0][name].codes, found[1][name].codes)
+        assert torch.equal(found[0][name].scales, found[1][name].scales)
+
+
+def test_the_scale_of_gradients_keeps_them_from_vanishing_in_float16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Places whose first moment is 0 after a step: nearly none; with a far smaller scale, many."""
+    write_tiny(tmp_path, "llama", max_position_embeddings=512)
+    ids = torch.randint(4, VOCAB, (2, 300), generator=torch.Generator().manual_seed(1))
+    _, layers = rounded_model(tmp_path, PROFILES["fast"])
+    decoder = Decoder.open(open_source(str(tmp_path)), torch.device("cpu"), torch.float16)
+    target = decoder.embed(ids)
+    for _, block in decoder.walk(range(len(decoder))):
+        target = block(target)
+    silent = []
+    for scale in (step.SCALE, step.SCALE / 2**24):
+        monkeypatch.setattr(step, "SCALE", scale)
+        with ExitStack() as stack:
+            blocks = open_blocks(stack, decoder, layers, PROFILES["fast"], ids)
+            one = step.Step(decoder, blocks)
+            one(ids, target, 1.0)
+            moments = [adam.state[place]["exp_avg"] for adam, place in places(one)]
+            silent.append(float(torch.cat([(moment == 0).flatten() for moment in moments]).float().mean()))
+    assert silent[0] < 1e-3
+    assert silent[1] > 0.1
+
+
+def places(one: step.Step) -> list[tuple[torch.optim.Adam, torch.Tensor]]:
+    """All places that a step learns, and the Adam that moves them."""
+    return [(adam, place) for adam in one._adams for place in adam.param_groups[1]["params"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mixllm.blocks.block import Block
 from mixllm.blocks.decoder import Decoder
-from mixllm.blocks.states import ON_DEVICE, Room, States
+from mixllm.blocks.room import ON_DEVICE, Room
+from mixllm.blocks.states import States
 
 __all__ = ["ON_DEVICE", "Block", "Decoder", "Room", "States"]

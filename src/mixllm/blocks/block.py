@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ class Block:
     """A block of a Decoder, whole until the context that gave it ends.
 
     module: the model's own block. linears: full module name -> nn.Linear, as they were at first.
+    attention: what it runs in (see mixllm.blocks.attention).
     """
 
     def __init__(
@@ -23,9 +25,11 @@ class Block:
         index: int,
         linears: dict[str, nn.Linear],
         arguments: dict[tuple[int, int], list[Arguments]],
+        attention: AbstractContextManager[Any],
     ) -> None:
         self.module = module
         self.linears = linears
+        self._attention = attention
         self._prefix, self._index = prefix, index
         self._arguments = arguments
         paths = {id(part): path for path, part in module.named_modules()}
@@ -41,7 +45,8 @@ class Block:
         if shape not in self._arguments:
             raise ValueError(f"{self._prefix}: embed has seen no token ids of shape {list(shape)}")
         args, kwargs = self._arguments[shape][self._index]
-        return first(self.module(hidden, *args, **kwargs))
+        with self._attention:
+            return first(self.module(hidden, *args, **kwargs))
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put `module` where the linear of this full name is, until the context ends."""

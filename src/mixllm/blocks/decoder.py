@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from mixllm.blocks.ahead import ReadAhead
+from mixllm.blocks.attention import quick_attention
 from mixllm.blocks.block import Arguments, Block
 from mixllm.blocks.norms import fuse_norms
 from mixllm.blocks.probe import probe
@@ -18,12 +18,6 @@ from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.blocks.upload import Upload
 from mixllm.blocks.weights import Place, place, read, require_no_more, require_whole, tie, unload
 from mixllm.source import Source
-
-# Logits that are made at once, whatever the vocabulary: 512 and 24 MiB in float32. Each time the model's
-# code around its blocks is gone through once, for which a GPU waits where they are few. On a CPU they are as
-# many as malloc keeps for the next time (glibc: 32 MiB); what it gives back to the system comes again page by
-# page, which can take longer than the product.
-LOGITS_AT_ONCE = {"cuda": 2**27, "cpu": 3 * 2**21}
 
 
 class Decoder:
@@ -47,6 +41,7 @@ class Decoder:
         self._shell = Shell(model, self._blocks, device)
         self._ahead = ReadAhead(self._read, device)
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
+        self._attention = quick_attention(device, dtype)
         with self.block(0):
             probe(self._shell, f"{source.path}: {source.config.model_type}")
 
@@ -93,7 +88,7 @@ class Decoder:
         """
         module, prefix = self._blocks[i], f"{self.prefix}.{i}"
         filled: list[Place] = []
-        block = Block(module, prefix, i, self.linears(i), self._arguments)
+        block = Block(module, prefix, i, self.linears(i), self._arguments, self._attention)
         try:
             read = self._ahead.take(i)
             # Not on a CPU: once a second thread has computed, OpenMP lets the first one's helpers sleep
@@ -134,65 +129,3 @@ class Decoder:
         ids: the int64 [B, L] tokens of these states. Through the model's own norm, head and soft cap.
         """
         return self._shell.logits(hidden, ids)
-
-    def loss_gradient(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """d(summed next-token NLL, in nats) / d(hidden), for hidden [B, L, D] after the last block.
-
-        A token's loss depends on its own states alone, so a few tokens at a time go forward and back: neither
-        the logits nor their gradient are ever there for the whole window.
-        """
-        hidden, ids = hidden.to(self.device), ids.to(self.device)
-
-        def off(part: slice, logits: Tensor) -> Tensor:
-            return _nll_gradient(logits, ids[:, part.start + 1 : part.stop + 1])
-
-        return self._gradient(hidden, ids, off)
-
-    def divergence_gradient(self, hidden: Tensor, target: Tensor, ids: Tensor) -> Tensor:
-        """d(mean KL(target || hidden), in nats a predicted token) / d(hidden), float [B, L, D].
-
-        hidden, target: states after the last block, of tokens ids [B, L]; a few tokens at a time, as in
-        loss_gradient. By the logits it is softmax(those of hidden) - softmax(those of target); autograd would
-        have five tensors of their size at once for it, of which three do.
-        """
-
-        def off(part: slice, logits: Tensor) -> Tensor:
-            wanted = self.logits(target[:, part], ids[:, part]).softmax(dim=-1, dtype=torch.float32)
-            return logits.softmax(dim=-1, dtype=torch.float32).sub_(wanted).to(logits.dtype)
-
-        return self._gradient(hidden, ids, off).div_(len(ids) * (ids.shape[1] - 1))
-
-    def _gradient(self, hidden: Tensor, ids: Tensor, off: Callable[[slice, Tensor], Tensor]) -> Tensor:
-        """d(loss) / d(hidden), [B, L, D]; off: which tokens, their logits -> d(loss) / d(logits)."""
-        gradient = torch.zeros_like(hidden)
-        for part in self._parts(ids):
-            gradient[:, part] = self._part(hidden[:, part].detach(), ids[:, part], partial(off, part))
-        return gradient
-
-    def _part(self, hidden: Tensor, ids: Tensor, off: Callable[[Tensor], Tensor]) -> Tensor:
-        """A part's gradient. What it takes is gone when it returns, before the next part takes as much."""
-        hidden.requires_grad_()
-        with torch.enable_grad():
-            logits = self.logits(hidden, ids)
-        with torch.no_grad():
-            found = off(logits.detach())
-        return torch.autograd.grad(logits, hidden, found)[0]
-
-    def _parts(self, ids: Tensor) -> Iterator[slice]:
-        """The predicted tokens of windows [B, L], a few at a time."""
-        step = max(1, LOGITS_AT_ONCE[self.device.type] // (self.vocabulary * len(ids)))
-        predicted = ids.shape[1] - 1
-        for start in range(0, predicted, step):
-            yield slice(start, min(start + step, predicted))
-
-
-def _nll_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """d(summed NLL of targets, in nats) / d(logits), in the dtype of logits [B, L, V]: softmax, less 1 at the
-    targets int64 [B, L].
-
-    Autograd would go over as many numbers three times more, each time in new memory.
-    """
-    off = logits.softmax(dim=-1, dtype=torch.float32)
-    at = targets.to(off.device)[..., None]
-    off.scatter_add_(-1, at, torch.full_like(at, -1, dtype=off.dtype))
-    return off.to(logits.dtype)

@@ -29,4 +29,4 @@ def demo(
     if json:
         print_json(found)
     else:
-        show_demo(stdout(), found)
+        show_demo(stdout(), found, out)

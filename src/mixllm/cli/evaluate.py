@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
-from mixllm.cli.options import Checkpoint, Device, Dtype, Json, Quiet
+from mixllm.cli.options import (
+    ONLY_SO_MANY,
+    Checkpoint,
+    Device,
+    Dtype,
+    FloatModel,
+    Json,
+    MeasuredText,
+    Quiet,
+    Window,
+)
 from mixllm.errors import MixllmError
 
 if TYPE_CHECKING:
@@ -22,21 +32,17 @@ QUANTIZED = "quantized"
 
 def evaluate(
     checkpoint: Checkpoint,
-    reference: Annotated[
-        str | None, typer.Option(help="The float model: a directory, a hub name or a GGUF file.")
+    model: FloatModel = None,
+    text: MeasuredText = None,
+    window: Window = 2048,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help=f"{ONLY_SO_MANY}, and so many documents of each task.")
     ] = None,
-    text: Annotated[
-        str | None, typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')
-    ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens a window.")] = 2048,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between them.")
     ] = None,
     include_path: Annotated[
         Path | None, typer.Option(help="A directory with YAML files of more such tasks.")
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Only the first windows, and so many documents of each task.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -45,33 +51,37 @@ def evaluate(
 ) -> None:
     """Measure OUT on a text, on lm-eval's tasks, or both.
 
-    On the text, against its float model: perplexity, KL divergence and top-1 agreement. With --reference the
+    On the text, against its float model: perplexity, KL divergence and top-1 agreement. With --model the
     tasks are run on the float model too.
     """
     if text is None and tasks is None:
         raise MixllmError("--text, --tasks: give at least one; there is nothing to measure on")
-    if text is not None and reference is None:
-        raise MixllmError("--text: measuring on it needs the float model; give --reference")
+    if text is not None and model is None:
+        raise MixllmError("--text: measuring on it needs the float model; give --model")
     if include_path is not None and tasks is None:
         raise MixllmError("--include-path: has no effect without --tasks")
     quiet_libraries(bars=not quiet)
     chosen = None if tasks is None else _tasks(tasks, include_path, samples)
     from mixllm.cli.show_measured import show_measurements, show_tasks
     from mixllm.evaluate import REFERENCE, measure
+    from mixllm.origin import check_origin
     from mixllm.placement import pick_device
     from mixllm.source import open_source
     from mixllm.texts import open_tokenizer, text_windows
 
     where = pick_device(device)
-    source = None if reference is None else open_source(reference)
+    source = None if model is None else open_source(model)
     tokenizer = open_tokenizer(checkpoint if source is None else source.path)
     ids = None
     if text is not None and source is not None:
         ids = text_windows(text, tokenizer, source.config, window, samples)
+    shown = progress(quiet)
+    if source is not None:
+        check_origin(checkpoint, source, shown)
     models = _load(checkpoint, source, where, dtype)
     measured = {}
     if ids is not None:
-        with progress(quiet).stage("measure", len(ids)) as bar:
+        with shown.stage("measure", len(ids)) as bar:
             quantized = {QUANTIZED: models[QUANTIZED]}
             measured = measure(quantized, models[REFERENCE], ids, lambda done, total: bar.advance())
     scores = {} if chosen is None else {name: chosen.run(model, tokenizer) for name, model in models.items()}

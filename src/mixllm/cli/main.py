@@ -43,7 +43,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "quantize": (quantize.quantize, "meta-llama/Llama-3.2-1B -o llama-w4.4 --calibration wiki.train.raw"),
     "plan": (plan.plan, "llama-w4.4 --bits 4.8 -o plan.json"),
     "inspect": (inspect.inspect, "llama-w4.4"),
-    "eval": (evaluate.evaluate, "llama-w4.4 --reference meta-llama/Llama-3.2-1B --text wiki.test.raw"),
+    "eval": (evaluate.evaluate, "llama-w4.4 --model meta-llama/Llama-3.2-1B --text wiki.test.raw"),
     "export": (export.export, "llama-w4.4 -o dense"),
     "report": (report.report, "llama-w4.4 --model meta-llama/Llama-3.2-1B --text wiki.test.raw"),
     "compare": (report.compare, "llama-w4.4 llama-w8 --model meta-llama/Llama-3.2-1B --text wiki.test.raw"),

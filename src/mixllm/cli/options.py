@@ -31,6 +31,14 @@ Dtype = Annotated[
 LayersDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of what is not quantized.")
 ]
+ONLY_SO_MANY = "Only so many windows, spread over the text"
+FLOAT_MODEL = typer.Option("--model", help="The float model: a directory, a hub name or a GGUF file.")
+TEXT = 'Text, JSONL or Parquet file, .gz too, hub data set, or "builtin"'
+MEASURED_TEXT = typer.Option("--text", help=f"{TEXT}.")
+FloatModel = Annotated[str | None, FLOAT_MODEL]
+MeasuredText = Annotated[str | None, MEASURED_TEXT]
+Window = Annotated[int, typer.Option(min=2, help="Tokens a window.")]
+Samples = Annotated[int | None, typer.Option(min=1, help=f"{ONLY_SO_MANY}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random choice.")]
@@ -53,7 +61,7 @@ _HELP = {
     "tune_codes": "Tuning changes codes too, not scales alone; 12 bytes a weight more in memory.",
     "tune_text": "Text that tuning sees, as for --calibration, whose text it is by default.",
     "tune_samples": "Windows of it that tuning sees; as many as --samples by default.",
-    "calibration": 'Text, JSONL or Parquet file, hub data set, or "builtin" text that is always there.',
+    "calibration": f"{TEXT}; builtin is always there.",
     "samples": "Calibration windows.",
     "window": "Tokens a calibration window.",
     "seed": "Of every random choice.",

@@ -53,8 +53,6 @@ def quantize(
     """
     if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
         raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
-    if plan is not None and salience is not None:
-        raise MixllmError("--salience: has no effect on a finished plan; leave it or --plan out")
     chosen = config(given)
     quiet_libraries(bars=not quiet)
     if dry_run:

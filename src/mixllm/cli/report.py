@@ -8,22 +8,30 @@ from typing import Annotated
 import typer
 
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
-from mixllm.cli.options import Checkpoint, Device, Dtype, Json, Quiet
+from mixllm.cli.options import (
+    FLOAT_MODEL,
+    MEASURED_TEXT,
+    Checkpoint,
+    Device,
+    Dtype,
+    FloatModel,
+    Json,
+    MeasuredText,
+    Quiet,
+    Samples,
+    Window,
+)
 from mixllm.errors import MixllmError
 from mixllm.files import require_place
 
-Float = typer.Option("--model", help="The float model: a directory, a hub name or a GGUF file.")
-TextFile = typer.Option(help='Text, JSONL or Parquet file, hub data set, or "builtin".')
-Window = Annotated[int, typer.Option(min=2, help="Tokens a window.")]
-Windows = Annotated[int | None, typer.Option(min=1, help="Only so many windows, spread over the text.")]
 Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file to write.")]
 
 
 def report(
     checkpoint: Checkpoint,
     out: Page = None,
-    model: Annotated[str | None, Float] = None,
-    text: Annotated[str | None, TextFile] = None,
+    model: FloatModel = None,
+    text: MeasuredText = None,
     also: Annotated[
         list[str] | None, typer.Option(help="Another checkpoint to measure beside it; may be repeated.")
     ] = None,
@@ -32,7 +40,7 @@ def report(
         typer.Option("--prompt", "-p", help="Let the models go on from it; may be repeated."),
     ] = None,
     window: Window = 2048,
-    windows: Windows = None,
+    samples: Samples = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -64,7 +72,7 @@ def report(
         from mixllm.report.samples import PROMPTS, Writer
         from mixllm.report.store import save_measured
 
-        bench = Bench.open(model, text, window, windows, device, dtype)
+        bench = Bench.open(model, text, window, samples, device, dtype)
         writer = Writer(tuple(prompt or PROMPTS))
         measured = measure_all(bench, [str(checkpoint), *(also or ())], progress(quiet), writer)
         save_measured(checkpoint, measured, writer.samples)
@@ -85,11 +93,11 @@ def compare(
         list[str],
         typer.Argument(metavar="CHECKPOINT", help="mixllm's checkpoints, or others that transformers loads."),
     ],
-    model: Annotated[str, Float],
-    text: Annotated[str, TextFile],
+    model: Annotated[str, FLOAT_MODEL],
+    text: Annotated[str, MEASURED_TEXT],
     out: Page = None,
     window: Window = 2048,
-    windows: Windows = None,
+    samples: Samples = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -108,7 +116,7 @@ def compare(
         require()
         require_place(out)
     measured = measure_all(
-        Bench.open(model, text, window, windows, device, dtype), checkpoints, progress(quiet)
+        Bench.open(model, text, window, samples, device, dtype), checkpoints, progress(quiet)
     )
     if out is not None:
         from mixllm.report.page import write_comparison

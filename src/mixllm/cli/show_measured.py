@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from math import isnan
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mixllm.cli.console import print_text
-from mixllm.demo import Demo
+from mixllm.demo import Demo, place
 from mixllm.evaluate import REFERENCE, Measurement, mean_and_error, paired_difference
 from mixllm.human import size
 from mixllm.report.measured import Measured
@@ -52,8 +54,8 @@ def show_comparison(console: Console, measured: Measured) -> None:
     print_text(console, _ERRORS)
 
 
-def show_demo(console: Console, demo: Demo) -> None:
-    """The table with sizes, what to know about it, and what the model wrote."""
+def show_demo(console: Console, demo: Demo, out: Path) -> None:
+    """The table with sizes, notes on it, what the model wrote, and how to go on in directory `out`."""
     table = _table("model", "bits", "size", *_FIGURES)
     reference = demo.rows[REFERENCE].measured
     for name, row in demo.rows.items():
@@ -64,6 +66,10 @@ def show_demo(console: Console, demo: Demo) -> None:
         print_text(console, note)
     console.print(f"\n{demo.shown} answers\n> {demo.prompt}", markup=False)
     print_text(console, demo.answer)
+    command = shlex.join(["mixllm", "chat", str(place(out, demo.shown))])
+    console.print(
+        f"\nThe checkpoints stay in {out}. To talk with this one: {command}", markup=False, soft_wrap=True
+    )
 
 
 def _table(*columns: str) -> Table:

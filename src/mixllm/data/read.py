@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import io
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,20 @@ from mixllm.errors import MixllmError, one_line
 
 # Of a hub data set, the first so many characters: about 1,000 windows of 2,048 tokens.
 HUB_CHARACTERS = 8_000_000
+UTF8 = "utf-8-sig"  # a mark of byte order, which some editors put first, is left out
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 
-SUFFIXES = (".txt", ".raw", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".raw", ".json", ".jsonl", ".parquet", ".gz")
 
 
 def load_text(spec: str) -> list[str]:
     """The documents of `spec`, none of them blank but for rows of WikiText.
 
     "builtin": Python's own documentation (see mixllm.data.builtin).
-    *.jsonl: {"text": ...} a line. *.parquet: its column "text" (needs pyarrow).
+    *.jsonl, *.json: {"text": ...} a line. *.parquet: its column "text" (needs pyarrow).
     *.raw: WikiText as distributed; a document a row as the hub's data set has them, so that joining
         them with blank lines gives the text that papers measure perplexity on.
-    Any other file: one document of UTF-8 text.
+    Any other file: one document of UTF-8 text. *.gz: packed so; its name without .gz says what it holds.
     name[:config[:split]]: a hub data set's column "text", its beginning (needs datasets).
     Raises MixllmError for what is missing, unreadable or holds no text.
     """
@@ -47,22 +50,26 @@ def require_text(spec: str) -> None:
         raise MixllmError("text: its name is empty; give a file, a hub data set or builtin")
     if path.is_dir():
         raise MixllmError(f"{spec}: is a directory; give a file of text in it")
-    absent = path.exists() or path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec)
-    if not path.is_file() and absent:
+    if path.exists() and not path.is_file():
+        raise MixllmError(f"{spec}: is no regular file; give one of text")
+    if not path.is_file() and (path.suffix in SUFFIXES or not HUB_NAME.fullmatch(spec)):
         raise MixllmError(f"{spec}: no such text file")
 
 
 def _read_file(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
+    packed = path.suffix.lower() == ".gz"
+    kind = (path.with_suffix("") if packed else path).suffix.lower()
+    if kind == ".parquet" and not packed:
         return _read_parquet(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise MixllmError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    if path.suffix == ".jsonl":
+        with gzip.open(path, "rt", encoding=UTF8) if packed else path.open(encoding=UTF8) as file:
+            text = file.read()
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise MixllmError(f"{path}: cannot be read as UTF-8 text ({one_line(error)})") from None
+    if kind in (".jsonl", ".json"):
         lines = enumerate(io.StringIO(text), 1)
         return [_text_of(line, f"{path}: line {number}") for number, line in lines if line.strip()]
-    if path.suffix == ".raw":
+    if kind == ".raw":
         return [line if line.strip() else "" for line in io.StringIO(text)]
     return [text]
 
@@ -74,7 +81,8 @@ def _text_of(line: str, where: str) -> str:
         raise MixllmError(f"{where}: not JSON") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise MixllmError(f'{where}: not an object with a string "text"')
-    return str(record["text"])
+    # Half of a pair of surrogates, which JSON can hold, is no character, and tokenizers stop there.
+    return str(record["text"]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_parquet(path: Path) -> list[str]:

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import split_state_dict_into_shards_factory
+from huggingface_hub import StateDictSplit
 from safetensors import safe_open
 from torch import Tensor
 
@@ -23,8 +23,10 @@ from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.files import read_json, write_atomically, write_json
 from mixllm.format.config import QuantizedModule, quantization_config, read_config
+from mixllm.format.early import Early
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.shards import read_headers, save
+from mixllm.format.shards import Header, read_headers, save
+from mixllm.format.split import SHARD_BYTES, Stored, split, unchanged
 from mixllm.format.spool import Spool
 from mixllm.format.validate import validate
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizedModule", "quantization_config", "read_config", "validate", "write_checkpoint"]
 
-SHARD_BYTES = 5 * 10**9
 SPOOL = ".spool"
 # The float model's weights, and its card, whose figures are not those of the quantized model.
 WEIGHT_SUFFIXES = {
@@ -42,13 +43,6 @@ WEIGHT_SUFFIXES = {
 }
 TEMPLATES = "additional_chat_templates"
 FLOAT_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-
-
-class _Stored(NamedTuple):
-    """Where a tensor waits: in a spool file, or (None) in the source; also None once its shard is written."""
-
-    file: Path | None
-    bytes: int
 
 
 def write_checkpoint(
@@ -81,27 +75,26 @@ def assemble(
     modules: Mapping[str, QuantizedModule],
     spool: Spool,
     shard_bytes: int = SHARD_BYTES,
+    early: Early | None = None,
 ) -> None:
     """Make a checkpoint of `spool`, which holds the tensors of all `modules`, and use it up.
 
     Tensors of the source that no quantized layer replaces, tokenizer, chat template, generation_config
     and whatever else came with the model are copied as they are. config.json is written last: before it
     no loader sees a model. Called again after a process died, with the same arguments, it goes on: shards
-    in `out` are whole and stay. Raises MixllmError when the disk is full or a layer is not there.
+    in `out` are whole and stay. early: has filled the first one, so that it only gets its name.
+    Raises MixllmError when the disk is full or a layer is not there.
     """
-    replaced = {f"{name}.weight" for name in modules}
-    stored = {name: _Stored(None, source.bytes(name)) for name in source.names_but(replaced)}
+    stored = unchanged(source, modules)
     written = read_headers(out.glob("model*.safetensors"))
-    stored.update({n: _Stored(None, header.bytes) for n, header in written.items() if n not in stored})
+    stored.update({n: _stored(None, header) for n, header in written.items() if n not in stored})
     # A process that died between writing a shard and emptying the spool leaves tensors in both.
-    stored.update(
-        {n: _Stored(header.file, header.bytes) for n, header in read_headers(spool.files()).items()}
-    )
+    stored.update({n: _stored(header.file, header) for n, header in read_headers(spool.files()).items()})
     for name in modules:
         _require(source, name)
         if f"{name}.rows" not in stored:
             raise MixllmError(f"{out}: layer {name} is not there; quantize the model anew")
-    _write_shards(out, source, stored, shard_bytes)
+    _write_shards(out, source, stored, split(stored, shard_bytes), early)
     spool.remove()
     copy_companions(source.path, out)
     write_json(out / "config.json", _config(source, format, modules))
@@ -112,29 +105,28 @@ def _require(source: Source, name: str) -> None:
         raise MixllmError(f"{source.path}: holds no tensor {name}.weight, which was to be replaced")
 
 
-def _write_shards(out: Path, source: Source, stored: dict[str, _Stored], shard_bytes: int) -> None:
-    split = split_state_dict_into_shards_factory(
-        {name: stored[name] for name in saving_order(stored)},
-        get_storage_size=lambda tensor: tensor.bytes,
-        # Empty tensors share the null pointer, and save_pretrained keeps what shares memory together.
-        get_storage_id=lambda tensor: None if tensor.bytes else 0,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=shard_bytes,
-    )
+def _stored(file: Path | None, header: Header) -> Stored:
+    return Stored(file, header.dtype, header.shape, header.bytes)
+
+
+def _write_shards(
+    out: Path, source: Source, stored: Mapping[str, Stored], shards: StateDictSplit, early: Early | None
+) -> None:
     waiting = Counter(place.file for place in stored.values())
-    for shard, names in split.filename_to_tensors.items():
-        if not (out / shard).exists():
+    for shard, names in shards.filename_to_tensors.items():
+        there = (out / shard).exists() or (early and early.finish(out / shard, {n: stored[n] for n in names}))
+        if not there:
             save(out / shard, dict(_read(source, stored, names)))
         for file, taken in Counter(stored[name].file for name in names).items():
             waiting[file] -= taken
             if file and not waiting[file]:
                 file.unlink()
-    if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         write_json(out / "model.safetensors.index.json", index)
 
 
-def _read(source: Source, stored: dict[str, _Stored], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+def _read(source: Source, stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """The tensors, mapped from their files rather than read into memory."""
     by_file: dict[Path, list[str]] = {}
     for name in names:
@@ -175,23 +167,3 @@ def copy_companions(source: Path, out: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-def saving_order(names: Iterable[str]) -> list[str]:
-    """The order in which save_pretrained takes tensors: by the names of transformers' own modules."""
-    names = list(names)
-    # Where files have experts in block_sparse_moe, one by one, transformers has them in mlp.
-    moved = any(".block_sparse_moe.experts." in name for name in names)
-    return sorted(
-        names, key=lambda name: natural(name.replace(".block_sparse_moe.", ".mlp.") if moved else name)
-    )
-
-
-def natural(name: str) -> list[tuple[Any, ...]]:
-    """transformers' order of tensor names: layers.2 before layers.10, fc2 before fc10."""
-    key: list[tuple[Any, ...]] = []
-    for part in name.split("."):
-        text = part.rstrip("0123456789")
-        number = (int(part[len(text) :]),) if text != part else ()
-        key.append((1, text, *number) if text else (0, *number))
-    return key

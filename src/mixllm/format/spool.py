@@ -29,10 +29,10 @@ class Spool:
         self.directory = directory
         directory.mkdir(exist_ok=True)
 
-    def append(self, layers: Mapping[str, MixedWeight], notes: Mapping[str, Any]) -> None:
+    def append(self, layers: Mapping[str, MixedWeight], notes: Mapping[str, Any]) -> Path:
         """The next block's layers, on any device, and JSON values to be had back by name from notes().
 
-        Raises MixllmError when no space is left.
+        Returns the file that they are in. Raises MixllmError when no space is left.
         """
         tensors = {
             f"{name}.{key}": tensor.cpu().contiguous()
@@ -40,7 +40,9 @@ class Spool:
             for key, tensor in weight.tensors().items()
         }
         guards = {f"{name}.{GUARD}": torch.empty(0, dtype=torch.uint8) for name in layers}
-        save(self._path(len(self)), {**tensors, **guards}, {_NOTES: json.dumps(dict(notes))})
+        file = self._path(len(self))
+        save(file, {**tensors, **guards}, {_NOTES: json.dumps(dict(notes))})
+        return file
 
     def __len__(self) -> int:
         done = 0

@@ -78,6 +78,9 @@ class MixllmQuantizer(HfQuantizer):
         for name, dtype in self.renamed.items():
             parameter = model.get_parameter(name)
             parameter.data = parameter.data.to(dtype)
+        # Nothing flows back through a quantized layer: whoever trains is told by autograd, and whoever leaves
+        # torch.no_grad() out is not slower for it, nor stopped by torch.compile.
+        model.requires_grad_(False)
         install_decoding(model)
 
     def _skeleton(

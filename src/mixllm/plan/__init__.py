@@ -2,7 +2,8 @@
 
 from mixllm.plan.choose import choose
 from mixllm.plan.compare import ModuleChange, compare
-from mixllm.plan.plan import ModulePlan, Plan
+from mixllm.plan.module import ModulePlan
+from mixllm.plan.plan import Plan
 from mixllm.plan.report import Report, Share, report
 from mixllm.plan.salience import ModuleSalience, Salience
 

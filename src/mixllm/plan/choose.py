@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mixllm.config import Scope
 from mixllm.errors import MixllmError
-from mixllm.plan.plan import ModulePlan, Plan
+from mixllm.plan.module import ModulePlan
+from mixllm.plan.plan import Plan
 from mixllm.plan.salience import Salience
 
 
@@ -41,23 +42,15 @@ def choose(
     if (bits is None) == (channels is None):
         raise MixllmError("plan: give either bits or channels as the budget")
     rows = _Rows.of(salience)
-    low, high = rows.widths[0], rows.widths[-1]
     if bits is not None:
-        if not low <= bits <= high:
-            raise MixllmError(f"bits: {bits:g} is outside the widths; choose {low} to {high}")
-        steps = _to_widest(rows, _drawn(rows, seed)) if scope == "random" else _hull(rows)
-        shares = [(_exact(bits) - low) * size for size in rows.weights]
+        steps, shares = _by_bits(rows, bits, scope, seed)
     else:
         assert channels is not None
-        if not 0 <= channels <= 100:
-            raise MixllmError(f"channels: {channels:g} is not a percentage; choose 0 to 100")
-        steps = _to_widest(rows, _drawn(rows, seed) if scope == "random" else _worst_first(rows))
-        steps = _Steps(steps.row, steps.width, torch.ones_like(steps.cost))
-        shares = [_exact(channels) / 100 * count for count in rows.counts]
+        steps, shares = _by_channels(rows, channels, scope, seed)
     taken = (
         _spend_by_layer(steps, shares, rows) if scope == "local" else _spend(steps, sum(shares, Fraction()))
     )
-    widths = torch.full_like(rows.layer, low).scatter_reduce(0, taken.row, taken.width, "amax")
+    widths = torch.full_like(rows.layer, rows.widths[0]).scatter_reduce(0, taken.row, taken.width, "amax")
     parts = torch.split(widths.to(torch.uint8), rows.counts)
     return Plan(
         modules={
@@ -122,6 +115,24 @@ class _Steps:
 
     def __getitem__(self, index: Tensor | slice) -> _Steps:
         return _Steps(self.row[index], self.width[index], self.cost[index])
+
+
+def _by_bits(rows: _Rows, bits: float, scope: Scope, seed: int) -> tuple[_Steps, list[Fraction]]:
+    """Steps that cost bits, and each layer's share of those beyond the narrowest width."""
+    low, high = rows.widths[0], rows.widths[-1]
+    if not low <= bits <= high:
+        raise MixllmError(f"bits: {bits:g} is outside the widths; choose {low} to {high}")
+    steps = _to_widest(rows, _drawn(rows, seed)) if scope == "random" else _hull(rows)
+    return steps, [(_exact(bits) - low) * size for size in rows.weights]
+
+
+def _by_channels(rows: _Rows, channels: float, scope: Scope, seed: int) -> tuple[_Steps, list[Fraction]]:
+    """Steps that cost a row each, and each layer's share of the rows."""
+    if not 0 <= channels <= 100:
+        raise MixllmError(f"channels: {channels:g} is not a percentage; choose 0 to 100")
+    steps = _to_widest(rows, _drawn(rows, seed) if scope == "random" else _worst_first(rows))
+    steps = _Steps(steps.row, steps.width, torch.ones_like(steps.cost))
+    return steps, [_exact(channels) / 100 * count for count in rows.counts]
 
 
 def _exact(budget: float) -> Fraction:

@@ -1,55 +1,22 @@
-"""A plan: the width of every output channel, in memory and as a JSON file to read, compare and reuse.
-
-    {
-      "version": 1,
-      "rule": "bits",
-      "budget": 4.4,
-      ...
-      "totals": {"rows": 161280, "rows8": 14873, "payload_bits": 4.4},
-      "modules": {
-        "model.layers.0.self_attn.q_proj": {"in_features": 576, "out_features": 576, "rows": {"8": "0-3,7"}},
-        ...
-
-Rows that are not named have the narrowest width. A module is a line, so that diff shows what changed.
-"""
+"""A plan: the width of every output channel, and what it was chosen by."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
-from mixllm.config import KERNEL_WIDTHS, WIDTHS, Format, Rounding, Scope, Score, parse
+from mixllm.config import KERNEL_WIDTHS, WIDTHS, Format, Rounding, Scope, Score
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, write_atomically
+from mixllm.files import write_atomically
 from mixllm.format.config import QuantizedModule
-from mixllm.plan.ranges import read_ranges, write_ranges
+from mixllm.plan.file import FIELDS, Rule, read_file, text_of
+from mixllm.plan.module import ModulePlan
 from mixllm.records import PLAN
-
-Rule = Literal["bits", "channels"]
-
-
-@dataclass(frozen=True)
-class ModulePlan:
-    """One linear layer; widths: uint8 [N], bits of each output channel."""
-
-    in_features: int
-    widths: Tensor
-
-    @property
-    def out_features(self) -> int:
-        return self.widths.shape[0]
-
-    def rows(self, width: int) -> Tensor:
-        """The numbers of the rows of this width, int64, increasing."""
-        return torch.nonzero(self.widths == width)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -106,7 +73,11 @@ class Plan:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the JSON at once or not at all."""
-        text = _text(self)
+        fields = {name: getattr(self, name) for name in FIELDS} | {"format": self.format.model_dump()}
+        counts = [module.rows for module in self.counts().values()]
+        totals: dict[str, Any] = {"rows": sum(sum(rows.values()) for rows in counts)}
+        totals |= {f"rows{width}": sum(rows.get(width, 0) for rows in counts) for width in self.widths[1:]}
+        text = text_of(fields, totals | {"payload_bits": round(self.payload_bits, 6)}, self.modules)
 
         def write(file: Path) -> None:
             file.write_text(text, encoding="utf-8")
@@ -119,82 +90,5 @@ class Plan:
         path = Path(path)
         if path.is_dir():
             raise MixllmError(f"{path}: is a directory; give the plan in it, {path / PLAN}")
-        data = read_json(path)
-        if "modules" not in data:
-            raise MixllmError(f"{path}: no modules in it; it is not a plan that mixllm wrote")
-        file = parse(_File, data, str(path))
-        if unknown := set(file.widths) - set(WIDTHS):
-            raise MixllmError(f"{path}: widths: {min(unknown)} is none of the format's, {_listed(WIDTHS)}")
-        modules = {
-            name: _module(entry, file.widths, f"{path}: {name}") for name, entry in file.modules.items()
-        }
-        return cls(modules=modules, **{name: getattr(file, name) for name in _FIELDS})
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    in_features: int = Field(ge=1)
-    out_features: int = Field(ge=1)
-    rows: dict[int, str]
-
-
-class _File(BaseModel):
-    """The JSON. totals are for the reader: they follow from the rows, and rows may be edited by hand."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1]
-    rule: Rule
-    budget: float
-    scope: Scope
-    seed: int
-    score: Score | None
-    error: Rounding | None
-    widths: tuple[int, ...] = Field(min_length=1)
-    format: Format
-    other_bytes: int = Field(ge=0)
-    totals: dict[str, float] = {}
-    modules: dict[str, _Entry] = Field(min_length=1)
-
-
-_FIELDS = tuple(name for name in _File.model_fields if name not in ("version", "totals", "modules"))
-
-
-def _module(entry: _Entry, widths: tuple[int, ...], where: str) -> ModulePlan:
-    found = torch.full((entry.out_features,), min(widths), dtype=torch.uint8)
-    named = torch.zeros(entry.out_features, dtype=torch.bool)
-    for width, text in entry.rows.items():
-        if width not in widths:
-            raise MixllmError(f"{where}: rows: {width} is none of the plan's widths, {_listed(widths)}")
-        try:
-            mask = read_ranges(text, entry.out_features)
-        except ValueError as error:
-            raise MixllmError(f"{where}: rows: {width}: {error}") from None
-        if (twice := torch.nonzero(named & mask)).numel():
-            raise MixllmError(f"{where}: rows: row {int(twice[0])} is given two widths; keep one")
-        named |= mask
-        found[mask] = width
-    return ModulePlan(entry.in_features, found)
-
-
-def _text(plan: Plan) -> str:
-    head: dict[str, Any] = {"version": 1}
-    head |= {name: getattr(plan, name) for name in _FIELDS} | {"format": plan.format.model_dump()}
-    counts = [module.rows for module in plan.counts().values()]
-    totals: dict[str, Any] = {"rows": sum(sum(rows.values()) for rows in counts)}
-    totals |= {f"rows{width}": sum(rows.get(width, 0) for rows in counts) for width in plan.widths[1:]}
-    head["totals"] = totals | {"payload_bits": round(plan.payload_bits, 6)}
-    lines = [f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items()]
-    modules = [f"    {json.dumps(name)}: {json.dumps(_entry(m, plan))}" for name, m in plan.modules.items()]
-    return "{\n" + "".join(lines) + '  "modules": {\n' + ",\n".join(modules) + "\n  }\n}\n"
-
-
-def _entry(module: ModulePlan, plan: Plan) -> dict[str, Any]:
-    rows = {str(width): write_ranges(module.rows(width)) for width in plan.widths[1:]}
-    return {"in_features": module.in_features, "out_features": module.out_features, "rows": rows}
-
-
-def _listed(widths: tuple[int, ...]) -> str:
-    *others, last = map(str, widths)
-    return f"{', '.join(others)} and {last}" if others else last
+        file, modules = read_file(path)
+        return cls(modules=modules, **{name: getattr(file, name) for name in FIELDS})

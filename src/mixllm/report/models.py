@@ -19,6 +19,7 @@ from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.files import read_json
 from mixllm.format.config import read_config
 from mixllm.loading import load
+from mixllm.origin import check_origin
 from mixllm.placement import device_name, load_float, pick_device, pick_dtype, versions
 from mixllm.plan import report
 from mixllm.progress import Progress
@@ -64,8 +65,11 @@ def measure_all(
     """
     names = labels(checkpoints)
     for checkpoint in checkpoints:
-        if not Path(checkpoint).expanduser().exists():
+        path = Path(checkpoint).expanduser()
+        if not path.exists():
             require_name(checkpoint)
+        elif _is_mixllms(path):
+            check_origin(path, bench.source, progress)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)
@@ -113,8 +117,7 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     path = Path(checkpoint).expanduser()
     if path.suffix == ".gguf":
         return load_float(open_source(checkpoint), device, dtype)
-    # One whose config.json was replaced by another still has its records; load() says what is wrong.
-    if path.is_dir() and (_method(path) == "mixllm" or (path / RECORDS).is_dir()):
+    if _is_mixllms(path):
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
     try:
@@ -122,6 +125,11 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     except Exception as error:  # each quantizer of transformers has its own kinds of error
         raise MixllmError(f"{checkpoint}: transformers cannot load it ({one_line(error)})") from None
     return model.eval()
+
+
+def _is_mixllms(path: Path) -> bool:
+    """One whose config.json was replaced by another still has its records; load() says what is wrong."""
+    return path.is_dir() and (_method(path) == "mixllm" or (path / RECORDS).is_dir())
 
 
 def _method(path: Path) -> str | None:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
+from mixllm.current import current
 from mixllm.format.rounded import LEAST_HALF, MOST_HALF
 from mixllm.rounding.grid import Grid, Grids
 
@@ -81,7 +82,7 @@ def _kernel(  # type: ignore[no-untyped-def]  # nor can it read Any in an annota
         code = tl.minimum(tl.maximum(code + zero[:, None], first[:, None]), last[:, None])
         off = w - (code - zero[:, None]) * scale[:, None]
         error = tl.sum(off * off * importance[None, :], axis=1)
-        better = error < least
+        better = (error < least) | (step == 0)
         least = tl.where(better, error, least)
         best_scale = tl.where(better, scale, best_scale)
         best_zero = tl.where(better, zero, best_zero)
@@ -113,8 +114,9 @@ def launch_into(
     """The fields of the best Grid, float32 [5, N]; importance [L] without gaps."""
     n, length = w.shape
     rows = ROWS if n >= MANY else ROWS_OF_FEW
-    _kernel[(triton.cdiv(n, rows),)](
-        w, *w.stride(), importance, _on_device(tuple(shrinks), w.device), grids.by_row, fields, n,
-        STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
-        MOST=MOST_HALF, LEAST=LEAST_HALF, ROWS=rows, COLUMNS=GROUP_SIZE,
-    )  # fmt: skip
+    with current(w):
+        _kernel[(triton.cdiv(n, rows),)](
+            w, *w.stride(), importance, _on_device(tuple(shrinks), w.device), grids.by_row, fields, n,
+            STEPS=len(shrinks), GROUP_FLOATS=grids.kind == "group", LENGTH=length,
+            MOST=MOST_HALF, LEAST=LEAST_HALF, ROWS=rows, COLUMNS=GROUP_SIZE,
+        )  # fmt: skip

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
+from mixllm.current import current
 from mixllm.rounding.grid import Grid
 from mixllm.rounding.products import KEPT
 
@@ -100,8 +101,9 @@ def launch_into(
     """
     length, n = block.shape
     rows = ROWS if n >= MANY else ROWS_OF_FEW
-    _kernel[(triton.cdiv(n, rows),)](
-        block, origin, codes, errors, *fields, upper, upper.stride(0), n,
-        PARTS=len(errors) // length, KEPT=KEPT, FROM_ORIGIN=origin is not block,
-        LENGTH=length, ROWS=rows, COLUMNS=GROUP_SIZE, num_warps=1,
-    )  # fmt: skip
+    with current(block):
+        _kernel[(triton.cdiv(n, rows),)](
+            block, origin, codes, errors, *fields, upper, upper.stride(0), n,
+            PARTS=len(errors) // length, KEPT=KEPT, FROM_ORIGIN=origin is not block,
+            LENGTH=length, ROWS=rows, COLUMNS=GROUP_SIZE, num_warps=1,
+        )  # fmt: skip

@@ -62,9 +62,12 @@ def watch(linears: dict[str, nn.Linear]) -> Iterator[dict[str, Inputs]]:
 
 
 def seen_by_all(linears: Iterable[str], inputs: dict[str, Inputs], ranks: Ranks) -> dict[str, Inputs]:
-    """What all ranks together saw of these linears; one that none saw has a count of 0."""
+    """What all ranks together saw of these linears; one that none saw has a count of 0.
+
+    Where nothing is calibrated no rank saw anything, and the result is empty.
+    """
     names = list(linears)
-    if ranks.size == 1:
+    if ranks.size == 1 or not inputs:
         return inputs
     device = next(iter(inputs.values())).peak.device
     zero = torch.zeros((), device=device)

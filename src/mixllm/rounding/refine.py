@@ -63,11 +63,15 @@ def _swept(
 
 
 def _fit_rows(weight: Tensor, codes: Tensor, chosen: list[Grid], factor: Factor) -> list[Grid]:
-    """The same grids with each row's scale changed by the factor that is best for its codes."""
+    """The same grids with each row's scale changed by the factor that is best for its codes.
+
+    A row so small or large that its sums leave float32's range keeps its scale.
+    """
     values = _values(codes, chosen)
     product = values @ factor.hessian + factor.added * values
     size, along = (product * values).sum(1, keepdim=True), (product * weight).sum(1, keepdim=True)
-    by = torch.where((size > 0) & (along > 0), along / size, 1.0)
+    best = along / size
+    by = torch.where((size > 0) & (best > 0) & best.isfinite(), best, 1.0)
     return [Grid(grid.scale * by, grid.zero, grid.low, grid.high, grid.multiplier) for grid in chosen]
 
 

@@ -13,12 +13,16 @@ at token t, and delta[t, c] = dL_d / dy[t, c],
 "taylor" is that score. "fisher" keeps tokens apart (token-level Fisher; delta of the summed loss):
 
     F_c = 1/2 mean over all tokens of (delta[t, c] e[t, c])^2
+
+Where a block uses a layer more than once, a_d sums over all uses, and F_c takes each use's tokens apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +30,7 @@ from torch import Tensor, nn
 
 from mixllm.blocks import Block
 from mixllm.config import QuantConfig
-from mixllm.experts import owners
+from mixllm.experts import Expert, owners
 from mixllm.plan import ModuleSalience
 from mixllm.ranks import Ranks
 from mixllm.salience.sums import over_scattered, over_tokens
@@ -50,32 +54,34 @@ class Scores:
         Returns d(summed loss) / d(hidden), what the block before needs.
         """
         hidden = hidden.detach().requires_grad_()
-        with torch.enable_grad(), _taps(self.block.linears) as taps:
+        with torch.enable_grad(), _taps(self.block.linears, self.experts) as taps:
             out = self.block(hidden)
-        deltas = torch.autograd.grad(out, [hidden, *(y for _, y in taps.values())], gradient)
-        for (name, (x, _)), delta in zip(taps.items(), deltas[1:], strict=True):
-            self._add(name, x, delta, len(hidden))
-        return deltas[0]
+        uses = [use for some in taps.values() for use in some]
+        gradient, *deltas = torch.autograd.grad(out, [hidden, *(use.y for use in uses)], gradient)
+        left = iter(deltas)
+        for name, some in taps.items():
+            self._add(name, list(zip(some, islice(left, len(some)), strict=True)), len(hidden))
+        return gradient
 
-    def _add(self, name: str, x: Tensor, delta: Tensor, windows: int) -> None:
-        """Score a layer by its inputs x and delta, dLoss / d(its outputs), of so many windows."""
-        e = x @ self.errors[name].flatten(0, 1).T
-        if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
-            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
-        if delta.dim() == 3:
-            sums, squares = over_tokens(delta, e)
-        else:
-            sums, squares = over_scattered(delta, e, self._windows(name, delta), windows)
+    def _add(self, name: str, uses: list[tuple[_Use, Tensor]], windows: int) -> None:
+        """Score a layer by its uses, each with delta, dLoss / d(its outputs), in so many windows."""
+        parts = [self._sums(name, use, delta, windows) for use, delta in uses]
+        sums = torch.stack([part for part, _ in parts]).sum(dim=0)
         # The mean's gradient is the sum's over the number of predicted tokens.
         a_d = sums.double() / (self.length - 1)
         self.taylor[name] += (a_d + a_d.square() / 2).abs().sum(dim=0)
-        self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
+        for _, squares in parts:
+            self.fisher[name] += squares.sum(dim=0, dtype=torch.float64)
 
-    def _windows(self, name: str, delta: Tensor) -> Tensor:
-        """The window of each token of delta [T, N]: an expert has some tokens, other layers all, in order."""
-        all_tokens = torch.arange(len(delta), device=delta.device)
-        tokens = self.experts[name].tokens if name in self.experts else all_tokens
-        return tokens // self.length
+    def _sums(self, name: str, use: _Use, delta: Tensor, windows: int) -> tuple[Tensor, Tensor]:
+        """Of delta e and (delta e)^2 over the tokens of each window: float32 [windows, widths, N]."""
+        e = use.x @ self.errors[name].flatten(0, 1).T
+        if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
+            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
+        if delta.dim() == 3:
+            return over_tokens(delta, e)
+        tokens = torch.arange(len(delta), device=delta.device) if use.tokens is None else use.tokens
+        return over_scattered(delta, e, tokens // self.length, windows)
 
     def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
         """The mean scores of all batches that all ranks have added, by linear, in nats a token."""
@@ -96,14 +102,25 @@ class Scores:
         }
 
 
+@dataclass
+class _Use:
+    """Of a layer, once: its input, detached, its output, in the graph, and, of an expert, its tokens' numbers
+    among those of all windows, int64 [T]; other layers have all, in order."""
+
+    x: Tensor
+    y: Tensor
+    tokens: Tensor | None
+
+
 @contextmanager
-def _taps(linears: dict[str, nn.Linear]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Catch each linear's input (detached) and output (in the graph)."""
-    taps: dict[str, tuple[Tensor, Tensor]] = {}
+def _taps(linears: dict[str, nn.Linear], experts: dict[str, Expert]) -> Iterator[dict[str, list[_Use]]]:
+    """Catch every use of the linears."""
+    taps: dict[str, list[_Use]] = {}
 
     def hook(name: str) -> Any:
         def catch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            taps[name] = inputs[0].detach(), output
+            tokens = experts[name].tokens if name in experts else None
+            taps.setdefault(name, []).append(_Use(inputs[0].detach(), output, tokens))
 
         return catch
 

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mixllm.current import current
+
 TOKENS, COLUMNS = 16, 128
 
 
@@ -47,8 +49,9 @@ def launch(delta: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
     windows, tokens, n = delta.shape
     widths = e.shape[2] // n
     sums, squares = (delta.new_empty(windows, widths, n, dtype=torch.float32) for _ in range(2))
-    _kernel[(triton.cdiv(n, COLUMNS), widths, windows)](
-        delta.contiguous(), e.contiguous(), sums, squares, n, widths,
-        LENGTH=tokens, TOKENS=TOKENS, COLUMNS=COLUMNS,
-    )  # fmt: skip
+    with current(delta):
+        _kernel[(triton.cdiv(n, COLUMNS), widths, windows)](
+            delta.contiguous(), e.contiguous(), sums, squares, n, widths,
+            LENGTH=tokens, TOKENS=TOKENS, COLUMNS=COLUMNS,
+        )  # fmt: skip
     return sums, squares

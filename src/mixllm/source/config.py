@@ -12,6 +12,8 @@ from mixllm.errors import MixllmError, one_line
 from mixllm.files import read_json
 from mixllm.source.fp8 import block_size
 
+ADAPTER = "adapter_config.json"
+
 
 def read_config(path: Path) -> PreTrainedConfig:
     """The config in directory `path`.
@@ -21,6 +23,10 @@ def read_config(path: Path) -> PreTrainedConfig:
     transformers has no causal language model for.
     """
     file = path / "config.json"
+    if (path / ADAPTER).is_file() and not file.is_file():
+        raise MixllmError(
+            f"{path}: is a PEFT adapter; merge it into its model (merge_and_unload) and save that"
+        )
     if not file.is_file():
         raise MixllmError(f"{path}: no config.json; give the directory that save_pretrained wrote")
     _check_type(read_json(file), file)

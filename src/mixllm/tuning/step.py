@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from mixllm.blocks import Block, Decoder
+from mixllm.blocks.losses import divergence_gradient
 from mixllm.tuning.layer import TunedLinear
 from mixllm.tuning.seen import Seen
 
 # Learning rates of gains and of places, the latter in codes.
 RATES = (1e-3, 8e-3)
-# Adam's, below the gradients of single codes, which are some 1e-9 nats.
-TINY = 1e-15
+# Adam's, below the gradients of gains and of places; those of single codes are some 1e-9 nats.
+EPSILONS = (1e-8, 1e-15)
+# What gradients are multiplied by, and Adam's epsilons, so that nothing else changes: those of a large
+# model's weights are some 1e-7, and float16 has nothing between 0 and 6e-8. A power of two rounds nothing.
+SCALE = 1024.0
 
 # A block, the layers in the place of its linears, and what they see.
 Tuned = tuple[Block, dict[str, TunedLinear], Seen]
@@ -44,7 +48,7 @@ class Step:
         """
         torch.mul(self._whole, part, out=self._rates)
         out = self._forward(self._decoder.embed(ids))
-        self._backward(self._decoder.divergence_gradient(out, target, ids))
+        self._backward(divergence_gradient(self._decoder, out, target, ids, SCALE))
 
     @torch.no_grad()
     def _forward(self, hidden: Tensor) -> Tensor:
@@ -56,7 +60,8 @@ class Step:
         return self._states.pop()
 
     def _backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of what left the last block -> that of what entered the first. Learned things move."""
+        """The gradient of what left the last block, SCALE times -> that of what entered the first. What is
+        learned moves."""
         for (block, linears, seen), adam in zip(self._blocks[::-1], self._adams[::-1], strict=True):
             hidden = self._states.pop().detach().requires_grad_()
             with torch.enable_grad():
@@ -77,8 +82,13 @@ class Step:
 
 def _adam(layers: Sequence[TunedLinear], rates: Tensor) -> torch.optim.Adam:
     """Adam on all that a block's layers learn; rates: of gains and of places, views of which it reads."""
-    groups: list[dict[str, Any]] = [{"params": [layer.gain for layer in layers], "lr": rates[0]}]
-    places = [layer.cells.place for layer in layers if layer.cells is not None]
-    if places:
-        groups.append({"params": places, "lr": rates[1], "eps": TINY})
+    learned = (
+        [layer.gain for layer in layers],
+        [layer.cells.place for layer in layers if layer.cells is not None],
+    )
+    groups: list[dict[str, Any]] = [
+        {"params": some, "lr": rate, "eps": SCALE * epsilon}
+        for some, rate, epsilon in zip(learned, rates, EPSILONS, strict=True)
+        if some
+    ]
     return torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)

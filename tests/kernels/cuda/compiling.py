@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda import hopper, quantizing, skinny, strips
 from mixllm.kernels.cuda.build import SOURCES, options
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
@@ -74,7 +74,7 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
         for kind, many_of in product((0, 1), MANY):
-            values = (kind, *many_of, ops.MANY_THREADS)
+            values = (kind, *many_of, quantizing.MANY_THREADS)
             macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))
             found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
     found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)

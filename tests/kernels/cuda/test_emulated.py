@@ -18,11 +18,12 @@ import torch
 
 from mixllm.config import PROFILES, Format
 from mixllm.kernels import activations, reference
-from mixllm.kernels.cuda import CudaLinear, hopper, layout, ops
+from mixllm.kernels.cuda import CudaLinear, layout, ops, quantizing
 from mixllm.kernels.cuda.build import SOURCES
 from mixllm.kernels.cuda.launch import Device
 from mixllm.kernels.cuda.tiles import Tile
 from tests import shapes
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.weights import random_weight
 
 # They need a C++20 compiler, as nvcc does.
@@ -80,7 +81,7 @@ def quantized(x: torch.Tensor, format: Format) -> tuple[torch.Tensor, ...]:
     tokens, k = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -k % 128)).to(torch.int8)
     scales = torch.nn.functional.pad(scales.T, (0, -tokens % 4)).contiguous()
-    return padded, scales, codes.sum(1).int(), torch.zeros(ops.FLAGS, dtype=torch.int32)
+    return padded, scales, codes.sum(1).int(), torch.zeros(quantizing.FLAGS, dtype=torch.int32)
 
 
 @pytest.mark.parametrize("arch", [800, 900])
@@ -127,10 +128,10 @@ def test_quantizer(
     rotate, group = format.rotation == "hadamard", 0 if profile == "fast" else 128
 
     def kernel(_: int, *named: Any) -> Any:
-        return build("quantize.cu", "quantize", ops.quantizer_macros(*named), tmp_path)
+        return build("quantize.cu", "quantize", quantizing.quantizer_macros(*named), tmp_path)
 
-    monkeypatch.setattr(ops, "quantizer", kernel)
-    monkeypatch.setattr(ops, "device", lambda _: Device(0, (8, 0), 1, 166912))
+    monkeypatch.setattr(quantizing, "quantizer", kernel)
+    monkeypatch.setattr(quantizing, "device", lambda _: Device(0, (8, 0), 1, 166912))
     both = (shapes.inputs(tokens, 2 * k, 1) * 2).to(dtype)
     x, other = both[:, :k], both[:, k:]
     if tokens > 3:
@@ -139,12 +140,12 @@ def test_quantizer(
     if fused == 1:
         weight = other[0].contiguous()
         norm = (x.float().pow(2).mean(1, keepdim=True) + 1e-5).rsqrt()
-        expected, what = (x.float() * norm).to(dtype) * weight, ops.Fused(1, weight, 1e-5)
+        expected, what = (x.float() * norm).to(dtype) * weight, quantizing.Fused(1, weight, 1e-5)
     elif fused == 2:
-        expected, what = torch.nn.functional.silu(x) * other, ops.Fused(2, other)
-    out = ops.outputs(x, group)
+        expected, what = torch.nn.functional.silu(x) * other, quantizing.Fused(2, other)
+    out = quantizing.outputs(x, group)
     out[3].fill_(7)
-    ops.quantize_into(x, rotate, group, *out, what)
+    quantizing.quantize_into(x, rotate, group, *out, what)
     codes, scales = activations.quantize_activations(expected, format)
     assert not out[3].any(), "flags are cleared"
     assert not out[0][:, k:].any()
@@ -176,20 +177,20 @@ def test_quantizer_of_many(
     group = 0 if format.activation_group == "token" else format.activation_group
 
     def kernel(_: int, *named: Any) -> Any:
-        return build("quantize_many.cu", "quantize", ops.many_macros(*named), tmp_path)
+        return build("quantize_many.cu", "quantize", quantizing.many_macros(*named), tmp_path)
 
-    monkeypatch.setattr(ops, "quantizer_of_many", kernel)
+    monkeypatch.setattr(quantizing, "quantizer_of_many", kernel)
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
-        monkeypatch.setattr(ops, least, 1)
-    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
-    monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0), 2, 232448))
+        monkeypatch.setattr(quantizing, least, 1)
+    monkeypatch.setattr(quantizing, "MANY_THREADS", -(-k // 1024) * 32)
+    monkeypatch.setattr(quantizing, "device", lambda _: Device(0, (9, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
     x[3, 7], x[2] = torch.nan, 0
-    out = ops.outputs(x, group, True)
+    out = quantizing.outputs(x, group, True)
     out[3].fill_(7)
-    ops.quantize_into(x, format.rotation == "hadamard", group, *out)
+    quantizing.quantize_into(x, format.rotation == "hadamard", group, *out)
     codes, scales = activations.quantize_activations(x, format)
-    given = hopper.untiled(out[0])
+    given = untiled(out[0])
     assert not out[3].any(), "flags are cleared"
     assert not given[:, k:].any()
     assert torch.equal(given[:, :k].float(), codes)

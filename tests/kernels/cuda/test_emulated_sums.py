@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mixllm.kernels import activations
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import quantizing
 from mixllm.kernels.cuda.launch import Device
 from tests import shapes
 from tests.kernels.cuda.test_emulated import build, quantized
@@ -33,20 +33,22 @@ def test_lines(
 ) -> None:
     def kernel(_: int, *named: Any) -> Any:
         source, macros = (
-            ("quantize_many.cu", ops.many_macros) if many else ("quantize.cu", ops.quantizer_macros)
+            ("quantize_many.cu", quantizing.many_macros)
+            if many
+            else ("quantize.cu", quantizing.quantizer_macros)
         )
         return build(source, "quantize", macros(*named), tmp_path)
 
-    monkeypatch.setattr(ops, "quantizer_of_many" if many else "quantizer", kernel)
+    monkeypatch.setattr(quantizing, "quantizer_of_many" if many else "quantizer", kernel)
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
-        monkeypatch.setattr(ops, least, 1 if many else 99)
-    monkeypatch.setattr(ops, "MANY_THREADS", -(-k // 1024) * 32)
-    monkeypatch.setattr(ops, "device", lambda _: Device(0, (9, 0) if many else (8, 0), 2, 232448))
+        monkeypatch.setattr(quantizing, least, 1 if many else 99)
+    monkeypatch.setattr(quantizing, "MANY_THREADS", -(-k // 1024) * 32)
+    monkeypatch.setattr(quantizing, "device", lambda _: Device(0, (9, 0) if many else (8, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
     x[2] = 0
-    out = ops.outputs(x, 0, True, True)
+    out = quantizing.outputs(x, 0, True, True)
     out[0].fill_(77)
-    ops.quantize_into(x, True, 0, *out)
+    quantizing.quantize_into(x, True, 0, *out)
     format = shapes.Format(weight_scale="group", rotation="hadamard", activation_group="token")
     assert torch.equal(out[0], summed(quantized(x, format)[0]))
     assert torch.equal(out[1][:, :tokens].T, activations.quantize_activations(x, format)[1])

@@ -12,6 +12,7 @@ from mixllm.config import PROFILES
 from mixllm.format.pack import unpack_nibbles
 from mixllm.kernels.cuda import hopper, layout
 from mixllm.kernels.cuda.tiles import Scales
+from tests.kernels.cuda.inverses import untiled
 from tests.kernels.cuda.weights import random_weight
 
 
@@ -51,7 +52,7 @@ def summed(codes: Tensor) -> Tensor:
 def test_untiled_is_the_inverse(tokens: int, groups: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-127, 128, (tokens, 128 * groups), dtype=torch.int8, generator=generator)
-    assert torch.equal(hopper.untiled(tiled(codes)), codes)
+    assert torch.equal(untiled(tiled(codes)), codes)
 
 
 def warps_operand(codes: Tensor, tile: int, slot: int, step: int, eight: bool) -> Tensor:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mixllm.config import Format
 from mixllm.format.pack import unpack_nibbles
 from mixllm.kernels.cuda import layout
-from mixllm.kernels.cuda.layout import from_kernel_order, to_kernel_order
+from mixllm.kernels.cuda.layout import to_kernel_order
 from tests import shapes
+from tests.kernels.cuda.inverses import from_kernel_order
 from tests.kernels.cuda.weights import random_weight
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from mixllm.config import PROFILES
+from mixllm.errors import MixllmError
 from mixllm.kernels import cuda
-from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops
+from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops, planned, quantizing
 from mixllm.kernels.cuda.planned import MOST_PLANS
 from tests.kernels.cuda.weights import random_weight
 
@@ -29,6 +31,7 @@ class Spy:
         made = object.__new__(launch.Kernel)
         made._driver = SimpleNamespace(CUlaunchConfig=SimpleNamespace, cuLaunchKernelEx=lambda *_: (0,))
         made._shared, made._attributes, made._handle = 0, [], None
+        made._target = launch.Device(0, (9, 0), 132, 232448)
         return made
 
 
@@ -43,20 +46,22 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
         original(kernel, blocks, threads, arguments, columns)
 
     monkeypatch.setattr(launch.Kernel, "launch", kept)
-    for module in (cuda, hopper, ops):
+    for module in (cuda, hopper, ops, quantizing):
         monkeypatch.setattr(module, "device", lambda _: launch.Device(0, (9, 0), 132, 232448))
-    for module in (hopper, ops):
+    for module in (hopper, ops, quantizing):
         monkeypatch.setattr(module, "kernel", spy.kernel)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
-    for cached in (hopper.product, ops.quantizer, ops.quantizer_of_many):
+    monkeypatch.setattr(launch, "current_stream", lambda _: 0)
+    monkeypatch.setattr(planned, "_PLANS", {})
+    for cached in (hopper.product, quantizing.quantizer, quantizing.quantizer_of_many):
         cached.cache_clear()
     return spy
 
 
-def linear(profile: str) -> CudaLinear:
+def linear(profile: str, rows4: int = ROWS4, seed: int = 1) -> CudaLinear:
     format = PROFILES[profile]
-    return CudaLinear(layout.to_kernel_order(random_weight(ROWS4, ROWS8, INPUTS, format, 1), format), format)
+    weight = random_weight(rows4, ROWS4 + ROWS8 - rows4, INPUTS, format, seed)
+    return CudaLinear(layout.to_kernel_order(weight, format), format)
 
 
 def fields(arguments: ctypes.Structure, addresses: bool) -> dict[str, Any]:
@@ -95,10 +100,57 @@ def test_only_addresses_change(profile: str, biased: bool, spy: Spy) -> None:
     assert gemm["out.bias"] == (None if bias is None else bias.data_ptr())
     handed = ("codes", "x"), ("scales", "x_scales"), ("sums", "out.x_sums"), ("flags", "flags")
     assert all(quantize[one] == gemm[other] for one, other in handed)
-    sizes = [buffer.nbytes for buffer in ops.outputs(x, layer.group, True)]
+    sizes = [buffer.nbytes for buffer in quantizing.outputs(x, layer.group, True)]
     starts = [quantize[name] for name in ("codes", "scales", "sums", "flags")] + [gemm["partials"]]
     assert all(a + size <= b for a, size, b in zip(starts[:-1], sizes, starts[1:], strict=True))
     assert all((start - starts[0]) % 16 == 0 for start in starts)
+
+
+@pytest.mark.parametrize("profile", ["fast", "paper"])
+def test_layers_of_the_same_sizes_share_what_is_planned(profile: str, spy: Spy) -> None:
+    """Other rows are 8 bits wide, in as many tiles."""
+    one, other = linear(profile), linear(profile, rows4=ROWS4 - 16, seed=2)
+    x, y = torch.randn(TOKENS, INPUTS), torch.randn(TOKENS, INPUTS)
+    with torch.no_grad():
+        one(x)
+        (plan,) = one.planned.plans.values()
+        other(y)
+        assert list(other.planned.plans.values()) == [plan]
+        shared = spy.given[2:]
+        other.planned.plans.clear()
+        other(y)
+    for (*shape, planned_), (*again, alone) in zip(shared, spy.given[4:], strict=True):
+        assert shape == again
+        assert fields(planned_, addresses=False) == fields(alone, addresses=False)
+    weights = ("codes8", "codes4", "scales8", "scales4", "blocks", "out.rows", "out.row_scales")
+    found, expected = (fields(given[1][2], addresses=True) for given in (shared, spy.given[4:]))
+    assert [found[name] for name in weights] == [expected[name] for name in weights]
+    assert fields(spy.given[1][2], addresses=True)["codes4"] != found["codes4"]
+
+
+def test_a_copy_multiplies_by_its_own_weight(spy: Spy) -> None:
+    layer = linear("fast")
+    with torch.no_grad():
+        layer(torch.randn(TOKENS, INPUTS))
+        again = copy.deepcopy(layer)
+        again(torch.randn(TOKENS, INPUTS))
+    assert len(spy.given) == 4
+    assert fields(spy.given[3][2], addresses=True)["codes4"] == again.tensors[1].data_ptr()
+    assert again.tensors[1].data_ptr() != layer.tensors[1].data_ptr()
+
+
+def test_what_is_not_as_before_is_worked_out_or_refused(spy: Spy) -> None:
+    layer, x = linear("fast"), torch.randn(TOKENS, INPUTS)
+    with torch.no_grad():
+        layer(x)
+        with pytest.raises(MixllmError, match=r"bias must be \[345\]"):
+            layer(x, torch.randn(1))
+        with pytest.raises(MixllmError, match=r"input is torch\.int32"):
+            layer(x.int())
+        with pytest.raises(MixllmError, match="input has 1099 features"):
+            layer(x[:, 1:])
+        layer(x, torch.randn(ROWS4 + ROWS8, dtype=torch.float64))
+    assert len(layer.planned.plans) == 1 and len(spy.given) == 4
 
 
 def test_gradients_and_odd_addresses_are_not_planned(spy: Spy) -> None:
@@ -115,4 +167,5 @@ def test_what_is_remembered_has_a_limit(spy: Spy) -> None:
     with torch.no_grad():
         for tokens in range(200, 201 + MOST_PLANS):
             layer(torch.randn(tokens, INPUTS))
-    assert len(layer.planned.plans) == MOST_PLANS and min(tokens for tokens, *_ in layer.planned.plans) == 201
+    kept = [shape[0] for shape, *_ in layer.planned.plans]
+    assert len(kept) == MOST_PLANS and min(kept) == 201

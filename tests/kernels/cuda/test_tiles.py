@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixllm.config import Format
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import quantizing
 from mixllm.kernels.cuda.tiles import Scales, choose, shared_bytes, table
 
 
@@ -48,10 +48,12 @@ def test_scales_of_a_format() -> None:
 def test_quantizing_blocks_cover_their_token(
     tokens: int, groups: int, clusters: bool, group: int, heavy: bool
 ) -> None:
-    vectors, threads, rounds, parts = ops.launch_shape(tokens, groups * 128, clusters, group, heavy)
+    vectors, threads, rounds, parts = quantizing.launch_shape(tokens, groups * 128, clusters, group, heavy)
     assert vectors in (1, 2, 4) and (vectors < 4 or not heavy or parts > 1)
     assert threads % 64 == 0
-    assert threads <= (ops.MOST_THREADS if parts == 1 else (1 if tokens <= 16 else 2) * ops.PART_THREADS)
+    assert threads <= (
+        quantizing.MOST_THREADS if parts == 1 else (1 if tokens <= 16 else 2) * quantizing.PART_THREADS
+    )
     assert parts == 1 or (clusters and parts == rounds <= 8)
     assert groups * 128 <= 8 * vectors * threads * rounds
     assert parts > 1 or 8 * vectors * threads * (rounds - 1) < groups * 128

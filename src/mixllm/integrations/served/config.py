@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mixllm.config import Format
+from mixllm.errors import MixllmError
 from mixllm.format.config import QUANT_METHOD, QuantizedModule
 from mixllm.format.validate import validate
 
@@ -18,7 +19,15 @@ class ServedConfig:
     modules: by the names that the engine's model gives them.
     """
 
-    def __init__(self, format: Format, modules: Mapping[str, QuantizedModule]) -> None:
+    def __init__(
+        self, format: Format | None = None, modules: Mapping[str, QuantizedModule] | None = None
+    ) -> None:
+        """Raises MixllmError without both: so engines ask for a model that is not quantized."""
+        if format is None or modules is None:
+            raise MixllmError(
+                "--quantization mixllm: the model's config.json has no quantization_config; give a directory "
+                "that mixllm quantize wrote, or leave the option out"
+            )
         super().__init__()
         self.format, self.modules = format, dict(modules)
 

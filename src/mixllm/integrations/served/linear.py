@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class ServedLinear:
         dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, rows, 1).items()}
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-            vars(empty)["weight_loader"] = partial(self.pieces.take, name)
+            vars(empty)["weight_loader"] = self.pieces.loader(name)
             layer.register_parameter(name, empty)
         self.channels, self.inputs = sum(output_partition_sizes), input_size_per_partition
         self.parts = input_size // input_size_per_partition

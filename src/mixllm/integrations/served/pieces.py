@@ -27,10 +27,17 @@ class Pieces:
     def __init__(self, format: Format, modules: Mapping[str, QuantizedModule], prefix: str) -> None:
         self.format, self.modules, self.prefix = format, modules, prefix
         self.shards: dict[Hashable, dict[str, Tensor]] = {}
+        self.assembled = False
 
-    def take(self, name: str, parameter: Parameter, tensor: Tensor, shard: Hashable = None) -> None:
-        """A parameter's weight_loader: keep the whole tensor, as it lies in the mapped file."""
-        self.shards.setdefault(shard, {})[name] = tensor
+    def loader(self, name: str) -> Callable[..., None]:
+        """The weight_loader of the parameter of that name: keeps the whole tensor."""
+
+        def load(parameter: Parameter, tensor: Tensor, shard: Hashable = None) -> None:
+            if self.assembled:
+                raise MixllmError(f"{self.prefix}: a mixllm layer is loaded once; start the engine anew")
+            self.shards.setdefault(shard, {})[name] = on_host(tensor)
+
+        return load
 
     def assemble(self, load: LayerLoader, channels: int, first_input: int, inputs: int) -> MixedWeight:
         """This rank's weight [channels, inputs], once; then the pieces are forgotten.
@@ -48,7 +55,7 @@ class Pieces:
             here = torch.arange(first, first + weight.out_features)
             load(numbers, here, *(() if shard is None else (shard,)))
             first += weight.out_features
-        self.shards = {}
+        self.shards, self.assembled = {}, True
         if bool((numbers < 0).any()):
             row = int((numbers < 0).nonzero()[0])
             raise MixllmError(f"{self.prefix}: the checkpoint has no tensors for its output channel {row}")
@@ -74,6 +81,12 @@ class Pieces:
                     raise MixllmError(f"{self.prefix}: {fault[0]}: {fault[1]}")
                 return for_kernels(MixedWeight(k, **held), self.format)
         raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A checkpoint's tensor to be kept until its layer is whole: as it lies in the mapped file, but copied
+    from a GPU, where loaders such as fastsafetensors put it in a buffer that they use again."""
+    return tensor.cpu()
 
 
 def all_rows(modules: Iterable[QuantizedModule]) -> dict[int, int]:

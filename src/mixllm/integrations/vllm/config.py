@@ -18,6 +18,9 @@ from mixllm.integrations.vllm.method import MixllmLinearMethod
 # Their load_weights in vLLM reorders the rows of a fused attention weight on the way in, by its shape.
 REORDERED = {"BloomForCausalLM", "FalconForCausalLM", "GPTNeoXForCausalLM", "RWForCausalLM"}
 
+# What vLLM puts before the names of a model that drafts for another (speculative decoding).
+DRAFT = "draft_model."
+
 
 @register_quantization_config(QUANT_METHOD)
 class MixllmConfig(ServedConfig, QuantizationConfig):
@@ -42,6 +45,7 @@ class MixllmConfig(ServedConfig, QuantizationConfig):
         self.modules = hf_to_vllm_mapper.apply_dict(self.modules)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        prefix = prefix.removeprefix(DRAFT)
         if not isinstance(layer, LinearBase):
             method = self._experts_method(layer, prefix)
             if method is None:

@@ -27,8 +27,9 @@ from mixllm.format.pack import for_kernels, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
-from mixllm.integrations.served.pieces import all_rows, placeholder_weight, wide_share
+from mixllm.integrations.served.pieces import all_rows, on_host, placeholder_weight, wide_share
 from mixllm.integrations.vllm.experts_op import EXPERTS, ExpertKernels, OneByOne
+from mixllm.integrations.vllm.loading import is_dummy
 from mixllm.kernels import prepare
 from mixllm.kernels.cuda.grouped import GroupedExperts
 
@@ -67,7 +68,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         """Raises MixllmError for what this path cannot do, with what works instead."""
         config = get_current_vllm_config()
         self._refuse(layer, config.model_config.enforce_eager, intermediate_size_per_partition)
-        self.dummy = config.load_config.load_format == "dummy"
+        self.dummy = is_dummy(self.prefix)
         self.count, self.hidden, self.part = num_experts, hidden_size, intermediate_size_per_partition
         rows = all_rows(self.modules.values())
         dtypes = {name: possible[-1] for name, (_, possible) in shapes(self.format, rows, 1).items()}
@@ -118,7 +119,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         return_success: bool = False,
     ) -> bool | None:
         """A parameter's weight_loader, as vLLM's layers of experts call it."""
-        self.pieces.setdefault((expert_id, shard_id), {})[name] = loaded_weight
+        self.pieces.setdefault((expert_id, shard_id), {})[name] = on_host(loaded_weight)
         return True if return_success else None
 
     def _weight(self, number: int, shard: str, layer: RoutedExperts) -> MixedWeight:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mixllm.config import Format
 from mixllm.errors import MixllmError
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import hopper, ops, skinny, strips
+from mixllm.kernels.cuda import hopper, ops, quantizing, skinny, strips
 from mixllm.kernels.cuda.blocks import blocks
 from mixllm.kernels.cuda.excess import excess
 from mixllm.kernels.cuda.launch import device
@@ -34,7 +34,8 @@ class CudaLinear:
         if self.scales.unsigned:
             self.tensors[-1] = torch.cat((self.tensors[-1], excess(weight).view(torch.int32)))
         settle(self.tensors)
-        self.planned = Planned(self.tensors, self.scales, format.rotation == "hadamard", self.group)
+        rotate = format.rotation == "hadamard"
+        self.planned = Planned(self.tensors, self.scales, rotate, self.group, weight.out_features)
         self.number = number(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,28 +49,35 @@ class CudaLinear:
         channels = weight.out_features
         if torch.compiler.is_compiling():
             return opaque_linear(x, self.number, bias, channels)
-        ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
-        flat = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-        if (planned := self.planned(flat, bias, channels)) is not None:
-            return planned.view(*x.shape[:-1], channels)
+        flat = x if x.dim() == 2 else x.reshape(x.shape[:-1].numel(), x.shape[-1])
         if bias is not None:
             bias = bias.to(x.dtype)
+        if (y := self.planned.again(flat, bias)) is None:
+            ops.check_input(x, weight.in_features, bias, channels, weight.rows.device)
+            if (y := self.planned.first(flat, bias)) is None:
+                y = self._operators(flat, bias)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], channels)
+
+    def _operators(self, flat: Tensor, bias: Tensor | None) -> Tensor:
+        """x [T, K] -> y [T, N], by what is worked out anew."""
+        weight = self.weight
+        channels = weight.out_features
         rotate = self.format.rotation == "hadamard"
-        index, groups = x.device.index, weight.codes4.shape[1]
+        index, groups = flat.device.index, weight.codes4.shape[1]
         few = skinny.takes(index, self.scales, len(flat), channels, groups)
         if few and strips.quantizes(self.scales, len(flat), channels, groups):
             fresh = (flat, self.tensors, bias, channels, self.scales.weight, rotate)
-            return cast(Tensor, strips.linear_few(*fresh).reshape(*x.shape[:-1], channels))
+            return cast(Tensor, strips.linear_few(*fresh))
         sizes = (self.scales, self.group, len(flat), channels, groups)
         quantized = ops.quantize(flat, rotate, self.group, *order(index, *sizes))
-        rest = (self.tensors, bias, channels, x.dtype, self.scales.weight, self.group)
+        rest = (self.tensors, bias, channels, flat.dtype, self.scales.weight, self.group)
         if few:
             y = skinny.gemm_few(*quantized, *rest)
         elif hopper.takes(index, self.scales, len(flat)):
             y = hopper.gemm_many(*quantized, *rest)
         else:
             y = ops.gemm(*quantized, *rest)
-        return cast(Tensor, y.reshape(*x.shape[:-1], channels))
+        return cast(Tensor, y)
 
 
 def settle(weight: list[Tensor]) -> None:
@@ -137,19 +145,19 @@ def warm_up(linear: CudaLinear, index: int) -> None:
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
         for dtype in dtypes:
-            ops.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
+            quantizing.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
     else:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))
     padded = groups * 128
-    tokens = range(1, max(ops.MOST_SHARED, least) + 2)
+    tokens = range(1, max(quantizing.MOST_SHARED, least) + 2)
     clusters = device(index).capability >= (9, 0)
     launches = {
         (vectors, parts, sum(tiled))
         for n in tokens
         for tiled in [order(index, scales, group, n, channels, groups)]
-        for vectors, _, _, parts in [ops.launch_shape(n, padded, clusters, group, tiled[0])]
+        for vectors, _, _, parts in [quantizing.launch_shape(n, padded, clusters, group, tiled[0])]
     }
     for vectors, parts, tiled in launches:
         for dtype in dtypes:
-            ops.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)
+            quantizing.quantizer(index, dtype, vectors, rotate, tail, group, tiled=tiled, parts=parts)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mixllm.errors import MixllmError
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import quantizing
+from mixllm.kernels.cuda.arguments import TYPES
 from mixllm.kernels.cuda.operator import fake, operator
-from mixllm.kernels.cuda.ops import Fused
+from mixllm.kernels.cuda.quantizing import Fused
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -34,7 +35,7 @@ def _rmsnorm_quantized_like(
     x: Tensor, weight: Tensor, epsilon: float, rotate: bool, group: int, tiled: bool = False,
     summed: bool = False,
 ) -> Quantized:  # fmt: skip
-    return ops.outputs(x, group, tiled, summed)
+    return quantizing.outputs(x, group, tiled, summed)
 
 
 @operator("mixllm::silu_mul_quantize")
@@ -54,14 +55,14 @@ def silu_mul_quantize(
 def _silu_mul_quantized_like(
     x: Tensor, rotate: bool, group: int, tiled: bool = False, summed: bool = False
 ) -> Quantized:
-    return ops.outputs(x[:, : x.shape[1] // 2], group, tiled, summed)
+    return quantizing.outputs(x[:, : x.shape[1] // 2], group, tiled, summed)
 
 
 def _run(x: Tensor, fused: Fused, rotate: bool, group: int, tiled: bool, summed: bool) -> Quantized:
-    if x.dtype not in ops.TYPES:
+    if x.dtype not in TYPES:
         raise MixllmError(f"quantize: input is {x.dtype}; give float16, bfloat16 or float32")
-    out = ops.outputs(x, group, tiled, summed)
+    out = quantizing.outputs(x, group, tiled, summed)
     if len(x):
         with torch.cuda.device(x.device):
-            ops.quantize_into(x, rotate, group, *out, fused)
+            quantizing.quantize_into(x, rotate, group, *out, fused)
     return out

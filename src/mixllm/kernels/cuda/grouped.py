@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
 from mixllm.format.mixed import MixedWeight
-from mixllm.kernels.cuda import ops
+from mixllm.kernels.cuda import ops, quantizing
+from mixllm.kernels.cuda.arguments import Gemm, Shape, gemm_arguments
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.layout import to_kernel_order
 from mixllm.kernels.cuda.operator import fake, operator
@@ -24,7 +25,7 @@ WAVES = 16
 
 
 class _Group(ctypes.Structure):
-    _fields_ = [("all", ops.Gemm), ("experts", c_void_p), ("tokens", c_void_p)]
+    _fields_ = [("all", Gemm), ("experts", c_void_p), ("tokens", c_void_p)]
 
 
 class GroupedLinear:
@@ -64,8 +65,8 @@ def grouped_into(
     # An expert's most tiles: all tokens, and one more of each width that is not full.
     tiles = (-(-most_tiles // (tile.bm // 16)) + 1) * -(-len(y) // tile.bn)
     blocks = min(tiles, resident, max(WAVES * resident // len(experts), 1))
-    shape = ops.Shape(0, 0, 0, codes.shape[1] // GROUP_SIZE, 0, 1, 2 if tile.bn >= 64 else 1, ops.BAND)
-    every = ops.gemm_arguments(y, codes, x_scales, sums, None, None, weight, None, group, shape)
+    shape = Shape(0, 0, 0, codes.shape[1] // GROUP_SIZE, 0, 1, 2 if tile.bn >= 64 else 1, ops.BAND)
+    every = gemm_arguments(y, codes, x_scales, sums, None, None, weight, None, group, shape)
     arguments = _Group(every, experts.data_ptr(), ranges.data_ptr())
     product(target.index, scales, tile).launch(blocks, tile.threads, arguments, len(experts))
 
@@ -134,9 +135,9 @@ def warm_up(linear: GroupedLinear) -> None:
             product(index, linear.scales, choose_whole(linear.scales, most, device(index).shared_limit))
     padded, tail = linear.tensors[1].shape[1] * GROUP_SIZE, linear.in_features % GROUP_SIZE > 0
     clusters = device(index).capability >= (9, 0)
-    for vectors, parts in ops.launch_shapes(padded, clusters, linear.group):
+    for vectors, parts in quantizing.launch_shapes(padded, clusters, linear.group):
         for dtype in (torch.float16, torch.bfloat16):
-            ops.quantizer(index, dtype, vectors, linear.rotate, tail, linear.group, parts=parts)
+            quantizing.quantizer(index, dtype, vectors, linear.rotate, tail, linear.group, parts=parts)
 
 
 def _scale_type(stored: Sequence[MixedWeight]) -> torch.dtype:

@@ -15,9 +15,9 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from mixllm.kernels.cuda.arguments import Shape, gemm_arguments
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
-from mixllm.kernels.cuda.ops import Shape, gemm_arguments
 from mixllm.kernels.cuda.tiles import Scales
 
 ROWS = 128
@@ -157,14 +157,3 @@ def _gemm_many_like(
     channels: int, dtype: torch.dtype, weight_scales: int, group: int,
 ) -> Tensor:  # fmt: skip
     return codes.new_empty((codes.shape[1], channels), dtype=dtype)
-
-
-def untiled(codes: Tensor) -> Tensor:
-    """[G, T, 128] as the quantizer writes it for this path, of codes -> [T, 128 G] in the order of inputs."""
-    groups, tokens, _ = codes.shape
-    pieces = codes.reshape(groups, tokens, 8, 16)
-    token = torch.arange(tokens, device=codes.device)[:, None] % 8
-    source = torch.arange(8, device=codes.device) ^ token
-    ordered = pieces.gather(2, source[None, :, :, None].expand(pieces.shape))
-    words = ordered.reshape(groups, tokens, 2, 4, 4, 4).transpose(3, 4)
-    return words.reshape(groups, tokens, 128).transpose(0, 1).reshape(tokens, groups * 128)

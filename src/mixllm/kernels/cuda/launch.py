@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from mixllm.errors import MixllmError
 from mixllm.kernels.cuda.build import architecture, cubin
 
 LEAST_CAPABILITY = (8, 0)
+
+_Parameters = ctypes.c_void_p * 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ def device(index: int) -> Device:
         )
     limit = properties.shared_memory_per_block_optin  # type: ignore[attr-defined]  # torch's stub lacks it
     return Device(index, capability, properties.multi_processor_count, limit)
+
+
+def current_stream(index: int) -> int:
+    """The handle of torch's current stream on a GPU, as Triton and torch.compile ask for it."""
+    return torch._C._cuda_getCurrentRawStream(index)
 
 
 class Kernel:
@@ -98,18 +105,23 @@ class Kernel:
         attribute = self._driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _checked(self._driver.cuKernelSetAttribute(attribute, shared, self._function, self._target.index))
 
-    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
-        """Enqueue blocks x columns on the current stream of the current device; arguments is the kernel's one
-        parameter."""
-        driver = self._driver
-        config = driver.CUlaunchConfig()
+    @lru_cache(4096)  # noqa: B019  (see above)
+    def _config(self, blocks: int, threads: int, columns: int, stream: int) -> Any:
+        """Never changed after, since threads share it."""
+        config = self._driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = blocks, columns, 1
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
         config.sharedMemBytes = self._shared
-        config.hStream = torch.cuda.current_stream().cuda_stream
+        config.hStream = stream
         config.attrs, config.numAttrs = self._attributes, len(self._attributes)
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        _checked(driver.cuLaunchKernelEx(config, self._handle, ctypes.addressof(parameters), 0))
+        return config
+
+    def launch(self, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1) -> None:
+        """Enqueue blocks x columns on the current stream of its device, which is the current one. arguments:
+        the kernel's one parameter."""
+        config = self._config(blocks, threads, columns, current_stream(self._target.index))
+        parameters = _Parameters(ctypes.addressof(arguments))
+        _checked(self._driver.cuLaunchKernelEx(config, self._handle, ctypes.addressof(parameters), 0))
         if (kept := getattr(_KEPT, "launches", None)) is not None:
             kept.append(Launch(self, blocks, threads, arguments, columns))
 

@@ -1,4 +1,4 @@
-"""A stored layer in the order that the CUDA kernels read, and back, bit for bit.
+"""A stored layer in the order that the CUDA kernels read.
 
 Rows go in tiles of 16, 8-bit and 4-bit ones apart; K goes in slots whose codes are 64 bytes a row: 128
 inputs of a 4-bit row, 64 of an 8-bit row. A slot of a tile is 1,024 bytes in a row of memory, and slots
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import pack_nibbles, unpack_nibbles
+from mixllm.format.pack import unpack_nibbles
 
 TILE = 16
 # Weights converted at a time: copies beside a layer stay small however large the layer is, launches few.
@@ -103,34 +103,6 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
         rows=torch.cat((_pad(weight.rows[n4:], -1), _pad(weight.rows[:n4], -1))),
         row_scales=row_scales.float(),
     )  # fmt: skip
-
-
-def from_kernel_order(weight: KernelWeight, format: Format) -> MixedWeight:
-    """The stored layer again; group scales come back in the wider type of the two widths."""
-    k, n4, n8 = weight.in_features, weight.n4, weight.n8
-    border = len(weight.codes8) * TILE
-    zeros = by_row(weight.scales4[..., -TILE:], torch.uint8)[:n4]
-    multipliers = None
-    if format.weight_scale == "group":
-        scale_type = torch.float16 if weight.scales4.shape[2] == 3 * TILE else torch.float32
-        scales4 = by_row(weight.scales4[..., :-TILE], scale_type)[:n4]
-        scales8 = by_row(weight.scales8, scale_type)[:n8]
-    else:
-        scales8, scales4 = weight.row_scales[:n8], weight.row_scales[border : border + n4]
-        if format.weight_scale == "group_int":
-            multipliers = pack_nibbles(zeros & 15)
-        zeros = zeros >> 4
-    codes8 = in_rows8(weight.codes8)
-    return MixedWeight(
-        in_features=k,
-        rows=torch.cat((weight.rows[border : border + n4], weight.rows[:n8])),
-        codes4=pack_nibbles(in_rows4(weight.codes4)[:n4, :k]),
-        zeros4=pack_nibbles(zeros[:, :1] if format.weight_scale == "row" else zeros),
-        scales4=scales4,
-        codes8=codes8[:n8, :k],
-        scales8=scales8,
-        multipliers4=multipliers,
-    )
 
 
 def tiles_at_once(k: int) -> int:

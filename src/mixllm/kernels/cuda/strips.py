@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mixllm.config import GROUP_SIZE
 from mixllm.errors import MixllmError
+from mixllm.kernels.cuda.arguments import TYPES, Gemm, Shape, gemm_arguments
 from mixllm.kernels.cuda.launch import Kernel, device, kernel
 from mixllm.kernels.cuda.operator import fake, operator
-from mixllm.kernels.cuda.ops import TYPES, Gemm, Shape, gemm_arguments
 from mixllm.kernels.cuda.rows import Row, fitting, read
 from mixllm.kernels.cuda.tiles import Scales
 
