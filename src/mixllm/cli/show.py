@@ -71,10 +71,10 @@ def show_changes(console: Console, changes: Mapping[str, ModuleChange]) -> None:
 
 
 def _grid(console: Console, facts: Mapping[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
+    """A line a fact, with no blanks at its end: a terminal of 80 columns would break each in two."""
+    width = max(map(len, facts))
     for name, value in facts.items():
-        table.add_row(name, value)
-    console.print(table)
+        console.print(f"{name:<{width}}  {value}", markup=False, soft_wrap=True)
 
 
 def _shares(
