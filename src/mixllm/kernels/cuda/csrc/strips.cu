@@ -2,10 +2,10 @@
 //
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
 // block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. CHUNK 0: all of X is there at one
-// time; else so many groups of it and the next ones. HELD 0: X is multiplied from there; else a warp has so many groups of it in
-// registers. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: X
-// comes quantized. Else each block quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8
-// inputs a thread; INPUT, ROTATE and TAIL as in quantize.cu.
+// time; else so many groups of it and the next ones. HELD 0: X is multiplied from there; else a warp has so many groups of it
+// in registers. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: X comes quantized. Else each block
+// quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread; INPUT, ROTATE and
+// TAIL as in quantize.cu.
 //
 // Handing over a cut tile's sums from block to block takes 2 to 3 us however little there is to read. A strip is so little
 // that whole ones come out nearly even over the SMs, and what is uneven costs less than it seems: the SMs that have one
