@@ -70,4 +70,10 @@ STRIPS = [
     StripTile(16, 8, 32, WHOLE, peers=2),
     StripTile(16, 8, 16, WHOLE, peers=2),
     StripTile(16, 16, 16, WHOLE),
+    StripTile(8, 8, 16, HALF, held=4),
+    StripTile(8, 8, 32, WHOLE, held=4),
+    StripTile(8, 8, 32, WHOLE, held=8),
+    StripTile(8, 8, 32, WHOLE, peers=2, held=4),
+    StripTile(16, 8, 16, WHOLE, peers=2, held=4),
+    StripTile(16, 8, 16, WHOLE, 32, held=4),
 ]

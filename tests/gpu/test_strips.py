@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs an s
 __all__ = ["true_division"]  # a fixture that is used by being here
 
 FAST = PROFILES["fast"]
-# Those of the tables, with few groups of activations at a time, and in clusters.
-OTHERS = {StripTile(16, 8, 16, WHOLE, *chunk_peers) for chunk_peers in ((8, 1), (0, 2), (0, 4))}
+# Those of the tables, with few groups of activations at a time, in clusters, and with few in registers.
+OTHERS = {StripTile(16, 8, 16, WHOLE, *rest) for rest in ((8, 1), (0, 2), (0, 4), (0, 2, 2), (16, 1, 2))}
 TILES = sorted(strips.tiles("whole") | strips.tiles("grouped") | OTHERS, key=str)
 
 

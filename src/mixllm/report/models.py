@@ -19,7 +19,7 @@ from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.files import read_json
 from mixllm.format.config import read_config
 from mixllm.loading import load
-from mixllm.origin import check_origin
+from mixllm.origin import note_origin
 from mixllm.placement import device_name, load_float, pick_device, pick_dtype, versions
 from mixllm.plan import report
 from mixllm.progress import Progress
@@ -69,7 +69,7 @@ def measure_all(
         if not path.exists():
             require_name(checkpoint)
         elif _is_mixllms(path):
-            check_origin(path, bench.source, progress)
+            note_origin(path, bench.source, progress)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)
@@ -170,7 +170,8 @@ def _size(path: Path, layers: dict[str, int]) -> Size:
     payload = None
     if path.is_dir() and _method(path) == "mixllm":
         format, modules = read_config(path)
-        payload = report(modules, format).payload_bits
+        found = report(modules, format)
+        payload, bits = found.payload_bits, found.bits  # of its own layers, which may have other sizes
     return Size(
         payload_bits=payload, bits=bits, bytes=sum(file.stat().st_size for file in files) if files else None
     )

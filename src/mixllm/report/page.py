@@ -19,10 +19,11 @@ from mixllm.report.tables import difference_table, measured_table, number, worst
 
 def write_report(findings: Findings, path: Path) -> None:
     """Draw the report of one checkpoint into the HTML file `path`; needs mixllm[report]."""
+    wide = wide_name(findings.sizes.rows)
     _write(
-        path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings),
+        path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings), wide=wide,
         measured=None if findings.measured is None else measured_table(findings.measured),
-        worst=worst_table(findings.layers, wide_name(findings.sizes.rows)),
+        worst=worst_table(findings.layers, wide),
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.nvcc
 HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
 PAPER = {"weight_scale": "group", "activation_group": 128}
 # What changes of `fast`, tile, rows of 4 and of 8 bits, inputs, tokens, multiprocessors, type: rings that go
-# round and that don't, blocks with and without strips of each kind, missing rows, tokens and slots.
+# round and that don't, blocks with and without strips of each kind, missing rows, tokens and slots, X in
+# registers.
 CASES = [
     ({}, StripTile(8, 2, 4, 40000), 150, 40, 1100, 5, 3, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 30, 9, 9000, 1, 40, HALF),
@@ -37,6 +38,11 @@ CASES = [
     ({}, StripTile(8, 4, 8, 60000, 6), 400, 40, 1100, 5, 3, HALF),
     ({}, StripTile(8, 2, 4, 60000, peers=2), 90, 40, 1100, 5, 2, BFLOAT),
     (PAPER, StripTile(8, 2, 4, 60000, peers=4), 70, 50, 1500, 3, 1, HALF),
+    ({}, StripTile(16, 2, 4, 50000, held=6), 170, 40, 1100, 13, 2, BFLOAT),
+    ({}, StripTile(8, 4, 8, 60000, peers=2, held=2), 450, 190, 1000, 7, 2, HALF),
+    ({}, StripTile(16, 2, 4, 56000, 8, held=4), 170, 40, 2050, 13, 2, BFLOAT),
+    (PAPER, StripTile(16, 2, 4, 60000, held=6), 90, 70, 1100, 9, 3, FLOAT),
+    (PAPER, StripTile(8, 2, 4, 60000, 4, held=2), 290, 70, 1100, 8, 3, HALF),
     (
         {"weight_scale": "group", "activation_group": 128},
         StripTile(16, 2, 2, 60000, 3),
@@ -80,6 +86,7 @@ def test_as_the_reference(
 FRESH = [
     ({}, StripTile(8, 4, 4, 60000), 50, 20, 1000, 1, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 20, 9, 700, 3, HALF),
+    ({}, StripTile(8, 4, 8, 60000, held=2), 90, 20, 1000, 3, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 33, 20, 1000, 4, BFLOAT),
     ({"rotation": "none"}, StripTile(8, 2, 4, 60000), 30, 0, 450, 2, FLOAT),
     ({"weight_scale": "group"}, StripTile(8, 8, 8, 60000), 0, 30, 129, 7, HALF),

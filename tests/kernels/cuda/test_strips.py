@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mixllm.kernels.cuda import quantizing, strips
-from mixllm.kernels.cuda.strips import HALF, WHOLE, choose, quantizes
+from mixllm.kernels.cuda.strips import HALF, WHOLE, StripTile, choose, quantizes
 from mixllm.kernels.cuda.tiles import Scales
 from tests.kernels.cuda.compiling import KINDS
 from tests.kernels.cuda.test_skinny import RESERVED, SM_SHARED
@@ -32,6 +32,17 @@ def test_what_is_chosen_has_room(scales: Scales, tokens: int, groups: int) -> No
     x += 0 if scales.token else groups * -(-tokens // 4) * 16
     assert tile.bn >= tokens
     assert x + strips.LEAST_STAGES * tile.slots * 1024 < tile.shared
+
+
+def test_activations_are_held_only_where_warps_have_registers_for_all_or_for_a_chunk() -> None:
+    whole, chunks = StripTile(16, 8, 16, WHOLE, held=4), StripTile(16, 8, 16, WHOLE, 32, held=4)
+    assert whole.stages(FAST, 3, 32) > 0
+    assert whole.stages(FAST, 3, 33) == 0
+    assert (
+        chunks.stages(FAST, 3, 33)
+        == chunks.stages(FAST, 3, 500)
+        > StripTile(16, 8, 16, WHOLE, 32).stages(FAST, 3, 33)
+    )
 
 
 def test_where_it_quantizes_the_next_product_has_room_beside() -> None:
@@ -63,10 +74,13 @@ def test_table_is_in_order_and_a_tile_has_all_tokens(key: str, use: str) -> None
     assert [row.tokens for row in rows] == sorted(row.tokens for row in rows)
     assert all(row.tile.bn >= row.tokens for row in rows)
     assert all(row.tile.slots % row.tile.warps == 0 for row in rows)
+    held = [row for row in rows if row.tile.held]
+    assert all(row.tile.chunk in (0, row.tile.held * row.tile.warps) for row in held)
+    assert all(row.tile.chunk or row.groups <= row.tile.held * row.tile.warps for row in held)
 
 
 def test_wide_layers_have_longer_stages() -> None:
-    narrow, wide = (choose(FAST, 0, 1, channels, 32) for channels in (6144, 6145))
+    narrow, wide = (choose(FAST, 0, 2, channels, 4) for channels in (6144, 6145))
     assert narrow is not None and wide is not None
     assert narrow.slots < wide.slots
 

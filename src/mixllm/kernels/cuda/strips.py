@@ -28,6 +28,7 @@ TABLE = Path(__file__).with_name("strips.json")
 Prologue = tuple[int, int]  # tokens that it has place for, vectors of 8 inputs a thread
 # Of an SM's shared memory what one of two blocks can have beside a few of the quantizer's, and one alone.
 HALF, WHOLE = 113664, 232448
+WRITERS = 2  # warps of a block that write
 
 
 class _Given(ctypes.Structure):
@@ -41,7 +42,8 @@ class _Given(ctypes.Structure):
 class StripTile:
     """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
     of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, bring
-    activations for each other."""
+    activations for each other. held: groups of activations that a warp has in registers; of a chunk all, and
+    then one chunk at a time waits in shared memory."""
 
     bn: int
     warps: int
@@ -49,6 +51,7 @@ class StripTile:
     shared: int
     chunk: int = 0
     peers: int = 1
+    held: int = 0
 
     bm = 16
     blocks = 1
@@ -59,21 +62,25 @@ class StripTile:
 
     @property
     def threads(self) -> int:
-        return 32 * (self.warps + 2 + (self.chunk > 0))
+        return 32 * (self.warps + WRITERS + 2)
 
     def macros(self) -> dict[str, int]:
         sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
         blocks = 2 if self.shared <= HALF else 1
-        return {**sizes, "SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers}
+        rest = {"SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers, "HELD": self.held}
+        return {**sizes, **rest}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared
 
     def stages(self, scales: Scales, tokens: int, groups: int, x_scale_bytes: int = 0) -> int:
-        """As csrc/strips.cu divides what X and its scales leave."""
+        """As csrc/strips.cu divides what X and its scales leave; none where the warps can't hold X."""
+        if self.held and not self.chunk and groups > self.held * self.warps:
+            return 0
         sums = (2 * self.warps + (8 if self.chunk else 0)) * 64 * self.bn
-        notes = 320 + self.bn * 8 + self.warps * 8 + sums
-        x = 2 * tokens * (self.chunk * 128 + 64) if self.chunk else tokens * (groups * 128 + 64)
+        notes = 320 + self.bn * 8 + WRITERS * 1024 + self.warps * 8 + sums
+        rooms = 2 if self.chunk and not self.held else 1
+        x = rooms * tokens * ((self.chunk or groups) * 128 + 64)
         ring = _up(_up(notes) + x + x_scale_bytes)
         return (self.shared - ring) // (self.slots * (1040 + (0, 32, 64)[scales.weight]))
 

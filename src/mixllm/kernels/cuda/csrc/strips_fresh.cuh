@@ -16,7 +16,7 @@ struct Given {
 };
 
 __device__ __forceinline__ const Arguments& product_of(const Given& given) { return given.product; }
-__device__ __forceinline__ void fetch_x(const Given&, const Space&) {}
+__device__ __forceinline__ void fetch_x(const Given&, const Strips&, const Space&) {}
 
 // X into shared memory and what write() must know of it, by WARPS / QUANTIZE warps a token.
 __device__ __forceinline__ void await_x(const Given& given, const Space& space, u8* shared, int warp, int lane) {

@@ -17,15 +17,13 @@ __device__ __forceinline__ void ask_for_x(const Given& p, const Space& space, in
   if (!TOKEN_SCALES && scales > 0) copy_bulk(space.base + X_AT + space.x_bytes, p.x_scales, scales, full);
 }
 
-__device__ __forceinline__ void fetch_x(const Given& p, const Space& space) {
-  if (CHUNKED) return;
+__device__ __forceinline__ void fetch_whole(const Given& p, const Space& space) {
   // The other blocks' barriers must be there.
   if constexpr (PEERS > 1) lane_waits_for_cluster();
   wait_for_earlier_kernels();
   ask_for_x(p, space, 0, 0, p.shape.groups * 128);
 }
 
-// All that the lane that fetches chunks does.
 __device__ __forceinline__ void fetch_chunks(const Given& p, const Strips& strips, const Space& space) {
   const int row = p.shape.groups * 128;
   wait_for_earlier_kernels();
@@ -33,9 +31,18 @@ __device__ __forceinline__ void fetch_chunks(const Given& p, const Strips& strip
   int turn = 0;
   for (int begin = 0; strips.at(begin, strip); begin += BATCH)
     for (int first = 0; first < row; first += CHUNK * 128, ++turn) {
-      if (turn > 1) barrier_wait(space.base + X_EMPTY_AT + turn % 2 * 8, (turn / 2 - 1) % 2);
+      const int before = turn - ROOMS;
+      if (before >= 0) barrier_wait(space.base + X_EMPTY_AT + before % 2 * 8, before / 2 % 2);
       ask_for_x(p, space, turn, first, min(CHUNK * 128, row - first));
     }
+}
+
+// All that the lane that fetches X does.
+__device__ __forceinline__ void fetch_x(const Given& p, const Strips& strips, const Space& space) {
+  if constexpr (CHUNKED)
+    fetch_chunks(p, strips, space);
+  else
+    fetch_whole(p, space);
 }
 
 __device__ __forceinline__ void await_x(const Given& p, const Space& space, u8*, int, int) {

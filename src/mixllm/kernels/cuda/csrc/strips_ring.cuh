@@ -1,21 +1,24 @@
-// What a block of strips.cu has in shared memory, its way through strips and stages, and how a stage is filled.
+// What a block of strips.cu has in shared memory, and how a stage of its ring is filled.
 #pragma once
-#include "direct.cuh"
+#include "strips_way.cuh"
 
-constexpr bool CHUNKED = CHUNK > 0;
-// Beside those that multiply: the warp that writes, that which fetches weights, that which fetches chunks.
-constexpr int WRITER = WARPS, FETCHER = WARPS + 1, THREADS = 32 * (WARPS + 2 + CHUNKED), NJ = BN / 8;
+// Beside those that multiply: the warps that write, that which fetches weights, that which fetches X.
+constexpr int WRITERS = 2, WRITER = WARPS, FETCHER = WARPS + WRITERS, THREADS = 32 * (FETCHER + 2), NJ = BN / 8;
 constexpr int META = META4 > META8 ? META4 : META8;
 constexpr int SCALES_AT = SLOTS * 1024, STAGE_BYTES = SLOTS * (1024 + META);
-constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4, BATCH = 8, KEPT_BYTES = CHUNKED ? BATCH * 16 * BN * 4 : 0;
+constexpr int MOST_STAGES = 16, SUM_BYTES = WARPS * 16 * BN * 4, KEPT_BYTES = CHUNKED ? BATCH * 16 * BN * 4 : 0;
 constexpr int FULL_AT = 0, EMPTY_AT = MOST_STAGES * 8, X_FULL_AT = 2 * MOST_STAGES * 8, X_EMPTY_AT = X_FULL_AT + 16;
 constexpr int SUMS_FULL_AT = X_EMPTY_AT + 16, SUMS_EMPTY_AT = SUMS_FULL_AT + 16, TABLE_AT = SUMS_EMPTY_AT + 16;
-constexpr int TOPS_AT = TABLE_AT + BN * 8, SUMS_AT = TOPS_AT + WARPS * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
+constexpr int NOTES = 8, NOTES_AT = TABLE_AT + BN * 8, TOPS_AT = NOTES_AT + WRITERS * NOTES * 128;
+constexpr int SUMS_AT = TOPS_AT + WARPS * 8, KEPT_AT = SUMS_AT + 2 * SUM_BYTES;
 constexpr int X_AT = (KEPT_AT + KEPT_BYTES + 127) / 128 * 128;
 static_assert(SLOTS % WARPS == 0 && SLOTS % 2 == 0, "warps have equal shares, and a stage begins with a group");
 static_assert(!CHUNKED || PEERS == 1, "blocks of a cluster go through chunks at their own pace");
 
-// X, or two chunks, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have
+// Chunks that have room at one time: warps that hold theirs in registers leave it at once.
+constexpr int ROOMS = CHUNKED && HELD == 0 ? 2 : 1;
+
+// X, or ROOMS chunks, its rows half a line more than they hold so that two tokens' lie in all banks | its scales, if tokens have
 // one a group | the ring.
 struct Space {
   u32 base;
@@ -23,46 +26,13 @@ struct Space {
 
   __device__ __forceinline__ Space(const Arguments& p, u32 base) : base(base) {
     x_pitch = (CHUNKED ? CHUNK : p.shape.groups) * 128 + 64;
-    x_bytes = p.shape.tokens * x_pitch * (1 + CHUNKED);
+    x_bytes = p.shape.tokens * x_pitch * ROOMS;
     x_scale_bytes = TOKEN_SCALES ? 0 : ((p.shape.groups - 1 >> p.x_group_shift) + 1) * p.x_stride * 4;
     ring_at = (X_AT + x_bytes + x_scale_bytes + 127) / 128 * 128;
     stages = min(MOST_STAGES, (SHARED - ring_at) / STAGE_BYTES);
   }
   __device__ __forceinline__ u32 stage(int number) const { return base + ring_at + number * STAGE_BYTES; }
-  __device__ __forceinline__ u32 x(int turn) const { return base + X_AT + turn % 2 * (x_bytes / 2); }
-};
-
-// 16 rows of one width, which are one block's.
-struct Strip {
-  int row16, slots;
-  bool eight;
-};
-
-// A block's strips: 8-bit ones, twice as long, go round the blocks first; blocks that thereby have one less begin with two
-// 4-bit ones; the rest goes round all blocks.
-struct Strips {
-  const Shape& shape;
-  int own8, behind, place;  // behind: blocks with one 8-bit strip less; place: among them, negative if it has as many as any
-
-  __device__ __forceinline__ explicit Strips(const Shape& shape) : shape(shape) {
-    const int blocks = gridDim.x, block = blockIdx.x, rest = shape.rows8 % blocks;
-    own8 = shape.rows8 / blocks + (block < rest);
-    behind = rest > 0 ? blocks - rest : 0;
-    place = behind > 0 ? block - rest : -1;
-  }
-
-  __device__ __forceinline__ bool at(int index, Strip& s) const {
-    const int blocks = gridDim.x, block = blockIdx.x;
-    s.eight = index < own8;
-    s.slots = s.eight ? 2 * shape.groups : shape.groups;
-    if (s.eight) {
-      s.row16 = block + index * blocks;
-      return true;
-    }
-    const int four = index - own8, lead = place >= 0 ? 2 : 0;
-    s.row16 = four < lead ? place + four * behind : 2 * behind + (four - lead) * blocks + block;
-    return s.row16 < shape.rows4;
-  }
+  __device__ __forceinline__ u32 x(int turn) const { return base + X_AT + turn % ROOMS * (x_bytes / ROOMS); }
 };
 
 // A place in the ring and which time round it is.
@@ -71,45 +41,6 @@ struct Turn {
   u32 parity = 0;
   __device__ __forceinline__ void next(int stages) {
     if (++stage == stages) stage = 0, parity ^= 1;
-  }
-};
-
-__device__ __forceinline__ int chunks_of(const Shape& shape) { return CHUNKED ? (shape.groups + CHUNK - 1) / CHUNK : 1; }
-
-// The slots of a strip that a chunk of X is for.
-struct Part {
-  int begin, end;
-
-  __device__ __forceinline__ Part(const Strip& strip, int chunk) : begin(0), end(strip.slots) {
-    if (!CHUNKED) return;
-    const int each = strip.eight ? 2 * CHUNK : CHUNK;
-    begin = chunk * each, end = min(begin + each, strip.slots);
-  }
-};
-
-// The way through the stages of all strips.
-struct Walk {
-  Strip strip;
-  int index = 0, slot, end, chunk = 0;
-  bool more;
-
-  __device__ __forceinline__ explicit Walk(const Strips& strips) { enter(strips); }
-  __device__ __forceinline__ void enter(const Strips& strips) {
-    more = strips.at(index, strip);
-    const Part part(strip, chunk);
-    slot = part.begin, end = part.end;
-  }
-  __device__ __forceinline__ void step(const Strips& strips) {
-    slot += SLOTS;
-    if (slot < end) return;
-    ++index;
-    if (CHUNKED && (index % BATCH == 0 || !strips.at(index, strip))) {
-      if (++chunk < chunks_of(strips.shape))
-        index = (index - 1) / BATCH * BATCH;
-      else
-        chunk = 0;
-    }
-    enter(strips);
   }
 };
 

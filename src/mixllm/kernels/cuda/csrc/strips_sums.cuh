@@ -1,27 +1,6 @@
-// A warp's share of a stage of strips.cu, multiplied.
+// A strip of strips.cu multiplied by X in shared memory.
 #pragma once
-#include "strips_ring.cuh"
-
-// A lane's activations: of tokens 8 j + lane / 4, or of the last one where there are fewer.
-struct Tokens {
-  u32 line[NJ], scales;
-  int shift, stride;
-
-  // chunk: which one X's turn is.
-  __device__ __forceinline__ Tokens(const Arguments& p, const Space& space, int turn, int chunk, int lane) {
-    const u32 x = (CHUNKED ? space.x(turn) - chunk * CHUNK * 128 : space.x(0)) + lane % 4 * 16;
-#pragma unroll
-    for (int j = 0; j < NJ; ++j) line[j] = x + min(j * 8 + lane / 4, p.shape.tokens - 1) * space.x_pitch;
-    scales = space.base + X_AT + space.x_bytes + lane % 4 * 8;
-    shift = p.x_group_shift, stride = p.x_stride * 4;
-  }
-  // Its sixteen of inputs 64 n .. 64 n + 63.
-  __device__ __forceinline__ Words4 words(int n, int j) const { return load_shared(line[j] + n * 64); }
-  // Of token 8 j + 2 (lane % 4) + e; of a token that is not there, whatever lies there.
-  __device__ __forceinline__ float scale(int group, int j, int e) const {
-    return __uint_as_float(load_shared_u32(scales + (group >> shift) * stride + j * 32 + e * 4));
-  }
-};
+#include "strips_tokens.cuh"
 
 // What a lane needs of a slot where sums are whole: asked for before the slot before is multiplied.
 template <bool EIGHT>
@@ -95,3 +74,23 @@ __device__ __forceinline__ void add_stage(Tile& tile, const Tokens& x, u32 stage
 #pragma unroll 1
   for (int u = warp; u < count; u += WARPS) add(u);
 }
+
+// What consume() multiplies by: X where it lies.
+struct Inputs {
+  Tokens tokens;
+
+  // Of a chunk, or of all of K.
+  __device__ __forceinline__ void enter(const Arguments& p, const Space& space, int turn, int chunk, int, int lane) {
+    tokens = Tokens(p, space, turn, chunk, lane);
+  }
+  template <bool EIGHT>
+  __device__ __forceinline__ void add_part(Tile& tile, const Part& part, const Space& space, Turn& turn, int warp, int lane) const {
+    for (int first = part.begin; first < part.end; first += SLOTS) {
+      barrier_wait(space.base + FULL_AT + turn.stage * 8, turn.parity);
+      add_stage<EIGHT>(tile, tokens, space.stage(turn.stage), first, min(SLOTS, part.end - first), warp, lane);
+      __syncwarp();
+      barrier_arrive(space.base + EMPTY_AT + turn.stage * 8);
+      turn.next(space.stages);
+    }
+  }
+};
