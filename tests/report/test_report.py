@@ -164,6 +164,20 @@ def test_comparison(measured: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.C
     assert run("compare", measured, measured, *how) == 2
 
 
+@pytest.mark.parametrize(
+    ("widths", "bits", "wide"),
+    [("3,4", "3.5", "rows of more than 4 bits"), ("3,4,5,6,8", "4.5", "5- to 8-bit rows")],
+)
+def test_rows_are_called_by_their_widths(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], widths: str, bits: str, wide: str
+) -> None:
+    out = tmp_path / "out"
+    how = ["--calibration", tiny.text, "--widths", widths, "--bits", bits, *SHORT, "--quiet"]
+    assert run("quantize", tiny.model, "-o", out, *how) == run("report", out) == run("inspect", out) == 0
+    assert f"<dt>{wide}</dt>" in page(out) and f"## {wide} by kind" in (out / "README.md").read_text()
+    assert " 0 of " not in re.sub(r".*-bit rows  .*", "", capsys.readouterr().out)
+
+
 def test_the_card(measured: Path, tiny: Tiny) -> None:
     from huggingface_hub import ModelCard
 

@@ -27,7 +27,7 @@ def show_report(console: Console, found: Report, format: Format, *, predicted: b
         "quantized layers": f"{found.weights / 1e6:,.1f} M weights in {size(found.quantized_bytes)}",
         "other tensors": size(found.other_bytes),
         "checkpoint": checkpoint,
-        "rows": ", ".join(f"{count:,} of {width} bits" for width, count in found.rows.items()),
+        "rows": ", ".join(f"{count:,} of {width} bits" for width, count in found.rows.items() if count),
         name: f"{found.total.wide:,} of {found.total.rows:,} ({found.total.percent:.2f} %)",
         "format": f"weights {format.weight_scale}, rotation {format.rotation}, "
         f"activations {format.activation_group}",
