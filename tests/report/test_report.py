@@ -214,6 +214,17 @@ def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window
         assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
 
 
+def test_a_checkpoint_that_is_none_is_named_before_others_are_measured(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixllm.report.models.measure", lambda *_: pytest.fail("began"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/config.json").write_text('{"model_type": "no such type"}')
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
+    assert run("compare", tiny.out, tmp_path / "none", *how) == 2
+    assert f"{tmp_path / 'none'}: transformers cannot load it" in capsys.readouterr().err
+
+
 def test_figures_that_cannot_be_kept_are_not_measured(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
