@@ -139,7 +139,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
         patch.setattr("mixllm.rounding.walk.pack", interrupt)
         assert quantize(tiny, tmp_path / "out", "--quiet") == 130
     partial = tmp_path / ".out.partial"
-    line = f"error: interrupted; the same command goes on with what is in {partial}\n"
+    line = f"error: interrupted; run the same command again to continue from {partial}\n"
     assert capsys.readouterr().err == line
     assert [file.name for file in tmp_path.iterdir()] == [partial.name]
     assert quantize(tiny, tmp_path / "out", "--resume", "require") == 0

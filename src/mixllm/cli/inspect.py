@@ -19,7 +19,7 @@ def inspect(
     ],
     json: Json = False,
 ) -> None:
-    """Show what a checkpoint, plan or salience holds."""
+    """Show what is in a checkpoint, a plan or a salience file."""
     if path.is_dir():
         _checkpoint(path, json)
     elif not path.exists():

@@ -32,7 +32,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    help="Quantize language models with 4 and 8 bits by output channel, chosen over the whole model.",
+    help="Quantize LLMs to mixed 4- and 8-bit output channels with int8 activations, and run them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -58,7 +58,7 @@ for _name, (_command, _example) in _COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def _program(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"mixllm {__version__}")

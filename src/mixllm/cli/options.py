@@ -17,56 +17,61 @@ import typer
 from pydantic.fields import FieldInfo
 
 from mixllm.config import PROFILES, Format, QuantConfig, parse, typed
+from mixllm.errors import MixllmError
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local directory, a Hugging Face hub name or a GGUF file.")
 ]
-Checkpoint = Annotated[Path, typer.Argument(metavar="OUT", help="A directory that mixllm quantize wrote.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="A directory that mixllm quantize wrote.")
+]
 Device = Annotated[
     str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1.")
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Arithmetic of the float model.")
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Data type in which the float model computes."),
 ]
 LayersDtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"], typer.Option(help="Of what is not quantized.")
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Data type of what is not quantized."),
 ]
-ONLY_SO_MANY = "Only so many windows, spread over the text"
+ONLY_SO_MANY = "Take only so many windows, spread over the text"
 FLOAT_MODEL = typer.Option("--model", help="The float model: a directory, a hub name or a GGUF file.")
 TEXT = 'Text, JSONL or Parquet file, .gz too, hub data set, or "builtin"'
 MEASURED_TEXT = typer.Option("--text", help=f"{TEXT}.")
 FloatModel = Annotated[str | None, FLOAT_MODEL]
 MeasuredText = Annotated[str | None, MEASURED_TEXT]
-Window = Annotated[int, typer.Option(min=2, help="Tokens a window.")]
+Window = Annotated[int, typer.Option(min=2, help="Tokens per window.")]
 Samples = Annotated[int | None, typer.Option(min=1, help=f"{ONLY_SO_MANY}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed.")]
 
 PROFILE = "fast"
 _HELP = {
-    "widths": "Bits that an output channel may get, of 3,4,5,6,8; 3 runs as 4, 5 and 6 run as 8.",
-    "bits": "Budget: payload bits a quantized weight, from the narrowest width to the widest.",
-    "channels": "Budget instead of bits: percent of output channels in the widest width, the paper's rule.",
-    "scope": "Where output channels compete: over the whole model, within each layer, or drawn at random.",
-    "score": "Salience: token-level Fisher, or the paper's second-order score.",
-    "error": "The rounding whose error the salience counts.",
-    "rounding": "How weights are rounded: GPTQ, or to the nearest.",
-    "clip": "Search for the range of each group that has the least output error.",
-    "clip_by": "The error it counts: weighted by the Hessian diagonal, or GPTQ's own, which takes longer.",
-    "order": "GPTQ takes groups of inputs in order of their Hessian diagonal.",
+    "widths": "Bits that an output channel may get, of 3,4,5,6,8. Kernels run 3 as 4, and 5 and 6 as 8.",
+    "bits": "Budget: average bits per quantized weight, scales not counted.",
+    "channels": "Budget instead of --bits: percent of channels with the widest width, the paper's rule.",
+    "scope": "Choose output channels over the whole model, within each layer, or at random.",
+    "score": "Salience score: token-level Fisher, or the paper's second-order score.",
+    "error": "Rounding whose error the salience counts: GPTQ, or round to nearest as in the paper.",
+    "rounding": "How weights are rounded: GPTQ, or round to nearest.",
+    "clip": "Search each group's clipping range for the least output error.",
+    "clip_by": "Error that --clip minimizes: weighted by the Hessian diagonal, or GPTQ's own (slower).",
+    "order": "Act order: GPTQ takes groups of inputs in order of their Hessian diagonal.",
     "sweeps": "Rounds of coordinate descent after GPTQ, on codes and scales.",
-    "damping": "Share of the mean Hessian diagonal added to it.",
-    "tune": "Passes over windows of text that tune row scales after GPTQ; 0 for none.",
-    "tune_codes": "Tuning changes codes too, not scales alone; 12 bytes a weight more in memory.",
-    "tune_text": "Text that tuning sees, as for --calibration, whose text it is by default.",
-    "tune_samples": "Windows of it that tuning sees; as many as --samples by default.",
-    "calibration": f"{TEXT}; builtin is always there.",
-    "samples": "Calibration windows.",
-    "window": "Tokens a calibration window.",
-    "seed": "Of every random choice.",
-    "weight_scale": "One scale a group, a scale a row times an integer a group, or one a row.",
-    "rotation": "Rotate inputs in blocks of 128 before rounding them.",
+    "damping": "GPTQ damping, as a fraction of the mean Hessian diagonal.",
+    "tune": "Passes over text that tune row scales after rounding, taught by the float model; 0 for none.",
+    "tune_codes": "Tune codes too, not scales alone (needs --tune); 12 bytes a weight more in memory.",
+    "tune_text": "Text to tune on, given as for --calibration. [default: the calibration text]",
+    "tune_samples": "Windows to tune on. [default: as many as --samples]",
+    "calibration": f"Calibration text. {TEXT} (Python's documentation; your own text is better).",
+    "samples": "Number of calibration windows.",
+    "window": "Tokens per calibration window.",
+    "seed": "Random seed.",
+    "weight_scale": "One scale per group, one per row times an integer per group, or one per row.",
+    "rotation": "Rotate activations in Hadamard blocks of 128 before they are quantized.",
     "activation_group": "Inputs that share an int8 activation scale.",
 }
 
@@ -96,13 +101,24 @@ def config_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def config(given: dict[str, Any]) -> QuantConfig:
-    """The config that flags ask for: the profile's format, then what was given; MixllmError if none fits."""
+    """The config that flags ask for: the profile's format, then what was given; MixllmError, which names the
+    flag, if none fits."""
     values = dict(given)
     format = PROFILES[values.pop("profile", PROFILE)].model_dump()
     for name in Format.model_fields.keys() & values.keys():
         text = values.pop(name)
         format[name] = int(text) if text.isdigit() else text
-    return parse(QuantConfig, {**values, "format": format}, "options")
+    try:
+        return parse(QuantConfig, {**values, "format": format}, "options")
+    except MixllmError as error:
+        _, field, reason = str(error).split(": ", 2)
+        raise MixllmError(f"{_flags_of(field)}: {reason}") from None
+
+
+def _flags_of(field: str) -> str:
+    """A field's flag, also of one of its parts ("widths.1"); those of the budget, which is no field."""
+    name = field.removeprefix("format.").partition(".")[0]
+    return "--bits, --channels" if name == "budget" else f"--{name.replace('_', '-')}"
 
 
 def _fields() -> dict[str, FieldInfo]:
@@ -119,7 +135,9 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
 def _flag(name: str) -> inspect.Parameter:
     if name == "profile":
         kind: Any = Literal[tuple(PROFILES)]
-        option = typer.Option(help=f"Settings of the format, which flags override. [default: {PROFILE}]")
+        option = typer.Option(
+            help=f"Preset of the format options below, which override it. [default: {PROFILE}]"
+        )
     else:
         field = _fields()[name]
         kind = Literal[_choices(field)] if _choices(field) else _plain(field)

@@ -23,14 +23,15 @@ def plan(
     ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The plan file to write.")] = None,
     diff: Annotated[
-        Path | None, typer.Option(help="Show what changes from SOURCE's plan to this plan (or OUT) instead.")
+        Path | None,
+        typer.Option(help="Show what changes from SOURCE's plan to this one: a plan file or a checkpoint."),
     ] = None,
     json: Json = False,
     **given: Any,
 ) -> None:
     """Plan another budget, or compare two plans.
 
-    From a salience that was measured once, so that it takes no time.
+    From a salience that was measured before, so it takes a second.
     """
     from mixllm.cli.show import print_plan, show_changes
     from mixllm.plan import Plan, Salience, choose, compare

@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 def quantize(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="The directory to write.")],
-    plan: Annotated[Path | None, typer.Option(help="A plan to follow instead of choosing.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan file (mixllm plan -o) to follow; no salience is measured.")
+    ] = None,
     salience: Annotated[
-        Path | None, typer.Option(help="A salience file to choose from instead of measuring.")
+        Path | None,
+        typer.Option(help="A salience file of an earlier run to choose from, instead of measuring."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the run needs in time, memory and disk.")
+        bool, typer.Option("--dry-run", help="Print the time, memory and disk that the run needs, and exit.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is not empty.")] = False,
     resume: Annotated[
         Literal["auto", "require", "never"],
         typer.Option(
-            help="What a run with the same arguments had done before it was cut: go on with it if there is "
-            "any; do so or end with an error; start anew."
+            help="auto: continue an interrupted run with the same arguments, else start; require: continue "
+            "or fail; never: start anew."
         ),
     ] = "auto",
     shard_size: Annotated[
-        str, typer.Option(help="Of the checkpoint's files, at most: 5GB, 500MB.")
+        str, typer.Option(help="Largest size of a safetensors file, such as 5GB or 500MB.")
     ] = SHARD_SIZE,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -48,8 +51,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL into the directory OUT.
 
-    A run that was cut, by Ctrl-C, a kill, a full disk or a power failure, goes on from the block it was at
-    when the same command is given again, and ends with the same bytes. Its work is in .OUT.partial.
+    An interrupted run (Ctrl-C, a kill, a full disk, a power failure) continues from the block it was at when
+    the same command is given again, and ends with the same bytes. Its work is in .OUT.partial.
     """
     if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
         raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
@@ -82,8 +85,8 @@ def quantize(
     except KeyboardInterrupt:
         if not partial_of(out).exists():
             raise
-        how = "--resume auto" if resume == "never" else "the same command"
-        raise Interrupted(f"interrupted; {how} goes on with what is in {partial_of(out)}") from None
+        how = "it again with --resume auto" if resume == "never" else "the same command again"
+        raise Interrupted(f"interrupted; run {how} to continue from {partial_of(out)}") from None
     if not is_first():
         return
     if json:

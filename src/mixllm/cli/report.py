@@ -37,7 +37,7 @@ def report(
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", help="Let the models go on from it; may be repeated."),
+        typer.Option("--prompt", "-p", help="Generate from this prompt with each model; may be repeated."),
     ] = None,
     window: Window = 2048,
     samples: Samples = None,
@@ -46,9 +46,9 @@ def report(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one HTML page about OUT.
+    """Write one HTML page about a checkpoint.
 
-    It is OUT/mixllm/report.html, or --out; --model and --text have OUT measured first. With --json its
+    It is CHECKPOINT/mixllm/report.html, or --out; --model and --text have it measured first. With --json its
     figures are printed, and no page is written unless --out is given.
     """
     if (model is None) != (text is None):
