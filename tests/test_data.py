@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixllm.data import load_text, windows
+from mixllm.data.cut import pieces
 from mixllm.errors import MixllmError
 from tests.models import tiny_tokenizer
 
@@ -180,6 +182,27 @@ def test_windows_are_the_text_in_order(texts: list[str], length: int) -> None:
     cut = windows(texts, PLAIN, length)
     assert cut.dtype == torch.int64 and cut.shape == (len(tokens) // length, length)
     assert cut.flatten().tolist() == tokens[: cut.numel()]
+
+
+@given(st.text(alphabet="ab \n"), st.integers(1, 9))
+def test_pieces_are_the_text_cut_before_blanks(text: str, most: int) -> None:
+    found = list(pieces(text, most))
+    assert "".join(found) == text and all(len(piece) <= most for piece in found)
+    for before, after in pairwise(found):
+        assert after[0] in " \n" or not set(before[1:]) & {" ", "\n"}
+
+
+def test_pieces_have_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = load_text("builtin")[:9]
+    whole = windows(texts, PLAIN, 17)
+    cut: list[str] = []
+
+    def short(text: str) -> list[str]:
+        cut.extend(pieces(text, 1000))
+        return cut
+
+    monkeypatch.setattr("mixllm.data.cut.pieces", short)
+    assert torch.equal(windows(texts, PLAIN, 17), whole) and len(cut) > 9
 
 
 @given(WORDS, st.integers(2, 17))

@@ -100,6 +100,16 @@ def test_json_has_means_and_errors() -> None:
     assert data["kl"] == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("nll", [2000.0, math.inf, math.nan])
+def test_a_broken_models_figures_are_no_error(nll: float) -> None:
+    """Its perplexity may be more than a float holds."""
+    broken = torch.tensor([nll, 3.0], dtype=torch.float64)
+    measured = Measurement(nll=broken, kl=broken, top1=torch.zeros(2))
+    assert not math.isfinite(measured.perplexity)
+    data = json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    assert data["perplexity"] is None and data["top1"] == 0.0
+
+
 def test_one_window_has_no_error() -> None:
     assert math.isnan(mean_and_error(torch.tensor([1.0]))[1])
     one = measure({}, tiny_model("llama"), tokens(1, 9))["float"].to_json()

@@ -42,15 +42,19 @@ def test_segments_grow_unless_the_user_said_something(monkeypatch: pytest.Monkey
 
 
 def test_a_gpu_gives_back_what_is_held_beyond_a_bound(monkeypatch: pytest.MonkeyPatch):
-    given_back = []
-    cuda = SimpleNamespace(memory_reserved=lambda device: 23, empty_cache=lambda: given_back.append(1))
+    done: list[str] = []
+    cuda = SimpleNamespace(
+        memory_reserved=lambda device: 23,
+        synchronize=lambda device: done.append("waited"),
+        empty_cache=lambda: done.append("given back"),
+    )
     monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]
     memory.trim(torch.device("cpu"))
     memory.trim(torch.device("cuda"), 23)
-    assert not given_back
+    assert not done
     memory.trim(torch.device("cuda"), 22)
     memory.trim(torch.device("cuda"))
-    assert len(given_back) == 2
+    assert done == ["waited", "given back"] * 2
 
 
 def test_a_cpu_gives_back_what_lies_between_tensors():
@@ -72,6 +76,7 @@ def test_memory_is_given_back_where_large_tensors_would_find_no_place(
     cuda = SimpleNamespace(
         memory_reserved=lambda _: 22,
         memory_allocated=lambda _: allocated,
+        synchronize=lambda device: None,
         empty_cache=lambda: given.append(1),
     )
     monkeypatch.setitem(memory.sys.modules, "torch", SimpleNamespace(cuda=cuda))  # type: ignore[attr-defined, arg-type]

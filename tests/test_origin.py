@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,24 @@ def run(command: str, tiny: Tiny, model: Path, *more: str) -> int:
         ("llama", {"hidden_size": 48}, "a llama with 3 blocks of 48"),
     ],
 )
-def test_another_architecture_or_size_is_refused(
+def test_another_architecture_or_size_is_refused_or_told(
     tiny: Tiny, tmp_path: Path, capsys, command: str, architecture: str, sizes: dict[str, Any], said: str
 ) -> None:
+    """Compared may be what one likes: a small model at 8 bits, and a large one at 4."""
     write_tiny(tmp_path / "other", architecture, **sizes)
-    assert run(command, tiny, tmp_path / "other") == 2
+    assert run(command, tiny, tmp_path / "other") == (0 if command == "compare" else 2)
     error = capsys.readouterr().err
-    assert f"{tiny.out}: it is a llama with 3 blocks of 72 and " in error
-    assert said in error and error.endswith("give the one it was made of\n")
+    assert f"{tiny.out}: it is a llama with 3 blocks of 72 and " in error and said in error
+    assert ("give the one it was made of" in error) is (command != "compare")
+
+
+def test_bits_are_those_of_its_own_layers(tiny: Tiny, tmp_path: Path, capsys) -> None:
+    write_tiny(tmp_path / "other", hidden_size=48)
+    found = []
+    for model in (tiny.model, tmp_path / "other"):
+        assert run("compare", tiny, model, "--json", "--quiet") == 0
+        found.append(json.loads(capsys.readouterr().out)["rows"][1]["bits"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -108,6 +108,15 @@ def test_index_and_shards_disagree(tmp_path: Path) -> None:
         Source(tmp_path)
 
 
+def test_weights_that_may_not_be_read_are_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "model.safetensors")
+    with says("model.safetensors: not yours to read"):
+        Source(tmp_path)
+
+
 def test_an_adapter_is_named(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with says("is a PEFT adapter; merge it into its model"):

@@ -19,6 +19,8 @@ from mixllm.errors import MixllmError
 
 REFERENCE = "float"
 
+# Nats; e to the power of more is no float. A broken model can have it.
+MOST_NLL = 709.0
 # Tokens whose probabilities over the vocabulary are there at once, twice, in float32.
 TOKENS_AT_ONCE = 128
 
@@ -37,7 +39,9 @@ class Measurement:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(float(self.nll.mean()))
+        """exp of the mean NLL; infinite where that is more than a float holds."""
+        mean = float(self.nll.mean())
+        return math.inf if mean > MOST_NLL else math.exp(mean)
 
     @property
     def perplexity_error(self) -> float:
@@ -45,12 +49,15 @@ class Measurement:
         return self.perplexity * mean_and_error(self.nll)[1]
 
     def to_json(self) -> dict[str, Any]:
-        """Means and standard errors over windows (null for a single window), by their names with "_error"."""
-        means: dict[str, float | int | None] = {"windows": len(self.nll), "perplexity": self.perplexity}
+        """Means and standard errors over windows (null for a single window), by their names with "_error".
+
+        What is not finite is null too: JSON has no number for it.
+        """
+        means: dict[str, float] = {"windows": len(self.nll), "perplexity": self.perplexity}
         means["perplexity_error"] = self.perplexity_error
         for name in ("nll", "kl", "top1"):
             means[name], means[f"{name}_error"] = mean_and_error(getattr(self, name))
-        return {name: None if value != value else value for name, value in means.items()}
+        return {name: value if math.isfinite(value) else None for name, value in means.items()}
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -38,10 +38,8 @@ class Job:
             {name: (layer.out_features, layer.in_features) for name, layer in decoder.linears(i).items()}
             for i in range(len(decoder))
         ]
-        text = decoder.source.config.get_text_config()
-        share = routed(decoder.model, text)
-        heads = getattr(text, "num_attention_heads", 0)
-        return Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share, heads)
+        share = routed(decoder.model, decoder.source.config.get_text_config())
+        return Sizes(blocks, decoder.hidden_size, decoder.vocabulary, decoder.outside, share)
 
     def needs(self, *, measured: bool) -> Needs:
         """What a walk of this process takes, with what is free now; measured: one that measures salience."""

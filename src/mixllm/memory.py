@@ -44,6 +44,8 @@ def trim(device: Any, most: int = 0, coming: int = 0) -> None:
     cuda = sys.modules["torch"].cuda
     held = cuda.memory_reserved(device)
     if held + coming > most and (not coming or held - cuda.memory_allocated(device) < 2 * coming):
+        # Itself it waits for the stream that the memory is of, and not for another that still works on it.
+        cuda.synchronize(device)
         cuda.empty_cache()
 
 

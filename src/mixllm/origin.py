@@ -23,29 +23,41 @@ from mixllm.source import Source
 _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
 
 
-def check_origin(checkpoint: Path, source: Source, progress: Progress) -> None:
-    """Note a checkpoint in a directory whose norms or biases, which quantizing leaves as they are, are not
-    those of the float model; raise MixllmError where that is of another kind or size.
+def require_kind(checkpoint: Path, source: Source) -> None:
+    """Raise MixllmError where the checkpoint in a directory is of another kind or size than the float model,
+    and where it is no checkpoint."""
+    if message := _other_kind(checkpoint, source):
+        raise MixllmError(f"{message}; give the one it was made of")
 
-    Only headers and vectors are read. Raises MixllmError too where it isn't a checkpoint.
+
+def note_origin(checkpoint: Path, source: Source, progress: Progress) -> None:
+    """Note a checkpoint of another kind than the float model's, or whose norms or biases, which quantizing
+    leaves as they are, are not the float model's.
+
+    Only headers and vectors are read. Raises MixllmError where it is no checkpoint.
     """
+    if message := _other_kind(checkpoint, source) or _other_weights(checkpoint, source):
+        progress.note(f"{message}: not all between the two is quantization's")
+
+
+def _other_kind(checkpoint: Path, source: Source) -> str | None:
     own, theirs = _kind(open_config(checkpoint)), _kind(source.config)
-    if own != theirs:
-        raise MixllmError(
-            f"{checkpoint}: it is a {_said(own)}, but the float model in {source.path} is a {_said(theirs)}; "
-            "give the one it was made of"
-        )
+    if own == theirs:
+        return None
+    return f"{checkpoint}: it is a {_said(own)}, but the float model in {source.path} is a {_said(theirs)}"
+
+
+def _other_weights(checkpoint: Path, source: Source) -> str | None:
     for name, header in read_headers(find_shards(checkpoint)).items():
         # Under a quantized matrix's name lies a guard of no elements.
         if len(header.shape) == 1 and name in source and source.header(name)[1] == header.shape:
             with safe_open(header.file, framework="pt") as tensors:
                 vector = tensors.get_tensor(name)
             if not _same(vector, source.tensor(name)):
-                progress.note(
-                    f"{checkpoint}: was not made of the float model in {source.path}, whose {name} is "
-                    "another; not all between the two is quantization's"
+                return (
+                    f"{checkpoint}: was not made of the float model in {source.path}, whose {name} is another"
                 )
-                return
+    return None
 
 
 def _kind(config: PreTrainedConfig) -> tuple[Any, ...]:

@@ -60,7 +60,6 @@ def outline(model: str) -> Outline:
         vocabulary=text.vocab_size,
         ends=count - sum(p.numel() for block in blocks for p in block.parameters()),
         routed=routed(whole, text),
-        heads=getattr(text, "num_attention_heads", 0),
     )
     stored = getattr(about.config, "dtype", None) or torch.float32
     return Outline(about.config, sizes, head, (count - sizes.weights) * stored.itemsize, conversion_bytes)

@@ -61,6 +61,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
         (whole[name][:5].clone(), rf"tensor {name} is \[5, 72\], but config.json needs \[72, 72\]"),
         (whole[name].to(torch.int8), f"tensor {name} is torch.int8"),
         (whole[name].to(torch.float8_e4m3fn), f"tensor {name} is torch.float8_e4m3fn"),
+        (whole[name].double(), f"tensor {name} is torch.float64; give floats of 16 or 32 bits"),
         (whole[name] / 0, f"tensor {name} holds NaN or inf"),
     ):
         changed(tensor)

@@ -27,6 +27,12 @@ def test_a_checkpoint_is_shown_with_its_real_size(tiny: Tiny, capsys):
     assert "weights group_int, rotation hadamard, activations token" in text and "(predicted)" not in text
 
 
+def test_a_terminal_of_80_columns_breaks_no_line_but_that_of_the_format(tiny: Tiny, capsys):
+    for path in (tiny.out, tiny.out / PLAN, tiny.out / SALIENCE):
+        lines = inspect(capsys, path).splitlines()
+        assert [line for line in lines if len(line) > 80 and not line.startswith("format")] == []
+
+
 def test_a_plan_is_shown_with_how_it_was_made(tiny: Tiny, capsys):
     text = inspect(capsys, tiny.out / PLAN)
     assert text.startswith("plan: 5 bits, global, fisher of gptq errors")

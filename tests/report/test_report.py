@@ -164,6 +164,20 @@ def test_comparison(measured: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.C
     assert run("compare", measured, measured, *how) == 2
 
 
+@pytest.mark.parametrize(
+    ("widths", "bits", "wide"),
+    [("3,4", "3.5", "rows of more than 4 bits"), ("3,4,5,6,8", "4.5", "5- to 8-bit rows")],
+)
+def test_rows_are_called_by_their_widths(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], widths: str, bits: str, wide: str
+) -> None:
+    out = tmp_path / "out"
+    how = ["--calibration", tiny.text, "--widths", widths, "--bits", bits, *SHORT, "--quiet"]
+    assert run("quantize", tiny.model, "-o", out, *how) == run("report", out) == run("inspect", out) == 0
+    assert f"<dt>{wide}</dt>" in page(out) and f"## {wide} by kind" in (out / "README.md").read_text()
+    assert " 0 of " not in re.sub(r".*-bit rows  .*", "", capsys.readouterr().out)
+
+
 def test_the_card(measured: Path, tiny: Tiny) -> None:
     from huggingface_hub import ModelCard
 
@@ -198,6 +212,17 @@ def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window
         assert ("standard error over windows" in page(out)) is told
         assert run("compare", out, *how, "--samples", samples, "-o", tmp_path / "c.html") == 0
         assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
+
+
+def test_a_checkpoint_that_is_none_is_named_before_others_are_measured(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixllm.report.models.measure", lambda *_: pytest.fail("began"))
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/config.json").write_text('{"model_type": "no such type"}')
+    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
+    assert run("compare", tiny.out, tmp_path / "none", *how) == 2
+    assert f"{tmp_path / 'none'}: transformers cannot load it" in capsys.readouterr().err
 
 
 def test_figures_that_cannot_be_kept_are_not_measured(

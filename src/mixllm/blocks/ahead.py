@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor
@@ -41,6 +41,12 @@ class ReadAhead:
         if self._stream is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return tensors
+
+    def settle(self) -> None:
+        """Wait until nothing is being read. Before a block is dropped: its memory is of this stream, and what
+        is being read would take it at once, while work that is queued still reads the block's weights."""
+        if self._coming is not None:
+            wait([self._coming[1]])
 
     def _run(self, i: int) -> Tensors:
         with torch.no_grad(), torch.cuda.stream(self._stream):

@@ -100,6 +100,7 @@ class Decoder:
             require_whole(module, prefix, self.source)
             yield block
         finally:
+            self._ahead.settle()
             block.restore()
             unload(filled)
 

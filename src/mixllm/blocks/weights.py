@@ -6,14 +6,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mixllm.errors import MixllmError
+from mixllm.format.shards import FLOATS
 from mixllm.names import in_files
 from mixllm.source import Source
-
-FLOAT_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # A module, an attribute of it, and the parameter that stood there.
 Place = tuple[nn.Module, str, nn.Parameter]
@@ -101,8 +99,8 @@ def _places(module: nn.Module, prefix: str, skip: str) -> Iterator[tuple[nn.Modu
 
 def _read(source: Source, name: str, like: Tensor, bring: Callable[[Tensor], Tensor]) -> Tensor:
     tensor = source.tensor(name, bring)
-    if like.is_floating_point() and tensor.dtype not in FLOAT_WEIGHTS:
-        raise MixllmError(f"{source.path}: tensor {name} is {tensor.dtype}; give float weights")
+    if like.is_floating_point() and tensor.dtype not in FLOATS:
+        raise MixllmError(f"{source.path}: tensor {name} is {tensor.dtype}; give floats of 16 or 32 bits")
     if tensor.shape != like.shape:
         shapes = f"{list(tensor.shape)}, but config.json needs {list(like.shape)}"
         raise MixllmError(f"{source.path}: tensor {name} is {shapes}")

@@ -64,7 +64,7 @@ def evaluate(
     chosen = None if tasks is None else _tasks(tasks, include_path, samples)
     from mixllm.cli.show_measured import show_measurements, show_tasks
     from mixllm.evaluate import REFERENCE, measure
-    from mixllm.origin import check_origin
+    from mixllm.origin import note_origin, require_kind
     from mixllm.placement import pick_device
     from mixllm.source import open_source
     from mixllm.texts import open_tokenizer, text_windows
@@ -77,7 +77,8 @@ def evaluate(
         ids = text_windows(text, tokenizer, source.config, window, samples)
     shown = progress(quiet)
     if source is not None:
-        check_origin(checkpoint, source, shown)
+        require_kind(checkpoint, source)
+        note_origin(checkpoint, source, shown)
     models = _load(checkpoint, source, where, dtype)
     measured = {}
     if ids is not None:

@@ -68,11 +68,13 @@ def report(
     if model is not None and text is not None:
         require_place(checkpoint / MEASURED)
         from mixllm.card import renew_card
+        from mixllm.origin import require_kind
         from mixllm.report.models import Bench, measure_all
         from mixllm.report.samples import PROMPTS, Writer
         from mixllm.report.store import save_measured
 
         bench = Bench.open(model, text, window, samples, device, dtype)
+        require_kind(checkpoint, bench.source)
         writer = Writer(tuple(prompt or PROMPTS))
         measured = measure_all(bench, [str(checkpoint), *(also or ())], progress(quiet), writer)
         save_measured(checkpoint, measured, writer.samples)

@@ -27,7 +27,7 @@ def show_report(console: Console, found: Report, format: Format, *, predicted: b
         "quantized layers": f"{found.weights / 1e6:,.1f} M weights in {size(found.quantized_bytes)}",
         "other tensors": size(found.other_bytes),
         "checkpoint": checkpoint,
-        "rows": ", ".join(f"{count:,} of {width} bits" for width, count in found.rows.items()),
+        "rows": ", ".join(f"{count:,} of {width} bits" for width, count in found.rows.items() if count),
         name: f"{found.total.wide:,} of {found.total.rows:,} ({found.total.percent:.2f} %)",
         "format": f"weights {format.weight_scale}, rotation {format.rotation}, "
         f"activations {format.activation_group}",
@@ -71,10 +71,10 @@ def show_changes(console: Console, changes: Mapping[str, ModuleChange]) -> None:
 
 
 def _grid(console: Console, facts: Mapping[str, str]) -> None:
-    table = Table.grid(padding=(0, 2))
+    """A line a fact, with no blanks at its end: a terminal of 80 columns would break each in two."""
+    width = max(map(len, facts))
     for name, value in facts.items():
-        table.add_row(name, value)
-    console.print(table)
+        console.print(f"{name:<{width}}  {value}", markup=False, soft_wrap=True)
 
 
 def _shares(

@@ -7,9 +7,6 @@ Integer sums are float32 matrix products over few enough inputs that no partial 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -18,6 +15,7 @@ from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import unpack
 from mixllm.format.rounded import spread
 from mixllm.kernels.activations import quantize_activations, rows_of
+from mixllm.kernels.precision import float32_products
 
 # 127 * 128 * 1024 < 2^24: products of codes summed in float32 over this many inputs are exact.
 EXACT_INPUTS = 1024
@@ -40,7 +38,8 @@ class ReferenceLinear:
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [..., K] float -> [..., N] in x's dtype."""
         codes, scales = quantize_activations(rows_of(x), self.format)
-        with exact_float32():
+        # Whatever the user chose: sums of codes are whole numbers of up to 24 bits.
+        with float32_products("highest"):
             y = self._by_group(codes, scales) if self.row_scales is None else self._by_row(codes, scales)
         if bias is not None:
             y += bias.float()
@@ -76,14 +75,3 @@ def integer_products(q_a: Tensor, q_w: Tensor) -> Tensor:
 def _cut(x: Tensor, width: int) -> tuple[Tensor, ...]:
     parts: tuple[Tensor, ...] = x.split(max(1, width), dim=1)
     return parts
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep float32 products in float32 for the moment, whatever precision the user chose."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -14,15 +14,13 @@ Shapes = dict[str, tuple[int, int]]
 @dataclass(frozen=True)
 class Sizes:
     """Of a model: (out, in) of the linear layers of each block by name, features of a hidden state, tokens
-    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets,
-    heads of its attention."""
+    it knows, parameters outside the blocks, shared ones once, the share of its experts that a token meets."""
 
     blocks: Sequence[Shapes]
     hidden: int
     vocabulary: int
     ends: int
     routed: float = 1.0
-    heads: int = 0
 
     @property
     def weights(self) -> int:

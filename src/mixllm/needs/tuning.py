@@ -26,9 +26,6 @@ def tuning_needs(
     size, windows = dtype.itemsize, min(WINDOWS, samples)
     state, ends = window * sizes.hidden * size, sizes.ends * size
     back = max(way_back(block, sizes, windows * window, size, codes) for block in sizes.blocks)
-    if device.type == "cuda" and dtype == torch.float32:
-        # Attention that torch has no quick kernel for: whole scores, their softmax and its gradient.
-        back += 3 * windows * sizes.heads * window**2 * size
     working = (12 if codes else 1) * sizes.weights + ends + (len(sizes.blocks) + 4) * windows * state
     # Logits, or their gradient, beside the softmax of these and of the float model's.
     working += max(12 * min(LOGITS_AT_ONCE[device.type], windows * window * sizes.vocabulary), back)

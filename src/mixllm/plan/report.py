@@ -33,6 +33,8 @@ class Share:
 def wide_name(rows: Iterable[int]) -> str:
     """What rows of more than 4 bits are called, where rows have these widths."""
     wide = sorted(width for width in rows if width > 4)
+    if not wide:
+        return "rows of more than 4 bits"
     return f"{wide[0]}- to {wide[-1]}-bit rows" if len(wide) > 1 else f"{wide[0]}-bit rows"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.errors import MixllmError, one_line
@@ -19,7 +20,7 @@ from mixllm.evaluate import REFERENCE, Measurement, measure
 from mixllm.files import read_json
 from mixllm.format.config import read_config
 from mixllm.loading import load
-from mixllm.origin import check_origin
+from mixllm.origin import note_origin
 from mixllm.placement import device_name, load_float, pick_device, pick_dtype, versions
 from mixllm.plan import report
 from mixllm.progress import Progress
@@ -68,8 +69,11 @@ def measure_all(
         path = Path(checkpoint).expanduser()
         if not path.exists():
             require_name(checkpoint)
-        elif _is_mixllms(path):
-            check_origin(path, bench.source, progress)
+        if _is_mixllms(path):
+            note_origin(path, bench.source, progress)
+        elif path.suffix != ".gguf":
+            with _by_transformers(checkpoint):  # what is not there is said before others are measured
+                AutoConfig.from_pretrained(checkpoint)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)
@@ -120,11 +124,17 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     if _is_mixllms(path):
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
-    try:
+    with _by_transformers(checkpoint):
         model: nn.Module = auto.from_pretrained(checkpoint, dtype=dtype, device_map={"": device})
+    return model.eval()
+
+
+@contextmanager
+def _by_transformers(checkpoint: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # each quantizer of transformers has its own kinds of error
         raise MixllmError(f"{checkpoint}: transformers cannot load it ({one_line(error)})") from None
-    return model.eval()
 
 
 def _is_mixllms(path: Path) -> bool:
@@ -170,7 +180,8 @@ def _size(path: Path, layers: dict[str, int]) -> Size:
     payload = None
     if path.is_dir() and _method(path) == "mixllm":
         format, modules = read_config(path)
-        payload = report(modules, format).payload_bits
+        found = report(modules, format)
+        payload, bits = found.payload_bits, found.bits  # of its own layers, which may have other sizes
     return Size(
         payload_bits=payload, bits=bits, bytes=sum(file.stat().st_size for file in files) if files else None
     )

@@ -19,10 +19,11 @@ from mixllm.report.tables import difference_table, measured_table, number, worst
 
 def write_report(findings: Findings, path: Path) -> None:
     """Draw the report of one checkpoint into the HTML file `path`; needs mixllm[report]."""
+    wide = wide_name(findings.widths)
     _write(
-        path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings),
+        path, "report.html.j2", title=findings.name, f=findings, charts=charts(findings), wide=wide,
         measured=None if findings.measured is None else measured_table(findings.measured),
-        worst=worst_table(findings.layers, wide_name(findings.sizes.rows)),
+        worst=worst_table(findings.layers, wide),
     )  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def charts(f: Findings) -> dict[str, Chart]:
         ),
         (
             "wide",
-            f"Share of {wide_name(f.sizes.rows)}",
+            f"Share of {wide_name(f.widths)}",
             lambda x: x.wide_percent,
             "percent",
             lambda v: f"{v:.1f}",

@@ -23,11 +23,11 @@ def read_config(path: Path) -> PreTrainedConfig:
     transformers has no causal language model for.
     """
     file = path / "config.json"
-    if (path / ADAPTER).is_file() and not file.is_file():
-        raise MixllmError(
-            f"{path}: is a PEFT adapter; merge it into its model (merge_and_unload) and save that"
-        )
     if not file.is_file():
+        if (path / ADAPTER).is_file():
+            raise MixllmError(
+                f"{path}: is a PEFT adapter; merge it into its model (merge_and_unload) and save that"
+            )
         raise MixllmError(f"{path}: no config.json; give the directory that save_pretrained wrote")
     _check_type(read_json(file), file)
     try:

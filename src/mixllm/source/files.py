@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def _tensors(files: list[Path]) -> dict[str, Any]:
     for file in files:
         if not file.is_file():
             raise MixllmError(f"{file}: shard is missing, {INDEX} names it; download it again")
+        if not os.access(file, os.R_OK):
+            raise MixllmError(f"{file}: not yours to read")  # safetensors says that it is not there
         try:
             opened: Any = safe_open(str(file), framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:

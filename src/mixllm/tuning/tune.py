@@ -9,8 +9,8 @@ mixllm.tuning.cells), so nothing changes at run time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mixllm.blocks import Decoder
 from mixllm.config import Format
 from mixllm.format.rounded import Rounded
+from mixllm.kernels.precision import float32_products
 from mixllm.memory import release
 from mixllm.progress import Progress, Stage
 from mixllm.rounding.hessian import collect, rotate_both
@@ -50,7 +51,8 @@ def tune_scales(
     order = torch.Generator().manual_seed(seed)
     with (
         ExitStack() as stack,
-        _quick_products(),
+        # With ten bits of mantissa they are many times as fast on a GPU; gradients are noisier.
+        float32_products("high"),
         progress.stage("tune", len(decoder) + epochs * steps) as bar,
     ):
         target = _float_states(decoder, ids, bar)
@@ -69,17 +71,6 @@ def tune_scales(
                 release(decoder.device)
             bar.advance()
     return {name: layer.result(layers[name]) for linears in tuned for name, layer in linears.items()}
-
-
-@contextmanager
-def _quick_products() -> Iterator[None]:
-    """Let float32 products have ten bits of mantissa, many times as fast on a GPU; gradients are noisier."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _float_states(decoder: Decoder, ids: Tensor, bar: Stage) -> Tensor:

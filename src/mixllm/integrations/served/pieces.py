@@ -33,8 +33,7 @@ class Pieces:
         """The weight_loader of the parameter of that name: keeps the whole tensor."""
 
         def load(parameter: Parameter, tensor: Tensor, shard: Hashable = None) -> None:
-            if self.assembled:
-                raise MixllmError(f"{self.prefix}: a mixllm layer is loaded once; start the engine anew")
+            check_new(self.prefix, self.assembled)
             self.shards.setdefault(shard, {})[name] = on_host(tensor)
 
         return load
@@ -81,6 +80,12 @@ class Pieces:
                     raise MixllmError(f"{self.prefix}: {fault[0]}: {fault[1]}")
                 return for_kernels(MixedWeight(k, **held), self.format)
         raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
+
+
+def check_new(prefix: str, assembled: bool) -> None:
+    """Raise MixllmError where an engine reloads the weight of a layer that runs."""
+    if assembled:
+        raise MixllmError(f"{prefix}: a mixllm layer is loaded once; start the engine anew")
 
 
 def on_host(tensor: Tensor) -> Tensor:

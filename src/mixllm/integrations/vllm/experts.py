@@ -6,7 +6,7 @@ after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,13 @@ from mixllm.format.pack import for_kernels, shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
-from mixllm.integrations.served.pieces import all_rows, on_host, placeholder_weight, wide_share
+from mixllm.integrations.served.pieces import (
+    all_rows,
+    check_new,
+    on_host,
+    placeholder_weight,
+    wide_share,
+)
 from mixllm.integrations.vllm.experts_op import EXPERTS, ExpertKernels, OneByOne
 from mixllm.integrations.vllm.loading import is_dummy
 from mixllm.kernels import prepare
@@ -55,6 +61,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         self.leaves = {"w1": gate, "w3": up, "w2": down}
         # By expert and vLLM's name for the projection: the tensors, as they lie in the mapped file.
         self.pieces: dict[tuple[int, str], dict[str, Tensor]] = {}
+        self.assembled = False
 
     def create_weights(
         self,
@@ -75,7 +82,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         for name, dtype in {**dtypes, GUARD: torch.uint8}.items():
             for stem in ("w13", "w2"):
                 empty = Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
-                set_weight_attrs(empty, {"weight_loader": partial(self._take, name)})
+                set_weight_attrs(empty, {"weight_loader": self._loader(name)})
                 layer.register_parameter(f"{stem}_{name}", empty)
 
     def process_weights_after_loading(self, layer: RoutedExperts) -> None:
@@ -85,7 +92,7 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         for number in range(self.count):
             gate, up, down = (self._weight(number, shard, layer) for shard in self.leaves)
             experts.append((join([gate, up]), down))
-        self.pieces = {}
+        self.pieces, self.assembled = {}, True
         gate_by = partial(_gated, layer.activation)
         kernels: ExpertKernels
         if device.type == "cuda" and torch.version.hip is None:
@@ -108,19 +115,22 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         y: Tensor = torch.ops.mixllm.served_experts(x, topk_weights, topk_ids, layer.kernels)
         return y
 
-    def _take(
-        self,
-        name: str,
-        param: Parameter,
-        loaded_weight: Tensor,
-        weight_name: str,
-        shard_id: str,
-        expert_id: int,
-        return_success: bool = False,
-    ) -> bool | None:
-        """A parameter's weight_loader, as vLLM's layers of experts call it."""
-        self.pieces.setdefault((expert_id, shard_id), {})[name] = on_host(loaded_weight)
-        return True if return_success else None
+    def _loader(self, name: str) -> Callable[..., bool | None]:
+        """The weight_loader of the parameters of that name, as vLLM's layers of experts call it."""
+
+        def load(
+            param: Parameter,
+            loaded_weight: Tensor,
+            weight_name: str,
+            shard_id: str,
+            expert_id: int,
+            return_success: bool = False,
+        ) -> bool | None:
+            check_new(self.prefix, self.assembled)
+            self.pieces.setdefault((expert_id, shard_id), {})[name] = on_host(loaded_weight)
+            return True if return_success else None
+
+        return load
 
     def _weight(self, number: int, shard: str, layer: RoutedExperts) -> MixedWeight:
         """This rank's part of one projection of one expert."""
