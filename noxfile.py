@@ -16,7 +16,7 @@ TESTS = [
     "tests/integrations",
     "tests/golden",
     "tests/test_loading.py",
-    "tests/test_blocks.py",
+    "tests/blocks",
     "tests/test_source.py",
 ]
 
