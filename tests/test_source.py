@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +25,11 @@ TEXT = "the 1234 cats\n\n56 on  a thing é"
 def says(message: str) -> Any:
     """A MixllmError of one line that holds this text."""
     return pytest.raises(MixllmError, match=rf"\A[^\n]*{message}[^\n]*\Z")
+
+
+def refused(kind: type[Exception]) -> Exception:
+    """As the hub's library raises it, without the response that it takes."""
+    return kind.__new__(kind, "a paragraph " * 40)
 
 
 def damage(path: Path, name: str, change: Any) -> None:
@@ -200,13 +206,25 @@ def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["someone/tiny-model"]
 
 
-def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionError("no route\nto the hub"), "ConnectionError: no route to the hub"),
+        (LocalEntryNotFoundError("a paragraph " * 40), "it cannot be reached, and its cache has no copy"),
+        (refused(RepositoryNotFoundError), "there is none of this name, or it is private"),
+        (refused(GatedRepoError), "it is gated; accept its terms there and log in"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_said_in_a_few_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     def snapshot(name: str, **_: Any) -> str:
-        raise ConnectionError("no route\nto the hub")
+        raise error
 
     monkeypatch.setattr(mixllm.source.hub, "snapshot_download", snapshot)
-    with says("someone/tiny-model: no such directory, and the hub did not give it"):
+    with says(f"someone/tiny-model: no such directory, and the hub did not give it: {reason}") as told:
         open_source("someone/tiny-model")
+    assert len(str(told.value)) < 200
 
 
 @pytest.mark.parametrize("tie", [False, True])

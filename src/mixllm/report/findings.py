@@ -101,6 +101,8 @@ def gather(out: Path) -> Findings:
 
     Raises MixllmError where `out` is no directory that mixllm quantize wrote, or its files are not whole.
     """
+    if not out.exists():
+        raise MixllmError(f"{out}: no such directory; give one that mixllm quantize wrote")
     if not (out / SUMMARY).is_file():
         raise MixllmError(f"{out}: keeps no {SUMMARY}; give a directory that mixllm quantize wrote")
     format, modules = read_config(out)

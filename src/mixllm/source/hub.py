@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from mixllm.errors import MixllmError, one_line
 
@@ -31,5 +37,17 @@ def download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*", "onnx/*"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise MixllmError(f"{name}: no such directory, and the hub did not give it ({reason})") from None
+        raise MixllmError(
+            f"{name}: no such directory, and the hub did not give it: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """In a few words, where the library's are a paragraph."""
+    if isinstance(error, GatedRepoError):
+        return "it is gated; accept its terms there and log in (hf auth login)"
+    if isinstance(error, RepositoryNotFoundError):
+        return "there is none of this name, or it is private; look at the name, or log in (hf auth login)"
+    if isinstance(error, LocalEntryNotFoundError):
+        return "it cannot be reached, and its cache has no copy"
+    return f"{type(error).__name__}: {one_line(error)}"
