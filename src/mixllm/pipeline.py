@@ -129,8 +129,9 @@ def follow(job: Job, config: QuantConfig) -> Summary:
         if order == SCORE:
             score(job, config)
         elif order == ROUND:
+            widths = {name: torch.from_numpy(bits) for name, bits in given.items()}
             with TemporaryDirectory(prefix=SCRATCH) as work:
-                deque(rounded_by(job, given, config, Path(work), Silent(), {}), maxlen=0)
+                deque(rounded_by(job, widths, config, Path(work), Silent(), {}), maxlen=0)
         else:
             summary: Summary = given
             return summary

@@ -60,7 +60,7 @@ class Ranks:
 
     def least(self, value: int) -> int:
         """The least of all processes' values."""
-        found = torch.tensor([-value], device=self._device)
+        found = torch.tensor([-value])
         self.largest(found)
         return -int(found)
 
@@ -99,7 +99,7 @@ class Ranks:
         if self.size == 1:
             return tensors, note
         headers: list[Any] = [[(name, t.shape, t.dtype) for name, t in tensors.items()], note]
-        self._together(lambda: dist.broadcast_object_list(headers, owner, device=self._device))
+        self._together(lambda: dist.broadcast_object_list(headers, owner))
         found = {}
         for name, shape, dtype in headers[0]:
             if self.rank == owner:
@@ -178,7 +178,8 @@ def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    # Small things go from host to host: sent by NCCL, each would wait for all that its GPU has queued.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
     except RuntimeError as error:

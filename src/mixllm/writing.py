@@ -80,7 +80,8 @@ def _round(
     widths = {name: module.widths for name, module in plan.modules.items()}
     blocks = [len(job.decoder.linears(i)) for i in range(len(job.decoder))]
     seen: dict[str, Observed] = {}
-    job.ranks.tell((ROUND, widths))
+    # As arrays, which pickle as they are: torch's tensors take two seconds for an 8B model's.
+    job.ranks.tell((ROUND, {name: bits.numpy() for name, bits in widths.items()}))
     with TemporaryDirectory(prefix=SCRATCH, dir=spool.directory.parent) as work:
         rounded = rounded_by(job, widths, config, Path(work), progress, seen, spool)
         # A block goes to the host and to its file while the next one is rounded.

@@ -31,7 +31,7 @@ Fields = dict[tuple[str, str], Tensor]
 class BlockRounding:
     """Rounds a block's linears by the Hessians that its states give.
 
-    widths, seen, ranks: see mixllm.rounding.walk.round_model. total: tokens of all states of all ranks, 0
+    widths: where the weights are. seen, ranks: see mixllm.rounding.walk.round_model. total: tokens of all states of all ranks, 0
     where nothing is calibrated. few: gets the names of linears that saw too few of them. reserved: see Room.
     """
 
@@ -77,7 +77,7 @@ class BlockRounding:
         weights = [linears[name].weight[rows[name]] for name in names]
         bits = torch.cat([self.widths[name][rows[name]] for name in names])
         # Together: what a step costs depends little on how many rows they are.
-        together = round_rows(torch.cat(weights), bits.to(weights[0].device), how, factor)
+        together = round_rows(torch.cat(weights), bits, how, factor)
         fields: Fields = {}
         start = 0
         for name, weight in zip(names, weights, strict=True):
@@ -92,7 +92,7 @@ class BlockRounding:
 
     def _to_nearest(self, name: str, linear: nn.Linear) -> Rounded:
         """A layer that no token reached, or one of a walk that calibrates nothing."""
-        return round_rows(linear.weight, self.widths[name].to(linear.weight.device), self._nearest, None)
+        return round_rows(linear.weight, self.widths[name], self._nearest, None)
 
     @property
     def _nearest(self) -> QuantConfig:

@@ -73,11 +73,12 @@ def seen_by_all(linears: Iterable[str], inputs: dict[str, Inputs], ranks: Ranks)
     zero = torch.zeros((), device=device)
     own = [inputs.get(name, Inputs(zero, zero)) for name in names]
     peaks = torch.stack([part.peak for part in own])
-    sums = torch.tensor([[float(part.total), part.count] for part in own], dtype=torch.float64, device=device)
+    totals = torch.stack([part.total for part in own]).double()
+    counts = torch.tensor([part.count for part in own])
     ranks.largest(peaks)
-    ranks.add(sums)
-    pairs = zip(names, peaks, sums, strict=True)
-    return {name: Inputs(peak, total, int(count)) for name, peak, (total, count) in pairs}
+    ranks.add(totals, counts)
+    four = zip(names, peaks, totals, counts.tolist(), strict=True)
+    return {name: Inputs(peak, total, count) for name, peak, total, count in four}
 
 
 def observed(energy: Tensor, inputs: Inputs) -> Observed:

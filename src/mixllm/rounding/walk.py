@@ -54,6 +54,8 @@ def round_model(
     n = len(decoder)
     few: list[str] = []
     total = ids.numel() if calibrated else 0
+    # On the device at once: later, each copy would wait for what the device has queued.
+    widths = {name: bits.to(decoder.device) for name, bits in widths.items()}
     rounding = BlockRounding(config, widths, total, seen, few, ranks, room.reserved)
     begin: int = ranks.tell(len(finished) if finished else 0)
     if begin == n:
