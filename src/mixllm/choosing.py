@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from mixllm.config import QuantConfig
 from mixllm.given import Given
 from mixllm.job import Job
+from mixllm.kernels.meanwhile import compiled_meanwhile
 from mixllm.plan import Plan, Report, Salience, choose, report
 from mixllm.progress import Progress, Silent
 from mixllm.records import SALIENCE
@@ -50,13 +51,16 @@ def _measured(job: Job, config: QuantConfig, stage: Path, progress: Progress) ->
 def score(
     job: Job, config: QuantConfig, progress: Progress | None = None, stage: Path | None = None
 ) -> Salience:
-    """The salience of every output channel (see mixllm.salience).
+    """The salience of every output channel (see mixllm.salience), and meanwhile the kernels that rounding
+    will run are compiled.
 
     stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
     several may have come to different blocks).
     """
     kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING, job.boundary)
-    with TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
+    tokens, where = job.batch * job.ids.shape[1], job.decoder.device
+    ahead = compiled_meanwhile(job.shapes.values(), config.format, tokens, job.decoder.dtype, where)
+    with ahead, TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
             job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,
             other_bytes=job.other_bytes, progress=progress or Silent(), ranks=job.ranks, kept=kept,

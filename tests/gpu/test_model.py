@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 
 import mixllm
 from mixllm.config import KERNEL_WIDTHS, PROFILES, WIDTHS, QuantConfig
-from mixllm.kernels.cuda import CudaLinear
+from mixllm.kernels.cuda import CudaLinear, build, hopper, quantizing
+from mixllm.kernels.cuda.launch import kernel
 from mixllm.nn import MixLinear
 from tests.format.layers import write_quantized
 from tests.models import write_tiny
@@ -61,3 +64,24 @@ def test_quantize_on_the_gpu(tmp_path: Path, widths: tuple[int, ...], profile: s
     model = mixllm.load(tmp_path / "out", device="cuda")
     with torch.no_grad():
         assert bool(torch.isfinite(model(torch.randint(4, 200, (2, 33), device="cuda")).logits).all())
+
+
+def test_rounding_waits_for_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the walk's quantized blocks launch is compiled beside the salience."""
+    write_tiny(tmp_path / "float", "llama", **SIZES)
+    text = tmp_path / "text.txt"
+    text.write_text("the thin hen in the inn and then the theater " * 200)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for cached in (kernel, hopper.product, quantizing.quantizer, quantizing.quantizer_of_many):
+        cached.cache_clear()
+    threads: list[str] = []
+
+    def compile(source: str, macros: Mapping[str, int], arch: str) -> bytes:
+        threads.append(threading.current_thread().name)
+        return of_nvrtc(source, macros, arch)
+
+    of_nvrtc = build._compile
+    monkeypatch.setattr(build, "_compile", compile)
+    config = QuantConfig(bits=5.0, calibration=str(text), samples=6, window=48)
+    mixllm.quantize(str(tmp_path / "float"), tmp_path / "out", config, device="cuda")
+    assert threads and all(name.startswith("mixllm-compile") for name in threads)

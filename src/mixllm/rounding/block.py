@@ -31,8 +31,9 @@ Fields = dict[tuple[str, str], Tensor]
 class BlockRounding:
     """Rounds a block's linears by the Hessians that its states give.
 
-    widths: where the weights are. seen, ranks: see mixllm.rounding.walk.round_model. total: tokens of all states of all ranks, 0
-    where nothing is calibrated. few: gets the names of linears that saw too few of them. reserved: see Room.
+    widths: where the weights are. seen, ranks: see mixllm.rounding.walk.round_model. total: tokens of all
+    states of all ranks, 0 where nothing is calibrated. few: gets the names of linears that saw too few of
+    them. reserved: see Room.
     """
 
     config: QuantConfig

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mixllm.kernels.cuda.opaque import number, opaque_linear
-from tests.kernels.cuda.test_planned import INPUTS, ROWS4, ROWS8, Spy, linear
-from tests.kernels.cuda.test_planned import spy as spy  # a fixture
+from tests.kernels.cuda.conftest import Spy
+from tests.kernels.cuda.test_planned import INPUTS, ROWS4, ROWS8, linear
 
 
 class Doubled:

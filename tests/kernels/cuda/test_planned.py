@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,49 +11,12 @@ import torch
 
 from mixllm.config import PROFILES
 from mixllm.errors import MixllmError
-from mixllm.kernels import cuda
-from mixllm.kernels.cuda import CudaLinear, hopper, launch, layout, ops, planned, quantizing
+from mixllm.kernels.cuda import CudaLinear, layout, quantizing
 from mixllm.kernels.cuda.planned import MOST_PLANS
+from tests.kernels.cuda.conftest import Spy
 from tests.kernels.cuda.weights import random_weight
 
 TOKENS, ROWS4, ROWS8, INPUTS = 333, 300, 45, 1100
-
-
-class Spy:
-    """Kernels whose driver keeps the bytes of what they are given."""
-
-    def __init__(self) -> None:
-        self.given: list[tuple[int, int, ctypes.Structure]] = []
-
-    def kernel(self, *_: Any, **__: Any) -> launch.Kernel:
-        made = object.__new__(launch.Kernel)
-        made._driver = SimpleNamespace(CUlaunchConfig=SimpleNamespace, cuLaunchKernelEx=lambda *_: (0,))
-        made._shared, made._attributes, made._handle = 0, [], None
-        made._target = launch.Device(0, (9, 0), 132, 232448)
-        return made
-
-
-@pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    spy, original = Spy(), launch.Kernel.launch
-
-    def kept(
-        kernel: launch.Kernel, blocks: int, threads: int, arguments: ctypes.Structure, columns: int = 1
-    ) -> None:
-        spy.given.append((blocks, threads, type(arguments).from_buffer_copy(arguments)))
-        original(kernel, blocks, threads, arguments, columns)
-
-    monkeypatch.setattr(launch.Kernel, "launch", kept)
-    for module in (cuda, hopper, ops, quantizing):
-        monkeypatch.setattr(module, "device", lambda _: launch.Device(0, (9, 0), 132, 232448))
-    for module in (hopper, ops, quantizing):
-        monkeypatch.setattr(module, "kernel", spy.kernel)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(launch, "current_stream", lambda _: 0)
-    monkeypatch.setattr(planned, "_PLANS", {})
-    for cached in (hopper.product, quantizing.quantizer, quantizing.quantizer_of_many):
-        cached.cache_clear()
-    return spy
 
 
 def linear(profile: str, rows4: int = ROWS4, seed: int = 1) -> CudaLinear:

@@ -63,6 +63,11 @@ def _digest(source: str, macros: Mapping[str, int], arch: str) -> str:
     return hashlib.sha256(key + _sources()).hexdigest()[:32]
 
 
+def require_compiler() -> None:
+    """Raises MixllmError where NVRTC is missing."""
+    _compiler_version()
+
+
 @cache
 def _compiler_version() -> tuple[int, int]:
     try:
