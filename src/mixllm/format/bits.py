@@ -25,7 +25,7 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
     """uint8 [n, k] of 0..2^bits - 1 -> uint8 [n, ceil(k bits / 8)]; what is left of the last byte is 0."""
     codes, unit = _unit(bits)
     n, k = values.shape
-    padded = torch.nn.functional.pad(values, (0, -k % codes)).reshape(n, -(-k // codes), codes)
+    padded = grown(values, (0, -k % codes)).reshape(n, -(-k // codes), codes)
     packed = values.new_zeros(*padded.shape[:2], unit)
     for i in range(codes):
         byte, shift = divmod(i * bits, 8)
@@ -38,7 +38,7 @@ def pack_bits(values: Tensor, bits: int) -> Tensor:
 def unpack_bits(packed: Tensor, k: int, bits: int) -> Tensor:
     """uint8 [n, ceil(k bits / 8)] -> uint8 [n, k] of 0..2^bits - 1."""
     codes, unit = _unit(bits)
-    padded = torch.nn.functional.pad(packed, (0, -packed.shape[1] % unit))
+    padded = grown(packed, (0, -packed.shape[1] % unit))
     padded = padded.reshape(len(packed), -(-k // codes), unit)
     values = packed.new_empty(*padded.shape[:2], codes)
     for i in range(codes):
@@ -60,3 +60,8 @@ def _unit(bits: int) -> tuple[int, int]:
     """The fewest codes that fill whole bytes, and these bytes."""
     codes = 8 // math.gcd(bits, 8)
     return codes, codes * bits // 8
+
+
+def grown(values: Tensor, amounts: tuple[int, ...], fill: float = 0) -> Tensor:
+    """torch's pad, which copies even where there is nothing to add."""
+    return torch.nn.functional.pad(values, amounts, value=fill) if any(amounts) else values

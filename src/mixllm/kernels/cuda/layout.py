@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 
 from mixllm.config import GROUP_SIZE, Format
+from mixllm.format.bits import grown
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import unpack_nibbles
+from mixllm.format.pack import pack_nibbles, unpack_nibbles
 
 TILE = 16
 # Weights converted at a time: copies beside a layer stay small however large the layer is, launches few.
-AT_ONCE = 2**24
+AT_ONCE = 2**26
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,10 @@ def to_kernel_order(weight: MixedWeight, format: Format) -> KernelWeight:
     by_group = format.weight_scale == "group"
 
     def four(rows: slice) -> Tensor:
-        codes = unpack_nibbles(weight.codes4[rows], k)
-        zeros = _zeros(weight, format, rows)
-        return _codes4(torch.cat((codes, zeros[:, -1:].expand(-1, groups * GROUP_SIZE - k)), dim=1))
+        return _codes4(_whole_groups(weight, format, rows))
 
     def eight(rows: slice) -> Tensor:
-        padded = torch.nn.functional.pad(weight.codes8[rows], (0, groups * GROUP_SIZE - k))
+        padded = grown(weight.codes8[rows], (0, groups * GROUP_SIZE - k))
         return _split(_tiles(padded.view(torch.uint8)), 2, (2 * groups, 64)).transpose(1, 2).flatten(2)
 
     def scales4(rows: slice) -> Tensor:
@@ -129,8 +128,20 @@ def _zeros(weight: MixedWeight, format: Format, rows: slice) -> Tensor:
     return unpack_nibbles(weight.zeros4[rows], stored).expand(-1, groups)
 
 
+def _whole_groups(weight: MixedWeight, format: Format, rows: slice) -> Tensor:
+    """4-bit codes of rows, packed as they are stored, uint8 [n, 64 G]: missing inputs have zero points."""
+    k, packed = weight.in_features, weight.codes4[rows]
+    rest = k % GROUP_SIZE
+    if not rest:
+        return packed
+    whole = k // GROUP_SIZE * (GROUP_SIZE // 2)
+    zeros = _zeros(weight, format, rows)[:, -1:].expand(-1, GROUP_SIZE - rest)
+    last = torch.cat((unpack_nibbles(packed[:, whole:], rest), zeros), dim=1)
+    return torch.cat((packed[:, :whole], pack_nibbles(last)), dim=1)
+
+
 def _pad(values: Tensor, fill: float) -> Tensor:
-    return torch.nn.functional.pad(values, (0, -len(values) % TILE), value=fill)
+    return grown(values, (0, -len(values) % TILE), fill)
 
 
 def _split(values: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
@@ -139,7 +150,7 @@ def _split(values: Tensor, dim: int, sizes: tuple[int, ...]) -> Tensor:
 
 def _tiles(values: Tensor) -> Tensor:
     """[n, m] -> [R, 16, m], rows filled up with zeros."""
-    padded = torch.nn.functional.pad(values, (0, 0, 0, -len(values) % TILE))
+    padded = grown(values, (0, 0, 0, -len(values) % TILE))
     return _split(padded, 0, (len(padded) // TILE, TILE))
 
 
@@ -155,13 +166,23 @@ def by_row(stored: Tensor, dtype: torch.dtype) -> Tensor:
     return ordered.permute(0, 3, 2, 1).reshape(len(stored) * TILE, stored.shape[1])
 
 
-def _codes4(codes: Tensor) -> Tensor:
-    """[n, 128 G] of 0..15 -> [R, G, 1024]; axes of the picture: half of the tile h, row g, lane part c,
-    product j, low / high nibble r, byte i."""
-    tiles = _tiles(codes)
-    split = tiles.reshape(len(tiles), 2, 8, codes.shape[1] // 64, 4, 2, 2, 4)  # R h g panel c j r i
-    packed = split[..., 0, :] | split[..., 1, :] << 4
-    return packed.permute(0, 3, 2, 4, 5, 1, 6).reshape(len(packed), codes.shape[1] // GROUP_SIZE, 1024)
+def _codes4(packed: Tensor) -> Tensor:
+    """uint8 [n, 64 G], two codes a byte -> [R, G, 1024]; axes of the picture: half of the tile h, row g, lane
+    part c, product j.
+
+    A word of eight codes 0 1 2 3 4 5 6 7, the first in the lowest bits, becomes 0 4 1 5 2 6 3 7: for each
+    byte i code i and i + 4."""
+    words = _tiles(packed).contiguous().view(torch.int32)
+    words = _exchanged(_exchanged(words, 8, 0x0000FF00), 4, 0x00F000F0)
+    split = words.reshape(len(words), 2, 8, words.shape[2] // 8, 4, 2)  # R h g panel c j
+    groups = words.shape[2] * 8 // GROUP_SIZE
+    return split.permute(0, 3, 2, 4, 5, 1).reshape(len(words), groups, 256).view(torch.uint8)
+
+
+def _exchanged(words: Tensor, shift: int, mask: int) -> Tensor:
+    """The words with the bits under the mask and those `shift` above them exchanged."""
+    differ = (words ^ words >> shift).bitwise_and_(mask)
+    return words ^ differ ^ differ.bitwise_left_shift(shift)
 
 
 def in_rows8(stored: Tensor) -> Tensor:
