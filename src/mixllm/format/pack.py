@@ -44,9 +44,11 @@ def _stored(rows: Mapping[int, int]) -> list[int]:
 
 def pack(rounded: Rounded, format: Format) -> MixedWeight:
     """Sort the rows by width, pack narrow values, store group scales as float16 where that is exact."""
-    rows = {width: (rounded.bits == width).nonzero().flatten() for width in WIDTHS}
-    tensors: dict[str, Any] = {"rows": torch.cat(list(rows.values())).to(torch.int32)}
-    for width in _stored({width: len(which) for width, which in rows.items()}):
+    counts = torch.stack([rounded.bits == width for width in WIDTHS]).sum(dim=1).tolist()
+    order = rounded.bits.argsort(stable=True)
+    rows = dict(zip(WIDTHS, order.split(counts), strict=True))
+    tensors: dict[str, Any] = {"rows": order.to(torch.int32)}
+    for width in _stored(dict(zip(WIDTHS, counts, strict=True))):
         some = rounded.rows(rows[width])
         tensors[f"scales{width}"] = _narrow(some.scales) if some.row_scales is None else some.row_scales
         if width == 8:
