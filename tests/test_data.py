@@ -20,15 +20,11 @@ from hypothesis import strategies as st
 
 from mixllm.data import load_text, windows
 from mixllm.data.cut import pieces
-from mixllm.errors import MixllmError
 from tests.models import tiny_tokenizer
+from tests.saying import says
 
 PLAIN, WITH_BOS = tiny_tokenizer(), tiny_tokenizer(bos=True)
 WORDS = st.lists(st.text(alphabet="the cat\né1", min_size=1, max_size=40), min_size=1, max_size=6)
-
-
-def says(message: str) -> Any:
-    return pytest.raises(MixllmError, match=rf"\A[^\n]*{message}[^\n]*\Z")
 
 
 def test_plain_text_is_one_document(tmp_path: Path) -> None:
