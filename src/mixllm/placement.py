@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mixllm.errors import MixllmError
 from mixllm.source import Source
 from mixllm.source.config import model_class
+from mixllm.torchrun import number_here, world
 from mixllm.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,8 +24,7 @@ def pick_device(name: str) -> torch.device:
 
     Of several GPUs, auto and cuda are the first, or, of processes that torchrun starts, each one's own.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cuda"
+    own = f"cuda:{number_here()}" if world() > 1 else "cuda"
     if name == "auto":
         name = own if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):

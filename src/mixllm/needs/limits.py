@@ -7,7 +7,7 @@ import torch
 
 from mixllm.blocks.upload import STAGED
 from mixllm.memory import host_bytes
-from mixllm.ranks import here
+from mixllm.torchrun import here
 
 # Of what is free when a run starts, it takes this share at most.
 SHARE = 0.9
