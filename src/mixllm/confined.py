@@ -17,7 +17,7 @@ MEMBERSHIP, TREE = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Bound:
-    """Bytes: total, what all processes of the group may have; free, what they do not hold, page cache aside."""
+    """Bytes: total, what a group's processes may have together; free, what is left, page cache counted in."""
 
     total: int
     free: int
