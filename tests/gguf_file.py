@@ -28,8 +28,13 @@ NAMES = {
 }
 
 
-def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False, bos: bool = False) -> Any:
-    """Write a tiny Llama, as float16 or float32; returns the transformers model it was made from."""
+def write_gguf(
+    file: Path, *, tie: bool, pre: str = "smollm", half: bool = False, bos: bool = False, without: str = ""
+) -> Any:
+    """Write a tiny Llama, as float16 or float32; returns the transformers model it was made from.
+
+    without: the model's name of a tensor that is left out.
+    """
     model = tiny_model("llama", tie=tie)
     if half:
         # The parameters alone: the rotary frequencies stay float32.
@@ -48,7 +53,7 @@ def write_gguf(file: Path, *, tie: bool, pre: str = "smollm", half: bool = False
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, pre, bos)
     for name, tensor in model.state_dict().items():
-        if not (tie and name.startswith("lm_head")):
+        if name != without and not (tie and name.startswith("lm_head")):
             heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
             values = _interleaved(tensor, next((h for key, h in heads.items() if key in name), 0)).numpy()
             # llama.cpp keeps vectors in float32.

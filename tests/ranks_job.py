@@ -93,7 +93,7 @@ def run(model: Path, out: Path, size: int, mode: str) -> None:
         if (child := os.fork()) == 0:
             os.environ |= {
                 "WORLD_SIZE": str(size), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
             os.dup2(os.open(out / f"{rank}.err", os.O_WRONLY | os.O_CREAT), 2)
             os._exit(one(model, out, mode))

@@ -20,15 +20,11 @@ from hypothesis import strategies as st
 
 from mixllm.data import load_text, windows
 from mixllm.data.cut import pieces
-from mixllm.errors import MixllmError
 from tests.models import tiny_tokenizer
+from tests.saying import says
 
 PLAIN, WITH_BOS = tiny_tokenizer(), tiny_tokenizer(bos=True)
 WORDS = st.lists(st.text(alphabet="the cat\né1", min_size=1, max_size=40), min_size=1, max_size=6)
-
-
-def says(message: str) -> Any:
-    return pytest.raises(MixllmError, match=rf"\A[^\n]*{message}[^\n]*\Z")
 
 
 def test_plain_text_is_one_document(tmp_path: Path) -> None:
@@ -47,6 +43,7 @@ def test_jsonl(tmp_path: Path) -> None:
     assert load_text(str(file)) == ["one\n", "two"]
     for line, message in (
         ("{", "line 2: not JSON"),
+        ("[" * 100_000, "line 2: not JSON"),
         ('{"txt": "a"}', 'line 2: not an object with a string "text"'),
         ('{"text": 3}', "line 2: not an object"),
         ("[]", "line 2: not an object"),
@@ -102,6 +99,13 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), file)
     with says("a.parquet: not a Parquet file with a column text"):
         load_text(str(file))
+    for column in ([1, 2], [["one"]], [b"one"]):
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
+        with says("a.parquet: its column text is of .*, not of strings"):
+            load_text(str(file))
+    words = pyarrow.array(["one", "one"]).dictionary_encode()
+    pyarrow.parquet.write_table(pyarrow.table({"text": words}), file)
+    assert load_text(str(file)) == ["one", "one"]
     file.write_bytes(b"PAR1 not really")
     with says("a.parquet: not a Parquet file with a column text"):
         load_text(str(file))
@@ -127,6 +131,8 @@ def test_hub_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ("rows", "message"),
     [
         ([{"body": "x"}], "has no column text"),
+        ([{"text": ["x"]}], "has no column text of strings"),
+        ([{"text": None}], "holds no text"),
         ([], "holds no text"),
         (ConnectionError("a\nb"), "not had from the hub"),
     ],

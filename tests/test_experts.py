@@ -24,7 +24,7 @@ from mixllm.salience.measure import measure_salience
 from mixllm.source import open_source
 from tests.format.layers import layer_of_all_widths
 from tests.mixtures import fused_part, is_expert, original, write_with_idle_expert
-from tests.models import MIXTURES, VOCAB, write_tiny
+from tests.models import MIXTURES, VOCAB, tiny_config, write_tiny
 from tests.salience.test_candidates import errors as errors_of
 
 SAMPLES, LENGTH = 5, 19
@@ -205,3 +205,14 @@ def test_rows_of_all_widths_become_what_kernels_have() -> None:
     whole = torch.cat([each.dequantize() for each in rounded[:2]])
     torch.testing.assert_close(unpack(up, format).dequantize(), whole, rtol=1e-6, atol=0)
     torch.testing.assert_close(unpack(down, format).dequantize(), rounded[2].dequantize(), rtol=1e-6, atol=0)
+
+
+def test_tensors_that_are_loaded_anew_make_a_kernel_anew() -> None:
+    """One that was kept would go on with the tensors before."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_config("olmoe"))
+    [path, *_] = split_experts(model, {"model.layers.0.mlp.experts.0.gate_proj.weight"})
+    experts: Any = model.get_submodule(path)
+    experts._kernel = object()
+    experts.load_state_dict(experts.state_dict(), assign=True)
+    assert experts._kernel is None

@@ -18,7 +18,9 @@ def test_auto_is_a_gpu_where_there_is_one(monkeypatch):
 def test_of_processes_that_torchrun_starts_each_has_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setenv("LOCAL_RANK", "3")
+    told = {"RANK": "7", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
     assert pick_device("auto") == torch.device("cuda")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda:3")

@@ -151,3 +151,14 @@ def test_work_is_divided_evenly(costs: list[float], size: int) -> None:
         busy[owner] += cost
     # The longest first to whoever is free: never more than 4/3 of the best.
     assert max(busy) <= 4 / 3 * max(sum(costs) / size, max(costs)) + max(costs) / 3 + 1e-9
+
+
+def test_an_error_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("torch.distributed.all_reduce", lost)
+    with pytest.raises(
+        MixllmError, match=r"process 1 of 2: another process is gone or hangs \(RuntimeError\)"
+    ):
+        Ranks(1, 2).add(torch.zeros(3))

@@ -13,18 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import mixllm.source.hub
-from mixllm.errors import MixllmError
 from mixllm.source import Source, open_source
 from mixllm.source.converted import converted
 from tests.gguf_file import write_gguf
 from tests.models import CHAT_TEMPLATE, write_tiny
+from tests.saying import says
 
 TEXT = "the 1234 cats\n\n56 on  a thing é"
-
-
-def says(message: str) -> Any:
-    """A MixllmError of one line that holds this text."""
-    return pytest.raises(MixllmError, match=rf"\A[^\n]*{message}[^\n]*\Z")
 
 
 def refused(kind: type[Exception]) -> Exception:
@@ -82,45 +77,6 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float, dtype: torch.d
     source.tensor("model.layers.0.mlp.up_proj.weight")
     with says("tensor model.layers.1.mlp.up_proj.weight holds NaN"):
         source.tensor("model.layers.1.mlp.up_proj.weight")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 900, -1])
-def test_truncated_file(tmp_path: Path, keep: int) -> None:
-    write_tiny(tmp_path)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    with says("model.safetensors: damaged or cut short"):
-        Source(tmp_path)
-
-
-def test_missing_shard(tmp_path: Path) -> None:
-    write_tiny(tmp_path, shard_size="60KB")
-    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
-    shard.unlink()
-    with says(f"{shard.name}: shard is missing"):
-        Source(tmp_path)
-
-
-def test_index_and_shards_disagree(tmp_path: Path) -> None:
-    write_tiny(tmp_path, shard_size="60KB")
-    index = tmp_path / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    content["weight_map"]["model.extra"] = next(iter(content["weight_map"].values()))
-    index.write_text(json.dumps(content))
-    with says("tensor model.extra of model.safetensors.index.json is missing"):
-        Source(tmp_path)
-    index.write_text("[]")
-    with says("no weight_map"):
-        Source(tmp_path)
-
-
-def test_weights_that_may_not_be_read_are_not_called_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tiny(tmp_path)
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "model.safetensors")
-    with says("model.safetensors: not yours to read"):
-        Source(tmp_path)
 
 
 def test_an_adapter_is_named(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Experts(nn.ModuleList):
         return out
 
     def _grouped(self) -> GroupedExperts | None:
-        """All experts as one kernel, made at the first forward after loading or moving.
+        """All experts as one kernel, made at the first forward after loading, also anew, or moving.
 
         None where they are not quantized, or not on an NVIDIA GPU.
         """
@@ -97,6 +97,10 @@ class Experts(nn.ModuleList):
             pairs = [joined(*(cast(MixLinear, layer) for layer in three)) for three in layers]
             self._kernel = GroupedExperts(pairs, first.format, experts[0].apply_gate, where)
         return self._kernel
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._kernel = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._kernel = None

@@ -21,9 +21,10 @@ from mixllm.format.checkpoint import copy_companions
 from mixllm.format.config import QuantizedModule, read_config
 from mixllm.format.mixed import MixedWeight
 from mixllm.format.pack import shapes, unpack
-from mixllm.format.shards import INDEX, Header, find_shards, save
+from mixllm.format.shards import Header, find_shards, save
 from mixllm.format.split import SHARD_BYTES
 from mixllm.format.validate import GUARD, validate_tensors
+from mixllm.index import INDEX
 from mixllm.rotation import rotate
 
 

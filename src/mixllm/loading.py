@@ -50,6 +50,7 @@ def load(
         device_map=None if where is None else {"": where},
         output_loading_info=True,
         local_files_only=True,
+        trust_remote_code=False,
     )
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     for fault, reason in (("missing_keys", "missing"), ("unexpected_keys", "no part of this model")):
@@ -68,7 +69,9 @@ def open_config(directory: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers has a kind of error for each way a config is wrong
         raise MixllmError(f"{directory / 'config.json'}: {one_line(error)}") from None
     return config

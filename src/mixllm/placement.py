@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib.metadata import version
@@ -14,6 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mixllm.errors import MixllmError
 from mixllm.source import Source
 from mixllm.source.config import model_class
+from mixllm.source.whole import require_all
+from mixllm.torchrun import number_here, world
 from mixllm.version import __version__
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -24,8 +25,7 @@ def pick_device(name: str) -> torch.device:
 
     Of several GPUs, auto and cuda are the first, or, of processes that torchrun starts, each one's own.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    own = f"cuda:{os.environ['LOCAL_RANK']}" if several else "cuda"
+    own = f"cuda:{number_here()}" if world() > 1 else "cuda"
     if name == "auto":
         name = own if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
@@ -52,16 +52,23 @@ def pick_dtype(name: str, device: torch.device, config: Any) -> torch.dtype:
 
 
 def load_float(source: Source, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The float model itself, whole, in eval mode: what a quantized one is measured against."""
+    """The float model itself, whole, in eval mode: what a quantized one is measured against.
+
+    Raises MixllmError where its files lack a tensor, which transformers would fill with random numbers.
+    """
     if source.fp8_block:
         # transformers' own reading of such files takes blocks at the edges for smaller ones.
         tensors = {name: source.tensor(name) for name in source.names}
-        model = model_class(source.config).from_pretrained(
-            None, config=source.config, state_dict=tensors, dtype=dtype
+        loaded = model_class(source.config).from_pretrained(
+            None, config=source.config, state_dict=tensors, dtype=dtype, output_loading_info=True
         )
     else:
         auto: Any = AutoModelForCausalLM
-        model = auto.from_pretrained(source.path, dtype=dtype)
+        loaded = auto.from_pretrained(
+            source.path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    model, info = loaded
+    require_all(info["missing_keys"], str(source.path))
     moved: PreTrainedModel = model.to(device)
     return moved
 

@@ -6,7 +6,6 @@ Processes go through the same steps in the same order; one that is lost ends the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
+from mixllm.torchrun import world
 
 T = TypeVar("T")
 # Longer than any process works on its own, by far.
@@ -140,9 +140,8 @@ class Ranks:
         try:
             step()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise MixllmError(
-                f"process {self.rank} of {self.size}: another process is gone or hangs ({reason}); "
+                f"process {self.rank} of {self.size}: another process is gone or hangs ({one_line(error)}); "
                 "see its own messages, then start the run again"
             ) from None
 
@@ -155,23 +154,13 @@ def _room(shape: torch.Size, dtype: torch.dtype) -> int:
 ALONE = Ranks()
 
 
-def here() -> int:
-    """How many processes torchrun started together on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process is the one that talks, of those that torchrun started together."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 @contextmanager
 def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
     """The processes that torchrun started together, this one computing on `device`; without torchrun, one.
 
     wait: for how long the others may be silent.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = world()
     if device.index is not None and device.type == "cuda":
         # Triton launches on the current device, whatever its tensors are on.
         torch.cuda.set_device(device)
@@ -183,8 +172,9 @@ def joined(device: torch.device, wait: timedelta = WAIT) -> Iterator[Ranks]:
     try:
         dist.init_process_group(backend, timeout=wait, device_id=device if device.type == "cuda" else None)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MixllmError(f"the other processes that torchrun started cannot be reached ({reason})") from None
+        raise MixllmError(
+            f"the other processes that torchrun started cannot be reached ({one_line(error)})"
+        ) from None
     yield Ranks(dist.get_rank(), size, device)
     # Not after an error: to take leave of processes that are gone can take for ever.
     dist.destroy_process_group()

@@ -1,11 +1,12 @@
 import json
 import logging
+import math
 import os
 
 import pytest
 from rich.table import Table
 
-from mixllm.cli.console import print_json, print_text, quiet_libraries, stdout
+from mixllm.cli.console import print_json, print_text, progress, quiet_libraries, stdout
 from mixllm.plan import Share
 
 
@@ -14,6 +15,25 @@ def test_json_of_dataclasses_and_plain_values(capsys):
     assert json.loads(capsys.readouterr().out) == {"rows": 4, "wide": 1}
     print_json({"a": [1.5, None]})
     assert json.loads(capsys.readouterr().out) == {"a": [1.5, None]}
+
+
+def test_json_has_null_for_what_is_no_number(capsys):
+    """A broken model's perplexity is infinite; `Infinity` is no JSON, and other programs stop at it."""
+    print_json({"perplexity": math.inf, "kl": [math.nan, -math.inf, 1e-300], "name": "NaN"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"perplexity": None, "kl": [None, None, 1e-300], "name": "NaN"}
+    assert "Infinity" not in out
+
+
+@pytest.mark.parametrize("name", ["out[w4]", "a[/b]", ":smile:", "[bold]x"])
+def test_a_name_is_shown_as_it_is(capsys, name: str):
+    table = Table("model", box=None)
+    table.add_row(name)
+    stdout().print(table)
+    assert capsys.readouterr().out.split() == ["model", name]
+    with progress(quiet=False).stage(f"measure {name}", 1) as bar:
+        bar.advance()
+    assert f"measure {name} " in capsys.readouterr().err
 
 
 def test_libraries_are_quiet(monkeypatch: pytest.MonkeyPatch, capsys):

@@ -179,8 +179,8 @@ def test_a_missing_file_is_named(copy: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda m: "x", "does not map"),
-        (lambda m: {**m, "lm_head.weight": 3}, "does not map"),
+        (lambda m: "x", "no weight_map in it"),
+        (lambda m: {**m, "lm_head.weight": 3}, "no weight_map in it"),
         (lambda m: {**m, "lm_head.weight": "../model.safetensors"}, "not the name of a file"),
         (lambda m: {**m, "nowhere.weight": m["lm_head.weight"]}, "nowhere.weight"),
         (lambda m: {k: v for k, v in m.items() if k != f"{Q}.rows"}, f"{Q}.rows"),

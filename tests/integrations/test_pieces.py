@@ -78,3 +78,18 @@ def test_a_layer_is_loaded_once() -> None:
     pieces.assemble(lambda numbers, rows: numbers.data.copy_(rows), 9, 0, k)
     with pytest.raises(MixllmError, match="o_proj: a mixllm layer is loaded once; start the engine anew"):
         pieces.loader("codes4")(unused, weight.codes4)
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype"), [("codes4", torch.int8), ("codes8", torch.float32), ("scales4", torch.float16)]
+)
+def test_a_tensor_of_another_dtype_is_named(key: str, dtype: torch.dtype) -> None:
+    """Codes of four bits in signed bytes would be unpacked, and wrong where the upper one is 8 or more."""
+    format, k = PROFILES["fast"], 200
+    weight = pack(layer_of_all_widths(format, 9, k, seed=1), format)
+    pieces = Pieces(format, {"o_proj": QuantizedModule(k, 9, weight.counts)}, "o_proj")
+    unused = cast(Any, None)
+    for name, tensor in {**weight.tensors(), GUARD: torch.empty(0, dtype=torch.uint8)}.items():
+        pieces.loader(name)(unused, tensor.to(dtype) if name == key else tensor)
+    with pytest.raises(MixllmError, match=f"o_proj: {key}: its dtype is {dtype}; download the model again"):
+        pieces.assemble(lambda numbers, rows: numbers.data.copy_(rows), 9, 0, k)

@@ -95,6 +95,10 @@ def put_rows(rows: Any) -> Callable[[dict[str, Any]], None]:
         (put("format", {"weight_scale": "column"}), "format.weight_scale: "),
         (put("modules", {}), "modules: "),
         (put("modules", {"m": {"in_features": 0, "out_features": 1, "rows": {}}}), "modules.m.in_features: "),
+        (
+            put("modules", {"m": {"in_features": 8, "out_features": 10**15, "rows": {}}}),
+            "modules.m.out_features: ",
+        ),
         (put_rows({"8": "0-12"}), "m: rows: 8: row 12 is out of range, there are 10 rows"),
         (put_rows({"8": "3,2"}), 'm: rows: 8: "2" is out of order'),
         (put_rows({"8": "x"}), 'm: rows: 8: "x" is not a row'),

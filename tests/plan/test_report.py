@@ -72,3 +72,8 @@ def test_depth_is_the_blocks_number_even_where_experts_are_numbered():
         for name in ("gpt_neox.layers.11.mlp.dense", "model.layers.2.mlp.experts.7.up_proj", "head")
     }
     assert set(report(modules, Format()).by_depth) == {11, 2, 0}
+
+
+def test_a_digit_that_is_no_decimal_is_no_blocks_number():
+    found = report({"model.².layers.5.q_proj": QuantizedModule(8, 2, {4: 1, 8: 1})}, Format())
+    assert list(found.by_depth) == [5]

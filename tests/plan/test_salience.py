@@ -69,7 +69,12 @@ def broken(path: Path, tensors: dict[str, Tensor], **header: object) -> Path:
         ({"m/4": torch.ones(0), "m/8": torch.ones(0)}, {}, "the modules differ in their widths"),
         ({"n/4": torch.ones(3)}, {}, "n/4: no such module"),
         ({"m/wide": torch.ones(3)}, {}, "m/wide: no such module and width"),
+        ({"m/²": torch.ones(3)}, {}, "m/²: no such module and width"),
+        ({"m/7": torch.ones(3)}, {}, "m/7: no such module and width"),
+        ({"m/4": torch.ones(3).to(torch.float8_e4m3fn)}, {}, "m/4: losses must be"),
         ({}, {"modules": {"m": 8, "n": 8}}, "the modules differ in their widths"),
+        ({}, {"modules": {"m": 0}}, "modules.m"),
+        ({}, {"modules": {"m": -8}}, "modules.m"),
         ({}, {"version": 2}, "version"),
         ({}, {"score": "guess"}, "score"),
         ({}, {"surplus": 1}, "surplus"),
@@ -83,6 +88,19 @@ def test_a_wrong_file_is_one_line_that_names_the_file(
     with pytest.raises(MixllmError) as error:
         Salience.load(path)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_layer_without_channels(tmp_path: Path):
+    Salience({"m": ModuleSalience(8, {4: torch.ones(0)})}, "fisher", "gptq", 1, Format()).save(tmp_path / "a")
+    with pytest.raises(MixllmError, match="m/4: holds no output channels"):
+        Salience.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("metadata", ["{", "[" * 100_000])
+def test_metadata_that_is_no_json(tmp_path: Path, metadata: str):
+    save_file({"m/4": torch.ones(2)}, tmp_path / "a", metadata={"mixllm_salience": metadata})
+    with pytest.raises(MixllmError, match="metadata mixllm_salience is not JSON"):
+        Salience.load(tmp_path / "a")
 
 
 def test_a_file_that_is_no_salience_file(tmp_path: Path):

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mixllm.config import QuantConfig
+from mixllm.pipeline import quantize
+from mixllm.progress import Silent
 from tests.models import write_tiny
 from tests.resume.forks import Forks
 
@@ -42,3 +46,34 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
         ended = forks.run([*arguments, "-o", root / "out"])
         assert (ended.code, ended.err) == (0, "")
         yield Case(forks, arguments, contents(root / "out"), ended.seconds)
+
+
+class Notes(Silent):
+    """Keeps what a person would be told, and the stages with their steps."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.stages: dict[str, int] = {}
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def stage(self, name: str, total: int, blocks: int = 0) -> Any:
+        self.stages[name] = blocks
+        return super().stage(name, total, blocks)
+
+
+def config(root: Path, **fields: Any) -> QuantConfig:
+    text = str(root / "text.txt")
+    return QuantConfig.model_validate(
+        {"calibration": text, "samples": 4, "window": 40, "bits": 5.0, **fields}
+    )
+
+
+@pytest.fixture(scope="package")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("workspace")
+    write_tiny(root / "model", "llama", tie=True)
+    (root / "text.txt").write_text(TEXT)
+    quantize(str(root / "model"), root / "out", config(root))
+    return root

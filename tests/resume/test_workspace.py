@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.lock import locked
 from mixllm.pipeline import quantize
-from mixllm.progress import Silent
 from mixllm.resume import partial_of
 from mixllm.rounding import walk
 from tests.models import write_tiny
-from tests.resume.conftest import TEXT, contents
+from tests.resume.conftest import TEXT, Notes, config, contents
 
 BLOCKS = 3
-
-
-class Notes(Silent):
-    """Keeps what a person would be told, and the stages with their steps."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.stages: dict[str, int] = {}
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def stage(self, name: str, total: int, blocks: int = 0) -> Any:
-        self.stages[name] = blocks
-        return super().stage(name, total, blocks)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("workspace")
-    write_tiny(root / "model", "llama", tie=True)
-    (root / "text.txt").write_text(TEXT)
-    quantize(str(root / "model"), root / "out", config(root))
-    return root
-
-
-def config(root: Path, **fields: Any) -> QuantConfig:
-    text = str(root / "text.txt")
-    return QuantConfig.model_validate(
-        {"calibration": text, "samples": 4, "window": 40, "bits": 5.0, **fields}
-    )
 
 
 def cut(root: Path, out: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, **fields: Any) -> None:
@@ -193,25 +159,6 @@ def test_a_salience_from_the_work_itself_is_read_before_that_goes(
     assert (out / "model.safetensors").read_bytes() == (root / "out/model.safetensors").read_bytes()
 
 
-def test_a_finished_run_is_finished(root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = quantize(str(root / "model"), out, config(root))
-    before, told = contents(out), Notes()
-    for resume in ("auto", "require"):
-        again = quantize(str(root / "model"), out, config(root), resume=resume, progress=told)  # type: ignore[arg-type]
-        assert again == first
-    assert told.notes == [f"{out}: finished before; nothing to do"] * 2 and told.stages == {}
-    assert contents(out) == before
-    for other in ({"bits": 6.0}, {"clip": False}):
-        with pytest.raises(MixllmError, match="not empty; choose another directory or give --overwrite"):
-            quantize(str(root / "model"), out, config(root, **other))
-    with pytest.raises(MixllmError, match="--overwrite"):
-        quantize(str(root / "model"), out, config(root), resume="never")
-    quantize(str(root / "model"), out, config(root, bits=6), overwrite=True)
-    assert json.loads((out / "mixllm/run.json").read_text())["bits"] == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-
-
 def test_require_wants_something_to_go_on_with(root: Path, tmp_path: Path) -> None:
     with pytest.raises(MixllmError, match="no work there to go on with"):
         quantize(str(root / "model"), tmp_path / "out", config(root), resume="require")
@@ -239,17 +186,3 @@ def test_what_no_run_of_today_left_is_not_trusted(root: Path, tmp_path: Path) ->
     (partial / "model.safetensors").write_bytes(b"junk")
     quantize(str(root / "model"), tmp_path / "out", config(root))
     assert contents(tmp_path / "out") == contents(root / "out")
-
-
-@pytest.mark.parametrize("name", [".", "..", "/"])
-def test_a_place_without_a_name_is_refused(root: Path, name: str) -> None:
-    with pytest.raises(MixllmError, match="give the directory by its name"):
-        quantize(str(root / "model"), name, config(root), overwrite=True)
-
-
-def test_a_mount_point_is_refused_before_the_work(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
-    with pytest.raises(MixllmError, match="is a mount point"):
-        quantize(str(root / "model"), tmp_path / "out", config(root))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixllm.ranks import here
+from mixllm.torchrun import here
 
 # A thread's buffers are two, so that one is filled while the other is on its way.
 PIECE, MOST_THREADS = 2**23, 8

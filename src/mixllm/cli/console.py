@@ -22,13 +22,18 @@ WIDTH = 120
 
 def stdout() -> Console:
     """For tables; as wide as they need: a narrow terminal breaks lines, where rich would cut figures."""
-    return Console(highlight=False, width=WIDTH)
+    return _plain(width=WIDTH)
+
+
+def _plain(**options: Any) -> Console:
+    """Shows text as it is: a directory's name may hold what rich reads as markup ("out[w4]") or a picture."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def print_text(console: Console, text: str) -> None:
     """A paragraph, filled to the terminal's width."""
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
-    console.print(fill(text, width=width, replace_whitespace=False), markup=False)
+    console.print(fill(text, width=width, replace_whitespace=False))
 
 
 def ready_streams() -> None:
@@ -44,13 +49,15 @@ def ready_streams() -> None:
 
 def progress(quiet: bool) -> Progress:
     """On standard error, or, quiet, nowhere."""
-    return Silent() if quiet else Bars(Console(stderr=True, highlight=False))
+    return Silent() if quiet else Bars(_plain(stderr=True))
 
 
 def print_json(value: Any) -> None:
-    """A dataclass or plain value as one JSON object."""
+    """A dataclass or plain value as one JSON object; null for what is no finite number, since JSON has none
+    for it."""
     plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    sys.stdout.write(json.dumps(plain, indent=2, default=_as_text) + "\n")
+    known = json.loads(json.dumps(plain, default=_as_text), parse_constant=lambda _: None)
+    sys.stdout.write(json.dumps(known, indent=2) + "\n")
 
 
 def quiet_libraries(bars: bool = False) -> None:

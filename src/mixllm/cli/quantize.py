@@ -74,8 +74,8 @@ def quantize(
         return
     grow_segments()
     from mixllm import pipeline
-    from mixllm.ranks import is_first
     from mixllm.resume import partial_of
+    from mixllm.torchrun import is_first
 
     try:
         summary = pipeline.quantize(

@@ -74,7 +74,7 @@ def _grid(console: Console, facts: Mapping[str, str]) -> None:
     """A line a fact, with no blanks at its end: a terminal of 80 columns would break each in two."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.print(f"{name:<{width}}  {value}", markup=False, soft_wrap=True)
+        console.print(f"{name:<{width}}  {value}", soft_wrap=True)
 
 
 def _shares(

@@ -64,12 +64,10 @@ def show_demo(console: Console, demo: Demo, out: Path) -> None:
     console.print()
     for note in (f"bits: a quantized weight, with scales and zeros. {_ERRORS}", *demo.notes):
         print_text(console, note)
-    console.print(f"\n{demo.shown} answers\n> {demo.prompt}", markup=False)
+    console.print(f"\n{demo.shown} answers\n> {demo.prompt}")
     print_text(console, demo.answer)
     command = shlex.join(["mixllm", "chat", str(place(out, demo.shown))])
-    console.print(
-        f"\nThe checkpoints stay in {out}. To talk with this one: {command}", markup=False, soft_wrap=True
-    )
+    console.print(f"\nThe checkpoints stay in {out}. To talk with this one: {command}", soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

@@ -77,7 +77,7 @@ def _read_file(path: Path) -> list[str]:
 def _text_of(line: str, where: str) -> str:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MixllmError(f"{where}: not JSON") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise MixllmError(f'{where}: not an object with a string "text"')
@@ -89,9 +89,12 @@ def _read_parquet(path: Path) -> list[str]:
     parquet = _optional("pyarrow.parquet", path)
     try:
         column = parquet.read_table(path, columns=["text"]).column("text")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise MixllmError(f"{path}: not a Parquet file with a column text ({one_line(error)})") from None
-    return [text for text in column.to_pylist() if text]
+    texts = [text for text in column.to_pylist() if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise MixllmError(f"{path}: its column text is of {column.type}, not of strings")
+    return [text for text in texts if text]
 
 
 def _read_hub(spec: str) -> list[str]:
@@ -101,12 +104,15 @@ def _read_hub(spec: str) -> list[str]:
     characters = 0
     try:
         for row in datasets.load_dataset(name, config or None, split=split or "train", streaming=True):
-            texts.append(row["text"])
-            characters += len(row["text"])
+            text = row["text"]
+            if not isinstance(text, str | None):
+                raise KeyError("text")
+            texts.append(text or "")
+            characters += len(texts[-1])
             if characters >= HUB_CHARACTERS:
                 break
     except KeyError:
-        raise MixllmError(f"{spec}: the data set has no column text") from None
+        raise MixllmError(f"{spec}: the data set has no column text of strings") from None
     except Exception as error:  # whatever the network, the hub or a data set's files raise
         raise MixllmError(f"{spec}: not a file, and not had from the hub ({one_line(error)})") from None
     return texts

@@ -29,6 +29,7 @@ from mixllm.format.shards import Header, read_headers, save
 from mixllm.format.split import SHARD_BYTES, Stored, split, unchanged
 from mixllm.format.spool import Spool
 from mixllm.format.validate import validate
+from mixllm.index import INDEX
 
 if TYPE_CHECKING:
     from mixllm.source import Source
@@ -123,7 +124,7 @@ def _write_shards(
                 file.unlink()
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        write_json(out / "model.safetensors.index.json", index)
+        write_json(out / INDEX, index)
 
 
 def _read(source: Source, stored: Mapping[str, Stored], names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

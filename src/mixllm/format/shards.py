@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, write_atomically
+from mixllm.files import write_atomically
+from mixllm.index import INDEX, SINGLE, read_index
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -64,18 +64,13 @@ def find_shards(path: Path) -> list[Path]:
         return [single]
     if not index.exists():
         raise MixllmError(f"{path}: holds neither {SINGLE} nor {INDEX}; the checkpoint is not complete")
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-        raise MixllmError(f"{index}: weight_map does not map tensor names to files")
-    files = {name: path / name for name in sorted(set(names.values()))}
-    if strange := [name for name in files if Path(name).name != name]:
-        raise MixllmError(f"{index}: {strange[0]!r} is not the name of a file beside it")
-    held = {name: header.file for name, header in read_headers(files.values()).items()}
-    promised = {name: files[file] for name, file in names.items()}
+    promised = read_index(index)
+    files = sorted(set(promised.values()))
+    held = {name: header.file for name, header in read_headers(files).items()}
     if wrong := sorted(held.items() ^ promised.items()):
         name, file = wrong[0]
         raise MixllmError(f"{index}: tensor {name}: the index and {file} don't agree on where it is")
-    return list(files.values())
+    return files
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Header]:

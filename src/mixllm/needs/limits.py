@@ -6,8 +6,9 @@ import psutil
 import torch
 
 from mixllm.blocks.upload import STAGED
+from mixllm.confined import bounds
 from mixllm.memory import host_bytes
-from mixllm.ranks import here
+from mixllm.torchrun import here
 
 # Of what is free when a run starts, it takes this share at most.
 SHARE = 0.9
@@ -22,7 +23,7 @@ def total(device: torch.device) -> int:
     """Bytes of memory where the model runs, of which this process may have some."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return int(psutil.virtual_memory().total // here())
+    return int(min([psutil.virtual_memory().total, *(bound.total for bound in bounds())]) // here())
 
 
 def bound(device: torch.device) -> int:
@@ -35,7 +36,8 @@ def bound(device: torch.device) -> int:
 
 def free() -> int:
     """Bytes of host memory that this process may have; what it holds already is its to use."""
-    return int(psutil.virtual_memory().available // here() + host_bytes())
+    available = min([psutil.virtual_memory().available, *(bound.free for bound in bounds())])
+    return int(available // here() + host_bytes())
 
 
 def cuda_host() -> int:

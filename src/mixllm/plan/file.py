@@ -26,9 +26,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from mixllm.config import WIDTHS, Format, Rounding, Scope, Score, parse
 from mixllm.errors import MixllmError
 from mixllm.files import read_json
+from mixllm.format.config import MOST_INPUTS
 from mixllm.plan.module import ModulePlan
 from mixllm.plan.ranges import read_ranges, write_ranges
 
+# Beyond any layer: a slip of the hand that edits a plan must not fill memory.
+MOST_ROWS = 2**24
 Rule = Literal["bits", "channels"]
 
 
@@ -37,8 +40,8 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    in_features: int = Field(ge=1)
-    out_features: int = Field(ge=1)
+    in_features: int = Field(ge=1, le=MOST_INPUTS)
+    out_features: int = Field(ge=1, le=MOST_ROWS)
     rows: dict[int, str]
 
 

@@ -100,7 +100,7 @@ def kind_of(name: str) -> str:
 
 def depth_of(name: str) -> int:
     """The block's number: the first whole number among a module name's parts."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), 0)
+    return next((int(part) for part in name.split(".") if part.isdecimal()), 0)
 
 
 def _widths(modules: Mapping[str, QuantizedModule]) -> list[int]:

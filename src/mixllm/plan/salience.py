@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixllm.config import Format, Rounding, Score, parse
+from mixllm.config import WIDTHS, Format, Rounding, Score, parse
 from mixllm.errors import MixllmError, one_line
 from mixllm.files import write_atomically
+from mixllm.format.config import MOST_INPUTS
 from mixllm.records import SALIENCE
 
 _KEY = "mixllm_salience"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ class Salience:
             raise MixllmError(f"{path}: a safetensors file, but not a salience file that mixllm wrote")
         try:
             header = parse(_Header, json.loads(metadata[_KEY]), str(path))
-        except json.JSONDecodeError as error:
-            raise MixllmError(f"{path}: metadata {_KEY} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise MixllmError(f"{path}: metadata {_KEY} is not JSON: {one_line(error)}") from None
         return cls(
             modules=_modules(header, tensors, path),
             score=header.score,
@@ -133,17 +135,19 @@ class _Header(BaseModel):
     tokens: int = Field(ge=1)
     format: Format
     other_bytes: int = Field(ge=0)
-    modules: dict[str, int] = Field(min_length=1)
+    modules: dict[str, Annotated[int, Field(ge=1, le=MOST_INPUTS)]] = Field(min_length=1)
 
 
 def _modules(header: _Header, tensors: dict[str, Tensor], path: Path) -> dict[str, ModuleSalience]:
     losses: dict[str, dict[int, Tensor]] = {name: {} for name in header.modules}
     for key, tensor in tensors.items():
         name, _, width = key.rpartition("/")
-        if name not in losses or not width.isdigit():
+        if name not in losses or width not in map(str, WIDTHS):
             raise MixllmError(f"{path}: {key}: no such module and width in a salience file")
-        if tensor.dim() != 1 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.dim() != 1 or tensor.dtype not in _FLOATS or not torch.isfinite(tensor).all():
             raise MixllmError(f"{path}: {key}: losses must be a vector of finite numbers; measure it again")
+        if not len(tensor):
+            raise MixllmError(f"{path}: {key}: holds no output channels; measure it again")
         losses[name][int(width)] = tensor
     widths = {tuple(sorted(loss)) for loss in losses.values()}
     if len(widths) != 1 or () in widths:

@@ -23,7 +23,7 @@ class Bars:
     @contextmanager
     def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
         columns = (
-            TextColumn("{task.description:<22}", table_column=_whole()),
+            TextColumn("{task.description:<22}", markup=False, table_column=_whole()),
             BarColumn(),  # what a narrow terminal has no room for is taken from it
             _Count(_whole()),
             _Rate(_whole()),

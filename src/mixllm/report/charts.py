@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
+from mixllm.evaluate import REFERENCE
 from mixllm.report.curve import Point
 from mixllm.report.drawing import ACCENT, INK, SECOND, Drawing
 from mixllm.report.measured import Row
@@ -27,7 +28,11 @@ class Chart:
 
 def pareto(points: Sequence[Point], chosen: Point, measured: Sequence[Row]) -> Chart:
     """Predicted loss against payload bits, the chosen plan, and measured KL where bits are known."""
-    shown = [row for row in measured if row.payload_bits is not None and row.payload_bits <= 8 and row.kl > 0]
+    shown = [
+        row
+        for row in measured
+        if row.payload_bits is not None and row.payload_bits <= 8 and 0 < row.kl < math.inf
+    ]
     with Drawing("pareto", 250) as drawing:
         axes = drawing.figure.subplots()
         axes.plot(
@@ -63,9 +68,13 @@ def pareto(points: Sequence[Point], chosen: Point, measured: Sequence[Row]) -> C
     )
 
 
-def models(measured: Sequence[Row]) -> Chart:
-    """KL to the float model, a line a quantized model, with its error."""
-    rows = [row for row in measured if row.kl > 0]
+def models(measured: Sequence[Row]) -> Chart | None:
+    """KL to the float model, a line a quantized model, with its error; None where none of them is a number,
+    as a model's that is broken."""
+    rows = [row for row in measured if row.name != REFERENCE and math.isfinite(row.kl)]
+    if not rows:
+        return None
+    most = max(row.kl + (row.kl_error or 0) for row in rows)
     with Drawing("models", 60 + 34 * len(rows)) as drawing:
         axes = drawing.figure.subplots()
         axes.errorbar(
@@ -74,7 +83,7 @@ def models(measured: Sequence[Row]) -> Chart:
         )  # fmt: skip
         axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(0, 1.15 * max(row.kl + (row.kl_error or 0) for row in rows))
+        axes.set_xlim(0, 1.15 * most if most > 0 else 1)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("KL to the float model, nats a token")
         axes.grid(True, axis="x")
@@ -180,5 +189,7 @@ def _cell(x: int, y: int) -> list[tuple[float, float]]:
 
 
 def _label(row: Row) -> str:
+    """What matplotlib writes beside a row; a $ of a directory's name begins no formula."""
     name = row.name if len(row.name) <= 20 else f"{row.name[:19]}…"
+    name = name.replace("$", r"\$")
     return name if row.bits is None else f"{name}\n{row.bits:.2f} bits"

@@ -28,6 +28,7 @@ from mixllm.records import RECORDS
 from mixllm.report.measured import Measured, Size, differences, rows
 from mixllm.source import Source, open_source
 from mixllm.source.hub import require_name
+from mixllm.source.whole import require_all
 from mixllm.texts import open_tokenizer, text_windows
 
 Inspect = Callable[[str, nn.Module, Any], None]
@@ -73,7 +74,7 @@ def measure_all(
             note_origin(path, bench.source, progress)
         elif path.suffix != ".gguf":
             with _by_transformers(checkpoint):  # what is not there is said before others are measured
-                AutoConfig.from_pretrained(checkpoint)
+                AutoConfig.from_pretrained(path, trust_remote_code=False)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)
@@ -84,7 +85,7 @@ def measure_all(
         with progress.stage(f"measure {name}", len(bench.ids)) as bar:
             found = measure({name: model}, bench.reference, bench.ids, lambda done, total: bar.advance())
         measured |= found
-        sizes[name] = _size(Path(checkpoint), layers)
+        sizes[name] = _size(Path(checkpoint).expanduser(), layers)
         if inspect is not None:
             inspect(name, model, bench.tokenizer)
         del model
@@ -125,8 +126,13 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
     with _by_transformers(checkpoint):
-        model: nn.Module = auto.from_pretrained(checkpoint, dtype=dtype, device_map={"": device})
-    return model.eval()
+        model, info = auto.from_pretrained(
+            path, dtype=dtype, device_map={"": device}, output_loading_info=True, trust_remote_code=False
+        )
+    if getattr(model.config, "quantization_config", None) is None:  # others make up their own tensors
+        require_all(info["missing_keys"], checkpoint)
+    evaluated: nn.Module = model.eval()
+    return evaluated
 
 
 @contextmanager

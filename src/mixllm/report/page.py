@@ -37,9 +37,9 @@ def write_comparison(measured: Measured, path: Path) -> None:
 
 def charts(f: Findings) -> dict[str, Chart]:
     """The figures that there is data for, by name."""
-    found = []
-    if f.measured is not None:
-        found.append(models(f.measured.rows))
+    found: list[Chart] = []
+    if f.measured is not None and (chart := models(f.measured.rows)) is not None:
+        found.append(chart)
     if f.curve is not None and f.chosen is not None:
         found.append(pareto(f.curve, f.chosen, f.measured.rows if f.measured else ()))
     maps: list[tuple[str, str, Callable[[Layer], float | None], str, Callable[[float], str], bool]] = [
@@ -76,7 +76,7 @@ def charts(f: Findings) -> dict[str, Chart]:
     if f.predicted is not None:
         pairs = [(p["predicted"], p["kl"], p["kl_error"]) for p in f.predicted["plans"]]
         found.append(scatter(pairs, f.predicted["rank_correlation"]))
-    return {chart.name: chart for chart in found}
+    return {drawn.name: drawn for drawn in found}
 
 
 def _write(path: Path, template: str, **values: Any) -> None:

@@ -20,6 +20,9 @@ from typing import Literal
 from mixllm.errors import MixllmError
 from mixllm.files import full, read_json, sweep, sync_to_disk, write_json
 from mixllm.format.checkpoint import SPOOL
+from mixllm.format.config import read_config
+from mixllm.format.shards import find_shards
+from mixllm.format.validate import validate_headers
 from mixllm.lock import LOCK, locked, release
 from mixllm.progress import Progress
 from mixllm.records import LAYERS, RECORDS, RUN, SALIENCE
@@ -43,9 +46,18 @@ def _place(out: Path) -> Path:
 
 
 def finished(out: Path, identity: Identity) -> bool:
-    """Whether `out` is the whole result of a run of this identity."""
+    """Whether `out` is the whole result of a run of this identity; headers are read, no tensors.
+
+    Raises MixllmError where it was, and files have gone or were cut since.
+    """
     if not (out / RUN).is_file() or differences(read_json(out / RUN), identity):
         return False
+    try:
+        validate_headers(find_shards(out), *read_config(out))
+    except MixllmError as error:
+        raise MixllmError(
+            f"{out}: was finished, but is not whole any more ({error}); give --overwrite to make it anew"
+        ) from None
     release(out)  # a process that died between taking the name and freeing the lock
     return True
 

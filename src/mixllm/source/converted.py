@@ -25,7 +25,7 @@ from mixllm.source.gguf import convert, converted_bytes, open_gguf
 from mixllm.space import free_bytes
 
 # Counted up when conversions that lie in users' caches must be made anew.
-CONVERSION = 3
+CONVERSION = 4
 PARTIAL = ".partial"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,23 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from mixllm.errors import MixllmError, one_line
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from mixllm.index import INDEX, SINGLE, read_index
 
 
 def open_weights(path: Path) -> dict[str, Any]:
     """Every tensor's name in directory `path` -> the open safetensors file that holds it, in file order.
 
     Only headers are read. Raises MixllmError when there are no safetensors, a shard is missing or
-    cut short, or a tensor that the index names is in no shard.
+    cut short, a tensor is not where the index says, or two shards hold one.
     """
     if (path / SINGLE).is_file():
         return _tensors([path / SINGLE])
     if (path / INDEX).is_file():
-        index = _read_index(path / INDEX)
-        tensors = _tensors([path / file for file in dict.fromkeys(index.values())])
+        index = read_index(path / INDEX)
+        tensors = _tensors(list(dict.fromkeys(index.values())))
         for name, file in index.items():
             if name not in tensors:
-                raise MixllmError(f"{path / file}: tensor {name} of {INDEX} is missing; download it again")
+                raise MixllmError(f"{file}: tensor {name} of {INDEX} is missing; download it again")
         return tensors
     for pattern in ("*.bin", "*.pth", "*.pt"):
         for other in path.glob(pattern):
@@ -49,13 +46,8 @@ def _tensors(files: list[Path]) -> dict[str, Any]:
             raise MixllmError(
                 f"{file}: damaged or cut short ({one_line(error)}); download it again"
             ) from None
-        tensors.update(dict.fromkeys(opened.keys(), opened))
+        for name in opened.keys():  # noqa: SIM118 (not a dict)
+            if name in tensors:
+                raise MixllmError(f"{file}: tensor {name}: another file holds it too; download them again")
+            tensors[name] = opened
     return tensors
-
-
-def _read_index(file: Path) -> dict[str, str]:
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
-        return {str(tensor): str(shard) for tensor, shard in index.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise MixllmError(f"{file}: no weight_map in it; download it again") from None

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from mixllm.errors import MixllmError, one_line
 from mixllm.source.config import require_decoder
 from mixllm.source.merges import bpe_of
+from mixllm.source.whole import require_all
 
 # A tokenizer's attribute -> the metadata's word for it.
 SPECIAL = {"pad_token": "padding", "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown"}
@@ -42,15 +43,20 @@ def open_gguf(file: Path) -> GGUFReader:
 def convert(file: Path, opened: GGUFReader, out: Path) -> None:
     """Write the model of a GGUF file, its tokenizer and configs into the directory `out`.
 
-    The whole model is in memory, as float32, meanwhile. Raises MixllmError where transformers can't read it,
-    OSError or SafetensorError where `out` can't be written.
+    The whole model is in memory, as float32, meanwhile. Raises MixllmError where transformers can't read it
+    or it lacks a tensor, OSError or SafetensorError where `out` can't be written.
     """
     auto: Any = AutoModelForCausalLM
-    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    where = {
+        "pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "trust_remote_code": False,
+    }  # fmt: skip
     # Newer versions of transformers would keep the weights packed where they find kernels for them.
     unpacked = transformers.GgufConfig(dequantize=True) if hasattr(transformers, "GgufConfig") else None
     with _read_by_transformers(file, opened):
-        read = auto.from_pretrained(**where, dtype=torch.float32, quantization_config=unpacked)
+        read, info = auto.from_pretrained(
+            **where, dtype=torch.float32, quantization_config=unpacked, output_loading_info=True
+        )
+        require_all(info["missing_keys"], str(file))
         tokenizer: Any = AutoTokenizer.from_pretrained(**where)
     metadata = _metadata(opened)
     _mend_merges(tokenizer, metadata, opened)
@@ -72,7 +78,9 @@ def convert(file: Path, opened: GGUFReader, out: Path) -> None:
 def read_gguf_config(file: Path, opened: GGUFReader) -> PreTrainedConfig:
     """The config that convert() would write, as far as it can be told without it; MixllmError as there."""
     with _read_by_transformers(file, opened):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
     config.dtype = _likely_dtype(opened)
     return require_decoder(config, file)
 

@@ -19,6 +19,7 @@ from mixllm.format.validate import GUARD
 from mixllm.format.values import check_values
 
 LayerLoader = Callable[..., None]
+NOT_AS_TOLD = "tensors are missing, or not of the shapes that config.json tells"
 
 
 class Pieces:
@@ -69,17 +70,30 @@ class Pieces:
         return join([parts[channel] for channel in sorted(parts)])
 
     def _whole(self, tensors: dict[str, Tensor]) -> MixedWeight:
-        """One shard's tensors as a weight; checked here too, since a model on the hub comes unchecked."""
-        sizes = {name: tensor.shape for name, tensor in tensors.items()}
+        """One shard's tensors as the weight of that of the layer's modules which has these shapes."""
         for module in self.modules.values():
-            k, rows = module.in_features, module.rows
-            expected = shapes(self.format, rows, k)
-            if sizes == {name: shape for name, (shape, _) in expected.items()} | {GUARD: (0,)}:
-                held = {name: tensors[name] for name in expected}
-                if fault := check_values(held, self.format, k):
-                    raise MixllmError(f"{self.prefix}: {fault[0]}: {fault[1]}")
-                return for_kernels(MixedWeight(k, **held), self.format)
-        raise MixllmError(f"{self.prefix}: tensors are missing, or not of the shapes that config.json tells")
+            if has_shapes(tensors, module, self.format):
+                return sound(tensors, module, self.format, self.prefix)
+        raise MixllmError(f"{self.prefix}: {NOT_AS_TOLD}")
+
+
+def has_shapes(tensors: Mapping[str, Tensor], module: QuantizedModule, format: Format) -> bool:
+    """Whether these are all tensors of the module's, of the shapes that config.json tells."""
+    expected = {name: shape for name, (shape, _) in shapes(format, module.rows, module.in_features).items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected | {GUARD: (0,)}
+
+
+def sound(tensors: Mapping[str, Tensor], module: QuantizedModule, format: Format, where: str) -> MixedWeight:
+    """A module's tensors, of the right shapes, as the weight that kernels have; MixllmError where dtypes or
+    values are wrong. They are checked here, too, since a model on the hub comes unchecked."""
+    held = {}
+    for name, (_, dtypes) in shapes(format, module.rows, module.in_features).items():
+        held[name] = tensors[name]
+        if held[name].dtype not in dtypes:
+            raise MixllmError(f"{where}: {name}: its dtype is {held[name].dtype}; download the model again")
+    if fault := check_values(held, format, module.in_features):
+        raise MixllmError(f"{where}: {fault[0]}: {fault[1]}")
+    return for_kernels(MixedWeight(module.in_features, **held), format)
 
 
 def check_new(prefix: str, assembled: bool) -> None:

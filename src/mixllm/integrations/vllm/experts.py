@@ -23,15 +23,17 @@ from mixllm.config import GROUP_SIZE, Format
 from mixllm.errors import MixllmError
 from mixllm.format.config import QuantizedModule
 from mixllm.format.mixed import MixedWeight
-from mixllm.format.pack import for_kernels, shapes
+from mixllm.format.pack import shapes
 from mixllm.format.parts import join, select_channels, select_inputs
 from mixllm.format.validate import GUARD
-from mixllm.format.values import check_values
 from mixllm.integrations.served.pieces import (
+    NOT_AS_TOLD,
     all_rows,
     check_new,
+    has_shapes,
     on_host,
     placeholder_weight,
+    sound,
     wide_share,
 )
 from mixllm.integrations.vllm.experts_op import EXPERTS, ExpertKernels, OneByOne
@@ -147,18 +149,13 @@ class MixllmExpertsMethod(FusedMoEMethodBase):
         return select_channels(weight, torch.arange(first, first + self.part))
 
     def _whole(self, name: str, number: int, shard: str) -> MixedWeight:
-        """The projection as it is stored; checked here too, since a model on the hub comes unchecked."""
+        """The projection as it is stored."""
         module, tensors = self.modules.get(name), self.pieces.get((number, shard), {})
         if module is None:
             raise MixllmError(f"{name}: is not quantized, but other experts of its layer are")
-        expected = shapes(self.format, module.rows, module.in_features)
-        sizes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-        if sizes != {key: shape for key, (shape, _) in expected.items()} | {GUARD: (0,)}:
-            raise MixllmError(f"{name}: tensors are missing, or not of the shapes that config.json tells")
-        held = {key: tensors[key] for key in expected}
-        if fault := check_values(held, self.format, module.in_features):
-            raise MixllmError(f"{name}: {fault[0]}: {fault[1]}")
-        return for_kernels(MixedWeight(module.in_features, **held), self.format)
+        if not has_shapes(tensors, module, self.format):
+            raise MixllmError(f"{name}: {NOT_AS_TOLD}")
+        return sound(tensors, module, self.format, name)
 
     def _refuse(self, layer: RoutedExperts, eager: bool, part: int) -> None:
         ranks = layer.moe_config.tp_size

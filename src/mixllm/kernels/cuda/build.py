@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from mixllm.errors import MixllmError
+from mixllm.errors import MixllmError, one_line
 from mixllm.files import write_atomically
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -32,21 +33,36 @@ def options(macros: Mapping[str, int]) -> list[str]:
 def cubin(source: str, macros: Mapping[str, int], arch: str) -> bytes:
     """Machine code of csrc/`source` for these macros; compiled (about half a second) only the first time.
 
-    Raises MixllmError where NVRTC is missing (pip install 'mixllm[cuda]') or refuses the source.
+    Where it cannot be kept, as in a container whose file system is read-only, one warning says so, and each
+    process compiles. Raises MixllmError where NVRTC is missing (pip install 'mixllm[cuda]') or refuses the
+    source.
     """
-    entry = cache_directory() / f"{_digest(source, macros, arch)}.cubin"
+    name = f"{_digest(source, macros, arch)}.cubin"
     try:
-        return entry.read_bytes()
-    except OSError:
+        return (cache_directory() / name).read_bytes()
+    except (OSError, RuntimeError):
         code = _compile(source, macros, arch)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(entry, lambda path: _write(path, code))
+    try:
+        directory = cache_directory()
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / name, lambda path: _write(path, code))
+    except (OSError, RuntimeError, MixllmError) as error:
+        _warn_of_no_cache(one_line(error))
     return code
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept, by the XDG convention."""
+    """Where compiled kernels are kept, by the XDG convention. RuntimeError for a user without a home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixllm" / "cuda"
+
+
+@cache
+def _warn_of_no_cache(reason: str) -> None:
+    warnings.warn(
+        f"compiled CUDA kernels cannot be kept ({reason}), so that each process compiles them anew; set "
+        "XDG_CACHE_HOME to a directory that can be written",
+        stacklevel=2,
+    )
 
 
 def _write(path: Path, code: bytes) -> None:
