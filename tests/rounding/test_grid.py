@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixllm.config import Format, QuantConfig
-from mixllm.format.rounded import Rounded
+from mixllm.config import WIDTHS, Format, QuantConfig
+from mixllm.format.rounded import Rounded, least_value
 from mixllm.rounding import round_rows
+from mixllm.rounding.grid import Limits
 from tests import shapes
 
 RTN = {"rounding": "rtn", "clip": False}
@@ -70,6 +71,22 @@ def test_codes_stay_in_range_and_near_the_weight(
         # Half a step, or a step and a half where a rounded zero or multiplier clamps the range's ends.
         steps_off = (r.dequantize() - w).abs() / r.scales.repeat_interleave(128, 1)[:, :k]
         assert bool((steps_off <= (8.1 if format.weight_scale == "group_int" else 1.6)).all())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_codes_are_those_whose_products_are_int8_and_no_fewer(width: int) -> None:
+    """Of every zero point and multiplier that a group can have."""
+    limits = Limits.of(torch.tensor([width], dtype=torch.uint8))
+    top, least = int(limits.top), least_value(width)
+    zeros = torch.arange(top + 1.0 if width < 8 else 1.0)[None, :]
+    for multiplier in range(1, int(limits.multiplier) + 1):
+        low, high = limits.codes(zeros, torch.full_like(zeros, multiplier))
+        fits = [
+            [c for c in range(-top if width == 8 else 0, top + 1) if least <= multiplier * (c - zero) <= 127]
+            for zero in zeros[0].int().tolist()
+        ]
+        assert low[0].tolist() == [codes[0] for codes in fits], multiplier
+        assert high[0].tolist() == [codes[-1] for codes in fits], multiplier
 
 
 def test_a_scale_below_half_precision_is_kept_in_float32() -> None:
