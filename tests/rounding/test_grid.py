@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mixllm.config import WIDTHS, Format, QuantConfig
-from mixllm.format.rounded import Rounded, least_value
+from mixllm.format.rounded import LEAST_HALF, Rounded, least_value
 from mixllm.rounding import round_rows
-from mixllm.rounding.grid import Limits
+from mixllm.rounding.clip import best_grid, search
+from mixllm.rounding.grid import Grid, Grids, Limits
 from tests import shapes
 
 RTN = {"rounding": "rtn", "clip": False}
@@ -93,6 +96,14 @@ def test_a_scale_below_half_precision_is_kept_in_float32() -> None:
     format = Format(weight_scale="group", rotation="none")
     bits = torch.tensor([4, 8], dtype=torch.uint8)
     small = rtn(format, torch.full((2, 128), 1e-6), bits)
-    torch.testing.assert_close(small.dequantize(), torch.full((2, 128), 1e-6))
+    torch.testing.assert_close(small.dequantize(), torch.full((2, 128), 1e-6), rtol=1e-6, atol=0)
     large = rtn(format, torch.full((2, 128), 3e7), bits)
-    torch.testing.assert_close(large.dequantize(), torch.full((2, 128), 3e7))
+    torch.testing.assert_close(large.dequantize(), torch.full((2, 128), 3e7), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("best", [best_grid, search])
+def test_a_group_that_shrank_since_keeps_a_normal_half(best: Callable[..., Grid]) -> None:
+    """GPTQ's corrections can leave less of a group than its row promised; a subnormal half has few bits."""
+    grids = Grids(torch.ones(2, 128), torch.tensor([4, 8], dtype=torch.uint8), Format(weight_scale="group"))
+    grid = best(grids, torch.full((2, 128), 1e-6), torch.ones(128), False)
+    assert grid.scale.tolist() == [[LEAST_HALF]] * 2
