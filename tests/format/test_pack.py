@@ -102,3 +102,12 @@ def test_group_scales_are_float16_only_where_that_is_exact() -> None:
     tiny = torch.where(exact.bits[:, None] == 8, 2.0**-15, exact.scales)
     narrow = pack(replace(exact, scales=tiny), paper)
     assert (narrow.scales4.dtype, narrow.scales8.dtype) == (torch.float16, torch.float32)
+
+
+@given(formats, out_features, in_features, seeds)
+def test_widened_rows_stand_for_the_same_weights(format: Format, n: int, k: int, seed: int) -> None:
+    """As they are, and not only once they are packed, which leaves out what 8-bit rows have no use for."""
+    rounded = layer_of_all_widths(format, n, k, seed)
+    wide = rounded.widened()
+    assert set(wide.bits.tolist()) <= set(KERNEL_WIDTHS)
+    torch.testing.assert_close(wide.dequantize(), rounded.dequantize(), rtol=1e-6, atol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mixllm.config import Format, QuantConfig
 from mixllm.format.pack import pack
 from mixllm.format.rounded import Rounded, spread
 from mixllm.kernels.activations import quantize_activations
-from mixllm.kernels.reference import EXACT_INPUTS, ReferenceLinear, integer_products
+from mixllm.kernels.reference import EXACT_INPUTS, ReferenceLinear, _cut, integer_products
 from mixllm.rounding import round_rows
 from tests import shapes
 
@@ -71,17 +72,27 @@ def test_a_token_with_nan_gives_nan_and_leaves_the_others_exact(format: Format) 
     assert torch.equal(y[[0, 2]], clean[[0, 2]])
 
 
-def test_reduced_matmul_precision_does_not_reach_the_integers() -> None:
-    format = Format()
+@pytest.mark.parametrize("format", [Format(), Format(weight_scale="group", activation_group=128)])
+def test_reduced_matmul_precision_does_not_reach_the_integers(
+    monkeypatch: pytest.MonkeyPatch, format: Format
+) -> None:
+    """Not every processor has products of less precision, so what is asked of them is looked at too."""
     layer, x = (
         ReferenceLinear(pack(rounded(format, 9, 700, 0.3, 1), format), format),
         shapes.inputs(4, 700, 2),
     )
     clean = layer(x)
+    asked: list[str] = []
+
+    def cut(*given: Any) -> Any:
+        asked.append(torch.get_float32_matmul_precision())
+        return _cut(*given)
+
+    monkeypatch.setattr("mixllm.kernels.reference._cut", cut)
     torch.set_float32_matmul_precision("medium")
     try:
         assert torch.equal(layer(x), clean)
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.get_float32_matmul_precision() == "medium" and set(asked) == {"highest"}
     finally:
         torch.set_float32_matmul_precision("highest")
 

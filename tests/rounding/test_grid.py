@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixllm.config import Format, QuantConfig
-from mixllm.format.rounded import Rounded
+from mixllm.config import WIDTHS, Format, QuantConfig
+from mixllm.format.rounded import LEAST_HALF, Rounded, least_value
 from mixllm.rounding import round_rows
+from mixllm.rounding.clip import best_grid, search
+from mixllm.rounding.grid import Grid, Grids, Limits
 from tests import shapes
 
 RTN = {"rounding": "rtn", "clip": False}
@@ -72,10 +76,34 @@ def test_codes_stay_in_range_and_near_the_weight(
         assert bool((steps_off <= (8.1 if format.weight_scale == "group_int" else 1.6)).all())
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_codes_are_those_whose_products_are_int8_and_no_fewer(width: int) -> None:
+    """Of every zero point and multiplier that a group can have."""
+    limits = Limits.of(torch.tensor([width], dtype=torch.uint8))
+    top, least = int(limits.top), least_value(width)
+    zeros = torch.arange(top + 1.0 if width < 8 else 1.0)[None, :]
+    for multiplier in range(1, int(limits.multiplier) + 1):
+        low, high = limits.codes(zeros, torch.full_like(zeros, multiplier))
+        fits = [
+            [c for c in range(-top if width == 8 else 0, top + 1) if least <= multiplier * (c - zero) <= 127]
+            for zero in zeros[0].int().tolist()
+        ]
+        assert low[0].tolist() == [codes[0] for codes in fits], multiplier
+        assert high[0].tolist() == [codes[-1] for codes in fits], multiplier
+
+
 def test_a_scale_below_half_precision_is_kept_in_float32() -> None:
     format = Format(weight_scale="group", rotation="none")
     bits = torch.tensor([4, 8], dtype=torch.uint8)
     small = rtn(format, torch.full((2, 128), 1e-6), bits)
-    torch.testing.assert_close(small.dequantize(), torch.full((2, 128), 1e-6))
+    torch.testing.assert_close(small.dequantize(), torch.full((2, 128), 1e-6), rtol=1e-6, atol=0)
     large = rtn(format, torch.full((2, 128), 3e7), bits)
-    torch.testing.assert_close(large.dequantize(), torch.full((2, 128), 3e7))
+    torch.testing.assert_close(large.dequantize(), torch.full((2, 128), 3e7), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("best", [best_grid, search])
+def test_a_group_that_shrank_since_keeps_a_normal_half(best: Callable[..., Grid]) -> None:
+    """GPTQ's corrections can leave less of a group than its row promised; a subnormal half has few bits."""
+    grids = Grids(torch.ones(2, 128), torch.tensor([4, 8], dtype=torch.uint8), Format(weight_scale="group"))
+    grid = best(grids, torch.full((2, 128), 1e-6), torch.ones(128), False)
+    assert grid.scale.tolist() == [[LEAST_HALF]] * 2

@@ -29,7 +29,8 @@ def quantize_activations(x: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     finite = torch.isfinite(ratio)
     normal = finite & (ratio >= LEAST_SCALE)
     scale = torch.where(normal, ratio, 1.0)
-    codes = (groups / scale[:, :, None]).round().clamp(-TOP, TOP)
+    # No more than 127: a scale is normal, so that the largest ratio is 127 but for its last bit.
+    codes = (groups / scale[:, :, None]).round()
     codes = torch.where(normal[:, :, None], codes, 0.0).flatten(1)[:, :k]
     return codes, torch.where(finite, scale, torch.nan)
 

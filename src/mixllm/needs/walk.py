@@ -87,16 +87,27 @@ def needs(
     measured: the widths at which the run measures salience, none where it does not; error: of which rounding.
     Raises MixllmError where one block and one window do not fit.
     """
+    found = _of_walk(sizes, tokens, window, device, dtype, measured, error)
+    if not measured:
+        return found
+    # The whole run's: rounding comes after it.
+    after = _of_walk(sizes, tokens, window, device, dtype, (), error)
+    return replace(
+        found,
+        device=max(found.device, after.device),
+        host=max(found.host, after.host),
+        temporary=max(found.temporary, after.temporary),
+    )
+
+
+def _of_walk(
+    sizes: Sizes, tokens: int, window: int, device: torch.device, dtype: torch.dtype,
+    measured: Collection[int], error: Rounding,
+) -> Needs:  # fmt: skip
+    """What the walk takes that measures salience, or, without widths to measure at, the one that rounds."""
     gpu = device.type == "cuda"
     batch, taken = _batch(sizes, tokens, window, device, dtype, len(measured))
-    bound = limits.bound(device)
-    if gpu:
-        bound = min(bound, max(MOST_DEVICE, taken))
-    if taken > bound:
-        raise MixllmError(
-            f"device: one block and one window of {window} tokens take {taken / 1e9:.1f} GB, "
-            f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
-        )
+    bound = _bound(device, taken, window)
     waiting = _Waiting(
         blocks=len(sizes.blocks),
         boundary=tokens * sizes.hidden * dtype.itemsize,
@@ -116,7 +127,7 @@ def needs(
     # Where the first stretch has as many blocks as there are stretches, its candidates come beside as many
     # boundaries as there ever are, and the pieces show; elsewhere some boundaries have gone by then.
     held = min(room.host, on_host + pieces) if left and left + 1 == len(cut) else on_host
-    found = Needs(
+    return Needs(
         batch=batch,
         device=taken + on_device if gpu else 0,
         host=other + (held if gpu else on_device) + (0 if measured else leaving(sizes)),
@@ -124,16 +135,19 @@ def needs(
         room=room,
         again=passes_again(cut, left, seen=error == "gptq"),
     )
-    if not measured:
-        return found
-    # The whole run's: rounding comes after it.
-    after = needs(sizes, tokens, window, device, dtype, measured=())
-    return replace(
-        found,
-        device=max(found.device, after.device),
-        host=max(found.host, after.host),
-        temporary=max(found.temporary, after.temporary),
-    )
+
+
+def _bound(device: torch.device, taken: int, window: int) -> int:
+    """Bytes that the walk may have where the model runs; MixllmError where those taken at least are more."""
+    bound = limits.bound(device)
+    if device.type == "cuda":
+        bound = min(bound, max(MOST_DEVICE, taken))
+    if taken > bound:
+        raise MixllmError(
+            f"device: one block and one window of {window} tokens take {taken / 1e9:.1f} GB, "
+            f"{bound / 1e9:.1f} GB can be had on {device}; give a smaller --window or another --device"
+        )
+    return bound
 
 
 def _batch(
