@@ -21,7 +21,7 @@ from mixllm.evaluate import REFERENCE, Measurement
 
 SAME = ("model", "calibration", "text", "window")
 # Stated together where the runs differ in it.
-STATED = ("device", "backend", "commit", "tuning")
+STATED = ("device", "backend", "commit")
 # Two runs of one float model on one GPU differ by the order of sums alone.
 NLL_BY_WINDOW = 1e-3
 
@@ -32,6 +32,11 @@ def measurement(row: dict[str, Any]) -> Measurement:
         for key, text in row["by_window"].items()
     }
     return Measurement(**values)
+
+
+def tuned_on(run: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A run's row, with the run's tuning text where the row is of a tuned model."""
+    return {**row, "tuning": run["tuning"]} if "tuned" in row["name"] and "tuning" in run else row
 
 
 def join(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,14 +50,15 @@ def join(runs: list[dict[str, Any]]) -> dict[str, Any]:
         own = next(measurement(row).nll for row in run["rows"] if row["name"] == REFERENCE)
         if len(own) != len(windows) or (own - windows).abs().max() > NLL_BY_WINDOW:
             raise SystemExit("rows: the float model's windows differ; these runs cannot be paired")
-        rows |= {row["name"]: row for row in run["rows"]}
+        rows |= {row["name"]: tuned_on(run, row) for row in run["rows"]}
     measured = {name: measurement(row) for name, row in rows.items()}
     found = claims(measured) + peers_claims(measured, {n: row for n, row in rows.items() if "bits" in row})
     for row in rows.values():
         del row["by_window"]
     stated = {key: list(dict.fromkeys(str(run[key]) for run in runs if key in run)) for key in STATED}
+    first = {key: value for key, value in runs[0].items() if key != "tuning"}
     return {
-        **runs[0],
+        **first,
         **{key: ", ".join(values) for key, values in stated.items()},
         "seconds": sum(run["seconds"] for run in runs),
         "rows": list(rows.values()),

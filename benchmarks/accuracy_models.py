@@ -35,6 +35,7 @@ def with_layers(
     for name, layer in layers.items():
         mixed = MixLinear.from_rounded(layer, format, model.get_submodule(name).bias)
         mixed.backend = backend
+        mixed.ahead = False  # all windows are of one length
         model.set_submodule(name, mixed)
     return model
 

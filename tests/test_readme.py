@@ -1,9 +1,7 @@
-"""README and docs say what is so: links lead somewhere, commands and the example work, and the table of
-accuracy is that of the results."""
+"""README and docs say what is so: links lead somewhere, commands and the example work."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import textwrap
@@ -18,7 +16,6 @@ from tests.models import write_tiny
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def anchors(page: Path) -> set[str]:
@@ -74,43 +71,3 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         code = code.replace(large, tiny)
     exec(code, {})
     assert "The sky is" in capsys.readouterr().out
-
-
-# README's line -> the results' row.
-LINES = {
-    "float": "float",
-    "float weights, int8 activations as `fast` makes them": "float, A8 fast",
-    "float weights, int8 activations as `paper` makes them": "float, A8 paper",
-    "`fast`, 4.4 bits (the default)": "fast 4.4 bits global",
-    "`fast`, 4 bits": "fast W4A8 GPTQ+order+clip",
-    "`fast`, 4.8 bits": "fast 4.8 bits global",
-    "`fast`, 8 bits": "fast W8A8 GPTQ+order+clip",
-    "`paper`, its rule at 10 % of channels": "paper 10 % channels global",
-    "`paper`, 4.4 bits chosen globally": "paper 4.4 bits global",
-    "`paper`, 4.4 bits, the best channels of each layer": "paper 4.4 bits local",
-    "`paper`, 4.4 bits, channels at random": "paper 4.4 bits random",
-    "uniform W8A8, GPTQ with order and clip": "paper W8A8 GPTQ+order+clip",
-    "uniform W4A8, GPTQ with order and clip": "paper W4A8 GPTQ+order+clip",
-    "uniform W4A8, clip search": "paper W4A8 clip",
-    "uniform W4A8, round to nearest": "paper W4A8 RTN",
-}
-LEARNED = {
-    "the same, codes learned too: `--sweeps 2 --clip-by gptq --tune 2 --tune-codes`": "4.4",
-    "the same, codes learned too": "4.8",
-}
-
-
-@pytest.mark.parametrize("line", [*LINES, *LEARNED])
-def test_the_table_of_accuracy_is_that_of_the_results(line: str) -> None:
-    name, file = LINES.get(line), "accuracy-smollm2-h100.json"
-    if line in LEARNED:
-        name = f"fast {LEARNED[line]} bits global, swept, tuned with codes"
-        file = "accuracy-command-smollm2-wikitext-h200.json"
-    row = {row["name"]: row for row in json.loads((RESULTS / file).read_text())["rows"]}[name]
-    (cells,) = re.findall(rf"^\| (?:\*\*)?{re.escape(line)}(?:\*\*)? \| (.*) \|$", README, re.MULTILINE)
-    bits, whole, perplexity, kl, top1 = (cell.strip(" *") for cell in cells.split("|"))
-    assert perplexity == f"{row['perplexity']:.3f}"
-    if line != "float":
-        assert kl.partition(" ")[0] == f"{row['kl']:.4f}".lstrip("0") and top1 == f"{100 * row['top1']:.1f}"
-    if "bits" in row:
-        assert (bits, whole) == (f"{row['payload_bits']:.2f}", f"{row['bits']:.2f}")
