@@ -15,6 +15,9 @@ from mixllm.experts import split_experts
 from mixllm.names import Names, in_files
 from mixllm.source import Source
 
+# Subclasses of nn.Linear that compute its product: Falcon's adds the bias in a step of its own.
+PLAIN = ("FalconLinear",)
+
 
 def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     """The transformers model in eval mode, parameters on meta as dtype, buffers on device, no gradients.
@@ -32,6 +35,8 @@ def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
         raise MixllmError(f"{source.path}: transformers can't make a model by its config ({said})") from None
     split_experts(model, source)
     for module in model.modules():
+        if type(module).__name__ in PLAIN:
+            module.__class__ = nn.Linear
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
     return model.eval().requires_grad_(False)
