@@ -81,3 +81,4 @@ def test_what_a_model_reads_at_most_by_its_configs_own_word():
     assert context(AutoConfig.for_model("mpt", max_seq_len=77)) == 77
     assert context(AutoConfig.for_model("opt", max_position_embeddings=78)) == 78
     assert context(AutoConfig.for_model("bloom")) is None
+    assert context(AutoConfig.for_model("xlnet")) is None

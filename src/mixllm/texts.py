@@ -31,7 +31,7 @@ def context(config: PreTrainedConfig) -> int | None:
     """Tokens that the model of this config reads at most; None where it sets no bound."""
     model = config.get_text_config()
     found = getattr(model, "max_position_embeddings", None) or getattr(model, "max_seq_len", None)  # MPT's
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found > 0 else None  # XLNet's is -1
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, config: PreTrainedConfig) -> Any:

@@ -70,3 +70,5 @@ def test_routers_are_left_alone() -> None:
         block = nn.ModuleDict({"attention": nn.Linear(8, 8), "mlp": Mixture(router)})
         found = linears(block, "layers.3")
         assert list(found) == ["layers.3.attention", *(f"layers.3.mlp.experts.{i}" for i in range(4))]
+    indexer = nn.ModuleDict({"wq_b": nn.Linear(8, 8)})
+    assert list(linears(nn.ModuleDict({"o_proj": nn.Linear(8, 8), "indexer": indexer}), "b")) == ["b.o_proj"]

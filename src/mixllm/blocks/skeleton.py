@@ -66,19 +66,22 @@ def find_blocks(model: nn.Module, source: Source) -> tuple[str, nn.ModuleList]:
 
 
 def linears(block: nn.Module, prefix: str, held: Names = ()) -> dict[str, nn.Linear]:
-    """Full name -> nn.Linear of a block, but for routers and gates, which stand beside the experts.
+    """Full name -> nn.Linear of a block, but for those that choose: routers and gates, which stand beside the
+    experts, and a sparse attention's indexer, which no gradient reaches.
 
     held: the names of the model's files, which go before the modules' own.
     """
     return {
         in_files(f"{prefix}.{name}.weight", held).removesuffix(".weight"): module
         for name, module in block.named_modules()
-        if type(module) is nn.Linear and not _routes(block, name)
+        if type(module) is nn.Linear and not _chooses(block, name)
     }
 
 
-def _routes(block: nn.Module, name: str) -> bool:
-    """Whether a linear layer stands beside experts, or is in a module called gate that does."""
+def _chooses(block: nn.Module, name: str) -> bool:
+    """Whether a linear layer stands beside experts, or is in a gate that does, or in an indexer."""
+    if "indexer" in name.split("."):
+        return True
     parent, _, _ = name.rpartition(".")
     above, _, own = parent.rpartition(".")
     beside = hasattr(block.get_submodule(parent), "experts")
