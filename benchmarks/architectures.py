@@ -7,13 +7,14 @@ as its published files would be, quantized at 8 bits by rounding to nearest and 
 loaded, and measured on random tokens. One line a type:
 
     layers    quantized layers, and what share of the weights in the blocks they hold
-    error     |logits at 8 bits - float logits| / |float logits|: rounding alone is .02 to .04, and a mixture
-              whose router turns to another expert by it has more
+    error     |logits at 8 bits - float logits| / |float logits|
+    noise     the same for the float model with noise in the matrices of its blocks, as large as the rounding
+              of weights and of activations is together: an error far above it would be one of wiring
     kl        KL(float || 8 bits) in nats a token
     refused   what mixllm said instead of quantizing the model
 
-Weights, and so errors, are not those of a trained model: a figure says that nothing is wired wrongly, not how
-good a quantized model is.
+Weights are not those of a trained model, so no figure says how good a quantized model is. Random gated layers
+and routers, which turn to another expert, make much of little noise.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from mixllm.nn import MixLinear
 from mixllm.placement import versions
 
 CPU, LENGTH = torch.device("cpu"), 32
+# A normal value's rounding to 8 bits in groups of 128, of the weights and of the activations, over its size.
+ROUNDING = 0.009
 NEAREST = {"bits": 8, "rounding": "rtn", "clip": False, "order": False}
 
 
@@ -75,11 +78,13 @@ def tried(kind: str, work: Path) -> dict[str, Any]:
         expected, got = model(input_ids=ids).logits, quantized(input_ids=ids).logits
     kl = measure({"": quantized}, model, ids, lambda done, total: None)[""].to_json()["kl"]
     load(work / "default").generate(ids[:1], max_new_tokens=3, do_sample=False, pad_token_id=0)  # type: ignore[operator]  # transformers'
+    inside = sum(matrix.numel() for matrix in matrices(model))
     layers = [module for module in quantized.modules() if isinstance(module, MixLinear)]
     return {
         "layers": len(layers),
-        "share": round(sum(k.in_features * k.out_features for k in layers) / weights_in_blocks(model), 3),
+        "share": round(sum(k.in_features * k.out_features for k in layers) / inside, 3),
         "error": round(float((got - expected).norm() / expected.norm()), 4),
+        "noise": noise(model, ids, expected),
         "kl": round(kl, 5),
     }
 
@@ -99,10 +104,19 @@ def random_model(kind: str) -> Any:
     return model
 
 
-def weights_in_blocks(model: nn.Module) -> int:
-    """Values of all tensors of two and more dimensions but for embeddings and head."""
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}  # type: ignore[operator]  # transformers'
-    return sum(p.numel() for p in model.parameters() if p.dim() > 1 and id(p) not in ends)
+@torch.no_grad()
+def noise(model: nn.Module, ids: Tensor, expected: Tensor) -> float:
+    """The error by noise; the model keeps it."""
+    torch.manual_seed(1)
+    for matrix in matrices(model):
+        matrix.add_(ROUNDING * matrix.std() * torch.randn_like(matrix))
+    return round(float((model(input_ids=ids).logits - expected).norm() / expected.norm()), 4)
+
+
+def matrices(model: Any) -> list[nn.Parameter]:
+    """All parameters of two and more dimensions but for embeddings and head."""
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return [p for p in model.parameters() if p.dim() > 1 and id(p) not in ends]
 
 
 def tokens(count: int) -> Tensor:

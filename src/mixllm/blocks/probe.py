@@ -79,12 +79,12 @@ def _probe(shell: Shell, where: str) -> int:
         output = shell.blocks[0](hidden, *args, **kwargs)
         states.append(first(output)[:, :COMMON].float())
         shell.outputs = len(output) if isinstance(output, tuple) else 0
-    rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())
-    if float((states[0] - states[1]).abs().max()) > rounding:
-        raise MixllmError(f"{where} attends to later tokens, as an encoder does; give a decoder")
     recorded = [shell.enter(ids, len(shell.blocks))[1] for ids in texts]
     if not _same(*recorded):
         raise MixllmError(f"{where}: its blocks take arguments that depend on the tokens; not supported")
+    rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())
+    if float((states[0] - states[1]).abs().max()) > rounding:
+        raise MixllmError(f"{where} attends to later tokens, as an encoder does; give a decoder")
     return shell.outputs
 
 
