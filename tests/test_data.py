@@ -97,7 +97,10 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "two"], "n": [1, 2, 3]}), file)
     assert load_text(str(file)) == ["one", "two"]
     pyarrow.parquet.write_table(pyarrow.table({"n": [1]}), file)
-    with says("a.parquet: not a Parquet file with a column text"):
+    with says("a.parquet: no column text; it has n"):
+        load_text(str(file))
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), file)
+    with says("a.parquet: its column text holds no strings"):
         load_text(str(file))
     for column in ([1, 2], [["one"]], [b"one"]):
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
@@ -107,7 +110,7 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": words}), file)
     assert load_text(str(file)) == ["one", "one"]
     file.write_bytes(b"PAR1 not really")
-    with says("a.parquet: not a Parquet file with a column text"):
+    with says("a.parquet: cannot be read as Parquet"):
         load_text(str(file))
 
 
@@ -164,6 +167,10 @@ def test_bad_text_files(tmp_path: Path) -> None:
             load_text(name)
     with says("is a directory; give a file"):
         load_text(str(tmp_path))
+    (tmp_path / "linked").symlink_to("loop")
+    (tmp_path / "loop").symlink_to("linked")
+    with says("linked: is a link to loop, where nothing is; mend the link"):
+        load_text(str(tmp_path / "linked"))
     (tmp_path / "empty.txt").write_text(" \n\n")
     with says("empty.txt: holds no text"):
         load_text(str(tmp_path / "empty.txt"))

@@ -35,6 +35,12 @@ def test_without_the_package_it_says_how_to_get_it(tmp_path: Path, monkeypatch, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_in_its_place_is_told(tmp_path: Path, capsys):
+    (tmp_path / "out").write_text("data")
+    assert main.run(["demo", "-o", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'out'}: is no directory; give another name\n"
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The whole demonstration on a tiny model and a few short windows."""

@@ -74,3 +74,9 @@ def test_who_opened_the_file_before_it_lost_its_name_does_not_hold_the_new_one(
         assert (tmp_path / "work" / LOCK).exists()
         with pytest.raises(MixllmError), locked(tmp_path / "work"):
             pass
+
+
+def test_where_no_directory_can_be_made() -> None:
+    refused = pytest.raises(MixllmError, match=r"/proc/work: no directory can be made there")
+    with refused, locked(Path("/proc/work")):
+        pass

@@ -128,12 +128,22 @@ def test_models_that_are_no_decoders(tmp_path: Path, kind: str, architecture: st
         Source(tmp_path)
 
 
-def test_quantized_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("said", "method"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, r" \(gptq\)"),
+        ({"quant_method": "mixllm"}, r" \(mixllm\)"),
+        ({"quant_method": "fp8"}, r" \(fp8\)"),  # without blocks
+        ({"bits": 4}, ""),
+        ("gptq", r" \(gptq\)"),
+    ],
+)
+def test_quantized_model(tmp_path: Path, said: Any, method: str) -> None:
     write_tiny(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = said
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with says(r"quantized already \(gptq\)"):
+    with says(rf"config.json: the model is quantized already{method}; give the float model"):
         Source(tmp_path)
 
 
@@ -145,8 +155,12 @@ def test_paths_that_are_nothing(tmp_path: Path) -> None:
         open_source(str(tmp_path / "weights.zip"))
     with says("no such directory, and not a model's name"):
         open_source(str(tmp_path / "nothing"))
-    with says("nothing.gguf: no such file"):
-        open_source(str(tmp_path / "nothing.gguf"))
+    for name in ("nothing.gguf", "NOTHING.GGUF"):
+        with says(f"{name}: no such file"):
+            open_source(str(tmp_path / name))
+    (tmp_path / "linked").symlink_to("nothing")
+    with says("linked: is a link to nothing, where nothing is"):
+        open_source(str(tmp_path / "linked"))
 
 
 def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

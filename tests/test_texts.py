@@ -51,6 +51,11 @@ def test_a_text_that_is_too_short_is_named(model: Path):
         text_windows(text, open_tokenizer(model), config, 250, 99)
 
 
+def test_a_directory_without_a_tokenizer_says_so(tmp_path: Path):
+    with pytest.raises(MixllmError, match=r"\(no tokenizer.json or other file of one\)$"):
+        open_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_a_tokenizer_that_cannot_be_opened_is_one_line(tmp_path: Path, content: str | None):
     write_tiny(tmp_path, "llama")
@@ -76,3 +81,4 @@ def test_what_a_model_reads_at_most_by_its_configs_own_word():
     assert context(AutoConfig.for_model("mpt", max_seq_len=77)) == 77
     assert context(AutoConfig.for_model("opt", max_position_embeddings=78)) == 78
     assert context(AutoConfig.for_model("bloom")) is None
+    assert context(AutoConfig.for_model("xlnet")) is None

@@ -144,6 +144,15 @@ class QuantConfig(BaseModel):
             raise ValueError(f"give two or more of {', '.join(map(str, WIDTHS))}, the narrowest first")
         return value
 
+    @field_validator("bits")
+    @classmethod
+    def _in_reach(cls, value: float | None, info: ValidationInfo) -> float | None:
+        widths = info.data.get("widths", WIDTHS)
+        if value is None or widths[0] <= value <= widths[-1]:
+            return value
+        further = "; give widths that reach further" if WIDTHS[0] <= value <= WIDTHS[-1] else ""
+        raise ValueError(f"must be {widths[0]} to {widths[-1]}, not {value:g}{further}")
+
     @model_validator(mode="before")
     @classmethod
     def _one_budget(cls, data: Any) -> Any:
@@ -155,9 +164,6 @@ class QuantConfig(BaseModel):
     def _check_budget(self) -> Self:
         if self.bits is not None and self.channels is not None:
             raise ValueError("give bits or channels, not both")
-        if self.bits is not None and not self.widths[0] <= self.bits <= self.widths[-1]:
-            ends = f"{self.widths[0]} to {self.widths[-1]}"
-            raise ValueError(f"bits must be {ends}, not {self.bits:g}; give widths that reach further")
         return self
 
 

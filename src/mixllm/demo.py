@@ -94,6 +94,8 @@ def run(out: Path, progress: Progress, *, model: str | None = None) -> Demo:
     """
     from mixllm.source import open_source
 
+    if out.exists() and not out.is_dir():
+        raise MixllmError(f"{out}: is no directory; give another name")
     model = model or str(find_model())
     source = open_source(model)
     out.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,12 @@ def require_utf8(path: Path) -> None:
         raise MixllmError(f"{path}: the name is not UTF-8, so safetensors can't open it; rename it") from None
 
 
+def require_link(path: Path) -> None:
+    """Raise MixllmError for a symbolic link to what is not there, which is no name on the hub either."""
+    if path.is_symlink() and not path.exists():
+        raise MixllmError(f"{path}: is a link to {os.readlink(path)}, where nothing is; mend the link")
+
+
 def require_place(path: Path) -> None:
     """Raise MixllmError where no file of this name can be: to say so before what it takes to fill it."""
     if path.is_dir():

@@ -21,7 +21,10 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     is never a stale one. The file stays until release().
     """
     while True:
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # in /proc, or where the working directory is gone
+            raise MixllmError(f"{directory}: no directory can be made there; choose another place") from None
         file = directory / LOCK
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)

@@ -11,6 +11,16 @@ RENAMED = (
     ("lm_head.", "embed_out."),  # GPT-NeoX
     (".mlp.", ".block_sparse_moe."),  # Mixtral and its kin
     (".mlp.router.", ".block_sparse_moe.gate."),  # Phi-3.5-MoE
+    (".mlp.gate.moe_statics.", ".mlp.moe_statics."),  # ERNIE 4.5
+    (".self_attn.sinks", ".self_attn.attention_sink_bias"),  # MiMo-V2
+    (".mlp.gate.", ".mlp.router.gate."),  # Hunyuan 3
+    (".mlp.e_score_correction_bias", ".mlp.expert_bias"),
+    (".mlp.shared_experts.", ".mlp.shared_mlp."),
+    (".mlp.shared_experts.", ".mlp.shared_expert."),  # Laguna
+    (".mlp.gate.e_score_correction_bias", ".mlp.experts.e_score_correction_bias"),
+    (".block_sparse_moe.experts.gate_up_proj", ".block_sparse_moe.input_linear.weight"),  # Granite's mixtures
+    (".block_sparse_moe.experts.down_proj", ".block_sparse_moe.output_linear.weight"),
+    (".block_sparse_moe.router.weight", ".block_sparse_moe.router.layer.weight"),
 )
 # A layer's fused experts, as transformers' modules hold them: two parameters [E, N, K].
 FUSED = ("gate_up_proj", "down_proj")

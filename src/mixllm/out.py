@@ -17,10 +17,14 @@ def require_out(out: Path, model: str, *, overwrite: bool, resume: str) -> None:
     if out.name in ("", ".."):
         raise MixllmError(f"{out}: has no name of its own; give the directory by its name")
     require_utf8(out)
+    try:
+        place = out.resolve()
+    except (OSError, RuntimeError):  # Python 3.11 and 3.12 tell a circle so, later ones let it pass
+        raise MixllmError(f"{out}: its links lead in a circle; give another name") from None
     if out.exists() and not out.is_dir():
         raise MixllmError(f"{out}: is no directory; give another name")
     source = Path(model).expanduser()
-    if source.exists() and source.resolve().is_relative_to(out.resolve()):
+    if source.exists() and source.resolve().is_relative_to(place):
         raise MixllmError(f"{out}: the model itself is there and would be replaced; choose another directory")
     taken_is_fine = overwrite or (resume != "never" and (out / RUN).is_file())
     if out.exists() and any(out.iterdir()) and not taken_is_fine:

@@ -29,6 +29,7 @@ from mixllm.progress import JsonLines, Progress, Silent, Together
 from mixllm.ranks import Ranks, joined
 from mixllm.records import LOG, PLAN, SALIENCE, SUMMARY
 from mixllm.resume import SCRATCH, Resume, finished, identify, workspace
+from mixllm.source import is_gguf
 from mixllm.space import require_space
 from mixllm.writing import ROUND, rounded_by, write_quantized
 
@@ -143,7 +144,7 @@ def _lead(asked: _Asked, ranks: Ranks, told: Progress) -> Summary:
     require_out(out, model, overwrite=overwrite, resume=asked.resume)
     with clock("open"):
         job = asked.opened(ranks)
-        if model.endswith(".gguf"):
+        if is_gguf(model):
             told.note(f"{model}: converted to {job.source.path}, which stays for further runs")
         given = read_given(job.shapes, asked.plan, asked.salience)
         identity = identify(

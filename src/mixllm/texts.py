@@ -11,14 +11,19 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from mixllm.data import load_text, windows
 from mixllm.errors import MixllmError, one_line
 
+# Names of the files that tokenizers are made of.
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model")
+
 
 def open_tokenizer(path: Path) -> Any:
     """The tokenizer in a model's or a checkpoint's directory. Raises MixllmError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers have a kind of error for each way
+        held = any(file for pattern in TOKENIZERS for file in path.glob(pattern))
+        said = one_line(error) if held else "no tokenizer.json or other file of one"
         raise MixllmError(
-            f"{path}: its tokenizer cannot be opened; put the model's own there ({one_line(error)})"
+            f"{path}: its tokenizer cannot be opened; put the model's own there ({said})"
         ) from None
 
 
@@ -26,7 +31,7 @@ def context(config: PreTrainedConfig) -> int | None:
     """Tokens that the model of this config reads at most; None where it sets no bound."""
     model = config.get_text_config()
     found = getattr(model, "max_position_embeddings", None) or getattr(model, "max_seq_len", None)  # MPT's
-    return found if isinstance(found, int) else None
+    return found if isinstance(found, int) and found > 0 else None  # XLNet's is -1
 
 
 def prompt_tokens(tokenizer: Any, prompt: str, config: PreTrainedConfig) -> Any:

@@ -57,7 +57,7 @@ def test_every_command_has_a_help(capsys):
         (["quantize", "model"], "Missing option '--out'"),
         (["quantize", "model", "-o", "out", "--scope", "galaxy"], "'--scope': 'galaxy' is not one of"),
         (["quantize", "model", "-o", "out", "--bits", "many"], "--bits"),
-        (["quantize", "model", "-o", "out", "--bits", "9"], "bits must be 4 to 8"),
+        (["quantize", "model", "-o", "out", "--bits", "9"], "--bits: must be 4 to 8"),
         (["quantize", "model", "-o", "out", "--channels", "101"], "less than or equal to 100 (it is 101.0)"),
         (["quantize", "model", "-o", "out", "--seed", "-1"], "seed: "),
         (["quantize", "model", "-o", "out", "--seed", "9" * 30], "seed: "),

@@ -78,8 +78,10 @@ def test_all_values_arrive(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"bits": 3.0}, "--bits, --channels: bits must be 4 to 8, not 3; give widths that reach further"),
-        ({"widths": "3,8", "bits": 2.9}, "--bits, --channels: bits must be 3 to 8"),
+        ({"bits": 3.0}, "--bits: must be 4 to 8, not 3; give widths that reach further"),
+        ({"widths": "3,8", "bits": 2.9}, "--bits: must be 3 to 8, not 2.9$"),
+        ({"bits": float("nan")}, "--bits: must be 4 to 8, not nan$"),
+        ({"bits": 5.0, "channels": 10.0}, "--bits, --channels: give bits or channels, not both"),
         ({"widths": "4"}, "--widths: give two or more of 3, 4, 5, 6, 8"),
         ({"widths": "8,4"}, "--widths: .*the narrowest first"),
         ({"widths": "4,7"}, "--widths: give"),

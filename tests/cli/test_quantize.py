@@ -116,6 +116,20 @@ def test_an_output_that_is_a_file_is_never_replaced(tiny: Tiny, tmp_path: Path, 
     assert (tmp_path / "out").read_text() == "data"
 
 
+def test_links_that_lead_in_a_circle_are_told(tiny: Tiny, tmp_path: Path, capsys):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for out in (tmp_path / "a", tmp_path / "a/out"):
+        assert quantize(tiny, out, "--quiet") == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {out}") or said.startswith(f"error: {tmp_path}/")
+        assert said.count("\n") == 1
+    assert quantize(replace(tiny, model=tmp_path / "a"), tmp_path / "out", "--quiet") == 2
+    said = f"error: {tmp_path / 'a'}: is a link to {tmp_path / 'b'}, where nothing is; mend the link\n"
+    assert capsys.readouterr().err == said
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_a_dry_run_only_tells(tiny: Tiny, tmp_path: Path, capsys):
     assert quantize(tiny, tmp_path / "out", "--dry-run") == 0
     text = capsys.readouterr().out

@@ -166,6 +166,14 @@ def test_a_truncated_file_is_named(copy: Callable[[str], Path]) -> None:
     refused(path, "not a whole safetensors file")
 
 
+def test_a_file_that_may_not_be_read_is_not_called_damaged(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copy("fast")
+    monkeypatch.setattr("os.access", lambda file, mode: Path(file).name != "model.safetensors")
+    refused(path, "model.safetensors: not yours to read")
+
+
 def test_a_missing_file_is_named(copy: Callable[[str], Path]) -> None:
     path = copy("fast")
     (path / "model.safetensors").unlink()

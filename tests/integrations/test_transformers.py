@@ -198,11 +198,20 @@ def test_other_tensors_must_fit_the_model(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "sizes"),
+    ("architecture", "layers", "sizes"),
     [
-        ("gpt_bigcode", {"n_embd": 72, "n_inner": 136, "n_layer": 2, "n_head": 6, "n_positions": 64}),
+        ("gpt_bigcode", 8, {"n_embd": 72, "n_inner": 136, "n_layer": 2, "n_head": 6, "n_positions": 64}),
+        (
+            "mamba2",  # which does so where it has tensors of its own
+            4,
+            {
+                "hidden_size": 72, "num_hidden_layers": 2, "num_heads": 6, "head_dim": 24, "state_size": 16,
+                "n_groups": 2,
+            },
+        ),
         (
             "gpt_neo",  # whose masks are made in the same place
+            12,
             {
                 "hidden_size": 72, "num_layers": 2, "num_heads": 6, "max_position_embeddings": 64,
                 "attention_types": [[["global", "local"], 1]],
@@ -211,7 +220,7 @@ def test_other_tensors_must_fit_the_model(
     ],
 )  # fmt: skip
 def test_models_whose_code_gives_what_is_in_them_first_values(
-    tmp_path: Path, architecture: str, sizes: dict[str, Any]
+    tmp_path: Path, architecture: str, layers: int, sizes: dict[str, Any]
 ) -> None:
     config = AutoConfig.for_model(architecture, vocab_size=VOCAB, **sizes)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -221,7 +230,7 @@ def test_models_whose_code_gives_what_is_in_them_first_values(
     made = QuantConfig(calibration=str(tmp_path / "text.txt"), samples=2, window=20, bits=8)
     quantize(str(tmp_path / "float"), tmp_path / "out", made)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert len(mix_linears(loaded)) == (8 if architecture == "gpt_bigcode" else 12)
+    assert len(mix_linears(loaded)) == layers
     for name, buffer in model.named_buffers():
         assert torch.equal(loaded.get_buffer(name), buffer), name
     ids = torch.arange(9, 40)[None]

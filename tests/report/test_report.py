@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mixllm.cli import main
 from mixllm.records import MEASURED
@@ -47,6 +48,10 @@ def measured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 5, "--quiet"]
     assert run("report", out, "--also", other, *how, "-p", "The <b>fox</b> &") == 0
     return out
+
+
+def refuse(*_: object) -> None:
+    raise LocalEntryNotFoundError("a paragraph")
 
 
 def page(out: Path) -> str:
@@ -223,6 +228,9 @@ def test_a_checkpoint_that_is_none_is_named_before_others_are_measured(
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
     assert run("compare", tiny.out, tmp_path / "none", *how) == 2
     assert f"{tmp_path / 'none'}: transformers cannot load it" in capsys.readouterr().err
+    monkeypatch.setattr("mixllm.source.hub.hf_hub_download", refuse)
+    assert run("compare", tiny.out, "someone/none", *how) == 2
+    assert "someone/none: no such directory, and the hub did not give it: " in capsys.readouterr().err
 
 
 def test_figures_that_cannot_be_kept_are_not_measured(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,15 +40,15 @@ class _Shown(Exception):
 
 
 @contextmanager
-def _sealed(block: nn.Module, where: str) -> Iterator[None]:
-    """Raise MixllmError where a block takes the weight of a linear layer instead of calling it."""
-    layers = {layer: name for name, layer in linears(block, "block").items()}
+def _sealed(blocks: nn.Module, where: str) -> Iterator[None]:
+    """Raise MixllmError where the model takes the weight of a block's linear layer instead of calling it."""
+    layers = {layer: name for name, layer in linears(blocks, "blocks").items()}
     for layer in layers:
         layer.__class__ = _Sealed
     try:
         yield
     except _Shown as shown:
-        name = layers[shown.layer].removeprefix("block.")
+        name = re.sub(r"^blocks\.\d+\.", "", layers[shown.layer])
         raise MixllmError(
             f"{where}: its code takes the weight of {name} itself, and quantized layers have none; "
             "such a model can't be quantized"
@@ -63,23 +64,27 @@ def probe(shell: Shell, where: str) -> int:
 
     Raises MixllmError when early states depend on later tokens (an encoder), or a block's other
     arguments depend on the tokens (they are kept for a shape, so every text must share them), or its code
-    takes a linear layer's weight itself (Mamba's does).
+    takes a linear layer's weight itself, in the block (Mamba) or before any (RWKV, which rescales it).
     """
+    with _sealed(shell.blocks, where):
+        return _probe(shell, where)
+
+
+def _probe(shell: Shell, where: str) -> int:
     position = torch.arange(LENGTH)[None]
     texts = [position, position + (position >= COMMON)]
     states = []
     for ids in texts:
         hidden, [(args, kwargs)] = shell.enter(ids, 1)
-        with _sealed(shell.blocks[0], where):
-            output = shell.blocks[0](hidden, *args, **kwargs)
+        output = shell.blocks[0](hidden, *args, **kwargs)
         states.append(first(output)[:, :COMMON].float())
         shell.outputs = len(output) if isinstance(output, tuple) else 0
-    rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())
-    if float((states[0] - states[1]).abs().max()) > rounding:
-        raise MixllmError(f"{where} attends to later tokens, as an encoder does; give a decoder")
     recorded = [shell.enter(ids, len(shell.blocks))[1] for ids in texts]
     if not _same(*recorded):
         raise MixllmError(f"{where}: its blocks take arguments that depend on the tokens; not supported")
+    rounding = torch.finfo(hidden.dtype).eps ** 0.5 * float(states[0].abs().max())
+    if float((states[0] - states[1]).abs().max()) > rounding:
+        raise MixllmError(f"{where} attends to later tokens, as an encoder does; give a decoder")
     return shell.outputs
 
 

@@ -15,6 +15,9 @@ from mixllm.experts import split_experts
 from mixllm.names import Names, in_files
 from mixllm.source import Source
 
+# Subclasses of nn.Linear that compute its product: Falcon's adds the bias in a step of its own.
+PLAIN = ("FalconLinear",)
+
 
 def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
     """The transformers model in eval mode, parameters on meta as dtype, buffers on device, no gradients.
@@ -32,6 +35,8 @@ def skeleton(source: Source, device: torch.device, dtype: torch.dtype) -> Any:
         raise MixllmError(f"{source.path}: transformers can't make a model by its config ({said})") from None
     split_experts(model, source)
     for module in model.modules():
+        if type(module).__name__ in PLAIN:
+            module.__class__ = nn.Linear
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
     return model.eval().requires_grad_(False)
@@ -61,19 +66,22 @@ def find_blocks(model: nn.Module, source: Source) -> tuple[str, nn.ModuleList]:
 
 
 def linears(block: nn.Module, prefix: str, held: Names = ()) -> dict[str, nn.Linear]:
-    """Full name -> nn.Linear of a block, but for routers and gates, which stand beside the experts.
+    """Full name -> nn.Linear of a block, but for those that choose: routers and gates, which stand beside the
+    experts, and a sparse attention's indexer, which no gradient reaches.
 
     held: the names of the model's files, which go before the modules' own.
     """
     return {
         in_files(f"{prefix}.{name}.weight", held).removesuffix(".weight"): module
         for name, module in block.named_modules()
-        if type(module) is nn.Linear and not _routes(block, name)
+        if type(module) is nn.Linear and not _chooses(block, name)
     }
 
 
-def _routes(block: nn.Module, name: str) -> bool:
-    """Whether a linear layer stands beside experts, or is in a module called gate that does."""
+def _chooses(block: nn.Module, name: str) -> bool:
+    """Whether a linear layer stands beside experts, or is in a gate that does, or in an indexer."""
+    if "indexer" in name.split("."):
+        return True
     parent, _, _ = name.rpartition(".")
     above, _, own = parent.rpartition(".")
     beside = hasattr(block.get_submodule(parent), "experts")

@@ -60,7 +60,10 @@ def require_whole(module: nn.Module, prefix: str, source: Source, skip: str = ""
     """Raise MixllmError naming the first parameter that is still on meta."""
     for owner, leaf, name in _places(module, prefix, skip):
         if getattr(owner, leaf).is_meta:
-            raise MixllmError(f"{source.path}: tensor {name} is missing; config.json is not theirs")
+            raise MixllmError(
+                f"{source.path}: tensor {name} is missing; config.json is not theirs, or they have a name "
+                "for it that mixllm does not know"
+            )
 
 
 def require_no_more(model: Any, prefix: str, blocks: int, source: Source) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mixllm.data.builtin import builtin_text
 from mixllm.errors import MixllmError, one_line
+from mixllm.files import require_link
 
 # Of a hub data set, the first so many characters: about 1,000 windows of 2,048 tokens.
 HUB_CHARACTERS = 8_000_000
@@ -48,6 +49,7 @@ def require_text(spec: str) -> None:
     path = Path(spec).expanduser()
     if not spec:
         raise MixllmError("text: its name is empty; give a file, a hub data set or builtin")
+    require_link(path)
     if path.is_dir():
         raise MixllmError(f"{spec}: is a directory; give a file of text in it")
     if path.exists() and not path.is_file():
@@ -80,7 +82,7 @@ def _text_of(line: str, where: str) -> str:
     except (ValueError, RecursionError):
         raise MixllmError(f"{where}: not JSON") from None
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise MixllmError(f'{where}: not an object with a string "text"')
+        raise MixllmError(f'{where}: not an object with a string "text"; give one such object a line')
     # Half of a pair of surrogates, which JSON can hold, is no character, and tokenizers stop there.
     return str(record["text"]).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -88,12 +90,15 @@ def _text_of(line: str, where: str) -> str:
 def _read_parquet(path: Path) -> list[str]:
     parquet = _optional("pyarrow.parquet", path)
     try:
-        column = parquet.read_table(path, columns=["text"]).column("text")
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise MixllmError(f"{path}: not a Parquet file with a column text ({one_line(error)})") from None
-    texts = [text for text in column.to_pylist() if text is not None]
-    if not all(isinstance(text, str) for text in texts):
-        raise MixllmError(f"{path}: its column text is of {column.type}, not of strings")
+        names = parquet.read_schema(path).names
+        columns = [name for name in names if name == "text"]
+        texts = [text for column in parquet.read_table(path, columns=columns) for text in column.to_pylist()]
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise MixllmError(f"{path}: cannot be read as Parquet ({one_line(error)})") from None
+    if "text" not in names:
+        raise MixllmError(f"{path}: no column text; it has {', '.join(names) or 'none'}")
+    if not all(isinstance(text, str) for text in texts if text is not None):
+        raise MixllmError(f"{path}: its column text holds no strings")
     return [text for text in texts if text]
 
 

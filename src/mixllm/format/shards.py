@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def read_headers(files: Iterable[Path]) -> dict[str, Header]:
 def _read_header(file: Path) -> dict[str, Header]:
     if not file.is_file():
         raise MixllmError(f"{file}: missing; the checkpoint is not complete")
+    if not os.access(file, os.R_OK):
+        raise MixllmError(f"{file}: not yours to read")  # safetensors says that it is not there
     try:
         with safe_open(file, framework="pt") as tensors:
             if (tensors.metadata() or {}).get("format") != "pt":

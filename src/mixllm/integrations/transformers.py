@@ -63,7 +63,7 @@ class MixllmQuantizer(HfQuantizer):
             path = in_model(name, model)
             linear = _linear(model, path, module)
             model.set_submodule(path, self._skeleton(name, module, linear, headers))
-            _need_no_start(model.get_submodule(path.rpartition(".")[0]))
+            _need_no_start(model, path.rpartition(".")[0], headers)
         _check_others(model, headers)
         renamed = {name: in_files(name, headers) for name, _ in model.named_parameters()}
         self.renamed = {own: model.get_parameter(own).dtype for own, held in renamed.items() if own != held}
@@ -130,11 +130,13 @@ def _linear(model: nn.Module, name: str, module: QuantizedModule) -> nn.Linear:
     return linear
 
 
-def _need_no_start(parent: nn.Module) -> None:
-    """Keep transformers from giving first values to what is in `parent`, whose own code may do that to the
-    weights of its linear layers (GPTBigCode's does): quantized ones have none. A parent with its own tensors
-    is left to it: GPTNeo's attention makes its masks so."""
-    if not [*parent.parameters(recurse=False), *parent.buffers(recurse=False)]:
+def _need_no_start(model: nn.Module, path: str, headers: dict[str, Header]) -> None:
+    """Keep transformers from giving first values to what is in the module `path`, whose own code may do that
+    to the weights of its linear layers (GPTBigCode's and Mamba 2's do): quantized ones have none. A module
+    with tensors that the files do not hold is left to it: GPTNeo's attention makes its masks so."""
+    parent = model.get_submodule(path)
+    own = (*parent.named_parameters(recurse=False), *parent.named_buffers(recurse=False))
+    if all(in_files(f"{path}.{name}", headers) in headers for name, _ in own):
         parent._is_hf_initialized = True  # type: ignore[assignment]  # read by transformers
 
 

@@ -88,11 +88,12 @@ def models(measured: Sequence[Row]) -> Chart | None:
         axes.set_xlabel("KL to the float model, nats a token")
         axes.grid(True, axis="x")
     best = min(rows, key=lambda row: row.kl)
+    first = f"Of {len(rows)} quantized models " if len(rows) > 1 else ""
+    stands = "is nearest to" if len(rows) > 1 else "beside"
     return Chart(
         "models",
         "Distance from the float model",
-        f"Of {len(rows)} quantized models {best.name} is nearest to the float model, "
-        f"KL {pair(best.kl, best.kl_error)}.",
+        f"{first}{best.name} {stands} the float model: KL {pair(best.kl, best.kl_error)}.",
         drawing.svg,
         Table(
             "KL by model",

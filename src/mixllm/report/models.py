@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.errors import MixllmError, one_line
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.files import read_json
+from mixllm.files import read_json, require_link
 from mixllm.format.config import read_config
 from mixllm.loading import load
 from mixllm.origin import note_origin
@@ -26,8 +26,8 @@ from mixllm.plan import report
 from mixllm.progress import Progress
 from mixllm.records import RECORDS
 from mixllm.report.measured import Measured, Size, differences, rows
-from mixllm.source import Source, open_source
-from mixllm.source.hub import require_name
+from mixllm.source import Source, is_gguf, open_source
+from mixllm.source.hub import require_there
 from mixllm.source.whole import require_all
 from mixllm.texts import open_tokenizer, text_windows
 
@@ -68,11 +68,12 @@ def measure_all(
     names = labels(checkpoints)
     for checkpoint in checkpoints:
         path = Path(checkpoint).expanduser()
+        require_link(path)
         if not path.exists():
-            require_name(checkpoint)
+            require_there(checkpoint)
         if _is_mixllms(path):
             note_origin(path, bench.source, progress)
-        elif path.suffix != ".gguf":
+        elif not is_gguf(path):
             with _by_transformers(checkpoint):  # what is not there is said before others are measured
                 AutoConfig.from_pretrained(path, trust_remote_code=False)
     measured: dict[str, Measurement] = {}
@@ -120,7 +121,7 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
     Raises MixllmError for what can't be loaded.
     """
     path = Path(checkpoint).expanduser()
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return load_float(open_source(checkpoint), device, dtype)
     if _is_mixllms(path):
         return load(path, device, dtype)

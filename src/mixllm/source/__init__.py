@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixllm.errors import MixllmError
-from mixllm.files import require_utf8
+from mixllm.files import require_link, require_utf8
+from mixllm.source.files import is_gguf
 from mixllm.source.local import Source
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "is_gguf", "open_source"]
 
 
 def open_source(model: str) -> Source:
@@ -21,9 +22,10 @@ def open_source(model: str) -> Source:
         raise MixllmError("MODEL: is empty; give a model's directory, a .gguf file or a hub name")
     path = Path(model).expanduser()
     require_utf8(path)
+    require_link(path)
     if path.is_dir():
         return Source(path)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from mixllm.source.converted import converted
 
         return Source(converted(path))

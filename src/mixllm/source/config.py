@@ -29,18 +29,25 @@ def read_config(path: Path) -> PreTrainedConfig:
                 f"{path}: is a PEFT adapter; merge it into its model (merge_and_unload) and save that"
             )
         raise MixllmError(f"{path}: no config.json; give the directory that save_pretrained wrote")
-    _check_type(read_json(file), file)
+    written = read_json(file)
+    _check_type(written, file)
+    _check_float(written.get("quantization_config"), file)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers has a kind of error for each way a config is wrong
         raise MixllmError(f"{file}: {one_line(error)}") from None
-    quantized = getattr(config, "quantization_config", None)
-    if block_size(quantized) is not None:
+    if hasattr(config, "quantization_config"):
         del config.quantization_config  # the source gives such weights as floats
-    elif quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
-        raise MixllmError(f"{file}: the model is quantized already ({method}); give the float model")
     return require_decoder(config, file)
+
+
+def _check_float(quantized: Any, file: Path) -> None:
+    """Raise MixllmError for a quantization_config, unless it is of what the source gives as floats."""
+    if quantized is None or block_size(quantized) is not None:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    by = f" ({method})" if method else ""
+    raise MixllmError(f"{file}: the model is quantized already{by}; give the float model")
 
 
 def require_decoder(config: PreTrainedConfig, file: Path) -> PreTrainedConfig:

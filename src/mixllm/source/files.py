@@ -12,6 +12,11 @@ from mixllm.errors import MixllmError, one_line
 from mixllm.index import INDEX, SINGLE, read_index
 
 
+def is_gguf(model: str | Path) -> bool:
+    """Whether a model's name is that of a GGUF file."""
+    return Path(model).suffix.lower() == ".gguf"
+
+
 def open_weights(path: Path) -> dict[str, Any]:
     """Every tensor's name in directory `path` -> the open safetensors file that holds it, in file order.
 

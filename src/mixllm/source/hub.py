@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -33,9 +35,21 @@ def download(name: str) -> Path:
 
     Raises MixllmError when there is no such model, it needs a login, or the hub cannot be reached.
     """
+    with _told(name):
+        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*", "onnx/*"]))
+
+
+def require_there(name: str) -> None:
+    """Raise MixllmError, as download() would, where the hub does not give the config of model `name`."""
+    with _told(name):
+        hf_hub_download(name, "config.json")
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
     require_name(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=["original/*", "onnx/*"]))
+        yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise MixllmError(
             f"{name}: no such directory, and the hub did not give it: {_reason(error)}"
