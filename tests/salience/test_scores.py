@@ -9,6 +9,7 @@ from mixllm.blocks.attention import quick_attention
 from mixllm.blocks.block import Block
 from mixllm.config import QuantConfig
 from mixllm.ranks import ALONE
+from mixllm.salience.errors import Errors
 from mixllm.salience.scores import Scores
 
 WINDOWS, LENGTH, SIZE = 3, 7, 11
@@ -32,7 +33,7 @@ def scored(module: Twice, states: list[Tensor], gradients: list[Tensor], score: 
     arguments = {(len(part), LENGTH): [((), {})] for part in states}
     attention = quick_attention(torch.device("cpu"), torch.float32)
     block = Block(module, "block", 0, linears, arguments, attention)
-    scores = Scores(block, {name: errors(layer) for name, layer in linears.items()}, LENGTH)
+    scores = Scores(block, {name: Errors.made(errors(layer)) for name, layer in linears.items()}, LENGTH)
     for hidden, gradient in zip(states, gradients, strict=True):
         scores.add(hidden, gradient)
     config = QuantConfig.model_validate({"score": score})

@@ -15,6 +15,7 @@ from mixllm.rounding.divided import divided
 from mixllm.rounding.few import factor_if_seen
 from mixllm.rounding.hessian import Factor, Shared
 from mixllm.salience.candidates import candidate_errors, candidates
+from mixllm.salience.errors import Errors
 
 
 def block_candidates(
@@ -41,9 +42,9 @@ def block_candidates(
     return {name: Rounded(**found[name]) if name in found else rest[name] for name in weights}
 
 
-def block_errors(block: Block, made: dict[str, Rounded], config: QuantConfig) -> dict[str, Tensor]:
+def block_errors(block: Block, made: dict[str, Rounded], config: QuantConfig) -> dict[str, Errors]:
     """candidate_errors of the block's linears; the candidates go as their errors come."""
     return {
-        name: candidate_errors(linear.weight, made.pop(name), config.format)
+        name: Errors.made(candidate_errors(linear.weight, made.pop(name), config.format))
         for name, linear in block.linears.items()
     }

@@ -23,6 +23,7 @@ from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
 from mixllm.blocks.losses import loss_gradient
 from mixllm.blocks.room import stretches_that_fit
 from mixllm.config import QuantConfig
+from mixllm.fixed import fixed_products
 from mixllm.format.rounded import Rounded
 from mixllm.memory import trim
 from mixllm.plan import Salience
@@ -157,7 +158,8 @@ class _Measurement:
         trim(self.device, self.reserved)
         scores = Scores(block, block_errors(block, made, self.config), self.ids.shape[1])
         grads = map(scores.add, self.states.take(i), self.states.take(GRADIENTS))
-        self.states.put(GRADIENTS, stepped(grads, bar), soon=True)
+        with fixed_products(block.linears):
+            self.states.put(GRADIENTS, stepped(grads, bar), soon=True)
         modules = {**scores.result(self.config, len(self.ids), self.ranks), **self.found.modules}
         self.found = replace(self.found, modules=modules)
 

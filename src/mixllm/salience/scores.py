@@ -33,20 +33,24 @@ from mixllm.config import QuantConfig
 from mixllm.experts import Expert, owners
 from mixllm.plan import ModuleSalience
 from mixllm.ranks import Ranks
-from mixllm.salience.sums import over_scattered, over_tokens
+from mixllm.salience.errors import Errors
+from mixllm.salience.sums import over_scattered
 
 
 class Scores:
     """Sums a block's scores over batches of calibration windows.
 
-    errors: linear's name -> w^q - w [widths, N, K] in the weight's dtype; length: tokens a window.
+    errors: by linear's name; length: tokens a window.
     """
 
-    def __init__(self, block: Block, errors: dict[str, Tensor], length: int) -> None:
+    def __init__(self, block: Block, errors: dict[str, Errors], length: int) -> None:
         self.block, self.errors, self.length = block, errors, length
         self.experts = owners(block.linears, block.module)
-        self.taylor = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
-        self.fisher = {n: e.new_zeros(e.shape[:2], dtype=torch.float64) for n, e in errors.items()}
+        self.taylor, self.fisher = ({n: self._zeros(n) for n in errors} for _ in range(2))
+
+    def _zeros(self, name: str) -> Tensor:
+        device = self.block.linears[name].weight.device
+        return torch.zeros(self.errors[name].shape[:2], dtype=torch.float64, device=device)
 
     def add(self, hidden: Tensor, gradient: Tensor) -> Tensor:
         """Score one batch: its states before the block [B, L, D] and d(summed loss) / d(states after it).
@@ -75,13 +79,13 @@ class Scores:
 
     def _sums(self, name: str, use: _Use, delta: Tensor, windows: int) -> tuple[Tensor, Tensor]:
         """Of delta e and (delta e)^2 over the tokens of each window: float32 [windows, widths, N]."""
-        e = use.x @ self.errors[name].flatten(0, 1).T
+        errors, x = self.errors[name], use.x
         if delta.dim() > 3:  # such as heads' tokens, [B, H, L, N]
-            delta, e = delta.flatten(1, -2), e.flatten(1, -2)
+            delta, x = delta.flatten(1, -2), x.flatten(1, -2)
         if delta.dim() == 3:
-            return over_tokens(delta, e)
+            return errors.over_tokens(delta, x)
         tokens = torch.arange(len(delta), device=delta.device) if use.tokens is None else use.tokens
-        return over_scattered(delta, e, tokens // self.length, windows)
+        return over_scattered(delta, errors.of(x), tokens // self.length, windows)
 
     def result(self, config: QuantConfig, samples: int, ranks: Ranks) -> dict[str, ModuleSalience]:
         """The mean scores of all batches that all ranks have added, by linear, in nats a token."""

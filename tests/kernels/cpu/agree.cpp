@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "decoder.h"
+#include "fixed_call.h"
 #include "rounding.h"
 
 extern "C" {
@@ -16,6 +17,8 @@ int32_t mixllm_decode(const MixllmStep* step);
 void mixllm_dense(const MixllmDense* dense);
 void mixllm_best_grid(const MixllmClip* clip);
 void mixllm_round_columns(const MixllmColumns* columns);
+void mixllm_fixed_rows(const MixllmFixedRows* rows);
+void mixllm_fixed(const MixllmFixed* product);
 }
 
 namespace {
@@ -146,6 +149,26 @@ std::vector<float> rounding(int32_t group_floats, int32_t isa) {
     out.insert(out.end(), fields.begin(), fields.end());
     return out;
 }
+
+// A product in fixed point, and its sums by windows.
+std::vector<float> fixed(int64_t count, int32_t isa) {
+    constexpr int64_t rows = 45, tokens = 34, blocks = 4;
+    generator.seed(7);
+    std::vector<float> x, w, delta, scales(16 * blocks), out(tokens * rows + 4 * rows);
+    for (int value : random<int>(tokens * count, -1000, 1000)) x.push_back(float(value) / 1000);
+    for (int value : random<int>(rows * count, -1000, 1000)) w.push_back(float(value) / 1000);
+    for (int value : random<int>(tokens * 15, -1000, 1000)) delta.push_back(float(value) / 1000);
+    std::vector<int16_t> codes(size_t(blocks * 16 * 2 * ceil_div(count, 2)));
+    const MixllmFixedRows packed{w.data(), codes.data(), scales.data(), rows, count, count, blocks, isa};
+    mixllm_fixed_rows(&packed);
+    float* sums = out.data() + tokens * rows;
+    MixllmFixed f{x.data(), codes.data(), scales.data(), out.data(), nullptr, sums, sums + 2 * rows,
+                  tokens, count, count, rows, blocks, 17, 15, isa};
+    mixllm_fixed(&f);
+    f.delta = delta.data();
+    mixllm_fixed(&f);
+    return out;
+}
 } // namespace
 
 int main() {
@@ -181,6 +204,12 @@ int main() {
         for (int32_t group_floats = 0; group_floats < 2; group_floats++)
             if (rounding(group_floats, isa) != rounding(group_floats, portable)) {
                 std::printf("%s differs in rounding\n", names[size_t(isa)].c_str());
+                return 1;
+            }
+    for (int32_t isa = 0; isa < portable; isa++)
+        for (const int64_t count : {1, 33, 200})
+            if (fixed(count, isa) != fixed(count, portable)) {
+                std::printf("%s differs in fixed point\n", names[size_t(isa)].c_str());
                 return 1;
             }
     for (const std::string& name : names) std::printf("%s ", name.c_str());

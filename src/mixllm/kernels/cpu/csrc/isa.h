@@ -1,6 +1,7 @@
 // What an instruction set provides; each is compiled in a file of its own with its own compiler flags.
 #pragma once
 #include "decoder.h"
+#include "fixed_call.h"
 #include "rounding.h"
 #include "tile.h"
 
@@ -23,6 +24,10 @@ struct Isa {
     // Of a strip of at most kStrip rows; see clip.h, columns.h.
     void (*best_grid)(const MixllmClip&, int64_t first, int64_t count);
     void (*round_columns)(const MixllmColumns&, int64_t first, int64_t count);
+    // Of float32 matrices as integers; see fixed.h.
+    void (*fixed_rows)(const MixllmFixedRows&, int64_t block);
+    void (*fixed_tokens)(const MixllmFixed&, const FixedTile&);
+    void (*fixed_product)(const MixllmFixed&, int64_t block, const FixedTile* tiles, int64_t count);
 };
 
 extern const Isa kPortableIsa, kAvx2Isa, kAvxVnniIsa, kAvx512Isa, kAmxIsa, kNeonIsa, kI8mmIsa;

@@ -11,6 +11,7 @@ namespace {
 #include "attend.h"
 #include "columns.h"
 #include "dense.h"
+#include "fixed.h"
 #include "gate.h"
 #include "quantize.h"
 #include "product_amx.h"
@@ -24,4 +25,5 @@ typedef AmxTiles Tiles;
 } // namespace
 
 const Isa kAmxIsa = {"amx", kWidths32, kMostBlocks, 8, &kAvx512Isa,
-                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense, best_grid, round_columns};
+                     quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense, best_grid, round_columns,
+    fixed_rows, fixed_tokens, fixed_product<Avx512>};

@@ -10,9 +10,11 @@ namespace {
 #include "attend.h"
 #include "columns.h"
 #include "dense.h"
+#include "fixed.h"
 #include "gate.h"
 #include "product.h"
 #include "quantize.h"
 } // namespace
 
-const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense, best_grid, round_columns};
+const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense, best_grid, round_columns,
+    fixed_rows, fixed_tokens, fixed_product<Portable>};

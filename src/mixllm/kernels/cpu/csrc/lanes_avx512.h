@@ -24,6 +24,14 @@ struct Avx512 {
     static V dot4(V sum, Bytes low, Bytes high, const int8_t* a, const int8_t* b) {
         return dot8(dot8(sum, low, a), high, b);
     }
+    // Two signed 16-bit numbers of each of 16 rows times two of one token.
+    static Bytes pairs(const int16_t* from) { return _mm512_loadu_si512(from); }
+    static V two(const int16_t* from) {
+        int32_t both;
+        std::memcpy(&both, from, 4);
+        return _mm512_set1_epi32(both);
+    }
+    static V dot2(V sum, Bytes w, V two) { return _mm512_dpwssd_epi32(sum, w, two); }
     static V widen(const uint8_t* from) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }

@@ -56,6 +56,23 @@ struct Portable {
         return dot(dot(sum, low, a), high, b);
     }
     static V dot8(V sum, Bytes w, const int8_t* a) { return dot(sum, w, a); }
+    static Bytes pairs(const int16_t* from) {
+        Bytes out;
+        std::memcpy(&out, from, 64);
+        return out;
+    }
+    static V two(const int16_t* from) {
+        int32_t both;
+        std::memcpy(&both, from, 4);
+        return set(both);
+    }
+    static V dot2(V sum, Bytes w, V two) {
+        return each([&](int i) {
+            const uint32_t a = uint32_t(w.lane[i]), b = uint32_t(two.lane[i]);
+            const int32_t first = int16_t(a) * int16_t(b), second = int16_t(a >> 16) * int16_t(b >> 16);
+            return wrap(uint32_t(sum.lane[i]) + uint32_t(first) + uint32_t(second));
+        });
+    }
     static V widen(const uint8_t* from) {
         return each([=](int i) { return from[i]; });
     }

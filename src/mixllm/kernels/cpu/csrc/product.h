@@ -1,18 +1,9 @@
 // One block of 16 rows times one tile of tokens: the inner loops, written once for every instruction set.
 #pragma once
 #include "block.h"
+#include "repeat.h"
 #include "store.h"
 #include "tile.h"
-
-// f(0), f(1) .. f(N - 1), unrolled whole in every compiler: only so do an array's elements stay in registers.
-template <int N, class Function>
-__attribute__((always_inline)) inline void repeat(const Function& f) {
-    if constexpr (N > 0) {
-        repeat<N - 1>(f);
-        f(N - 1);
-    }
-}
-#define MIXLLM_EACH(i) [&](int i) __attribute__((always_inline))
 
 template <class L, int Bits>
 struct Sums {
