@@ -104,7 +104,7 @@ def test_parquet(tmp_path: Path) -> None:
         load_text(str(file))
     for column in ([1, 2], [["one"]], [b"one"]):
         pyarrow.parquet.write_table(pyarrow.table({"text": column}), file)
-        with says("a.parquet: its column text is of .*, not of strings"):
+        with says("a.parquet: its column text holds no strings"):
             load_text(str(file))
     words = pyarrow.array(["one", "one"]).dictionary_encode()
     pyarrow.parquet.write_table(pyarrow.table({"text": words}), file)
