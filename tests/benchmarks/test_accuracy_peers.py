@@ -80,6 +80,15 @@ def test_runs_joined(folder: Path) -> None:
     assert (claim["better"], claim["worse"]) == (FAST, HQQ)
 
 
+def test_a_joined_line_says_what_it_was_tuned_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from accuracy_join import tuned_on
+
+    run = {"tuning": "3 windows of train"}
+    assert tuned_on(run, {"name": f"{FAST}, swept, tuned"})["tuning"] == run["tuning"]
+    assert "tuning" not in tuned_on(run, {"name": FAST})
+
+
 def test_a_peer_that_fails_stops_no_other(folder: Path) -> None:
     """Without llm-compressor its line is missing, and the exit says so."""
     done = run(folder, "failed.json", "llm-compressor AWQ g64", HQQ)
