@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
-from mixllm.rotation import rotate
+from mixllm import rotation_native
+from mixllm.kernels import cpu
+from mixllm.rotation import rotate, rotate_in_steps
 from mixllm.rotation_triton import launch
 from tests import shapes
 
@@ -44,5 +47,21 @@ def test_is_the_sylvester_hadamard() -> None:
 def test_the_gpu_kernel_is_bit_for_bit_the_same(rows: int, dtype: torch.dtype) -> None:
     """In Triton's interpreter, for rows of memory and for columns of it."""
     x = shapes.inputs(rows, 256, 4).to(dtype)
-    assert torch.equal(launch(x), rotate(x))
-    assert torch.equal(launch(x.T.contiguous().T), rotate(x))
+    assert torch.equal(launch(x), rotate_in_steps(x))
+    assert torch.equal(launch(x.T.contiguous().T), rotate_in_steps(x))
+
+
+@pytest.mark.parametrize("isa", range(len(cpu.instruction_sets())), ids=cpu.instruction_sets())
+@given(shapes.in_features, st.integers(1, 70), st.booleans(), shapes.seeds)
+def test_the_cpu_library_is_bit_for_bit_the_same(isa: int, k: int, rows: int, half: bool, seed: int) -> None:
+    x = shapes.inputs(rows, k, seed).to(torch.bfloat16 if half else torch.float32)
+    before = x.clone()
+    for rotated in (rotation_native.launch(x, isa), rotation_native.launch(x.T.contiguous().T, isa)):
+        assert torch.equal(rotated, rotate_in_steps(x))
+    assert torch.equal(x, before)
+
+
+def test_gradients_go_through() -> None:
+    x = shapes.inputs(3, 130, 1).requires_grad_()
+    (slope,) = torch.autograd.grad(rotate(x).square().sum() / 2, x)
+    torch.testing.assert_close(slope, x.detach(), rtol=1e-5, atol=1e-5)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mixllm import rotation_native
+from mixllm.kernels.cpu.library import available
+
 BLOCK = 128
 # Rotated at once on a CPU: what stays in a core's cache.
 ELEMENTS_AT_ONCE = 2**17
@@ -19,18 +22,25 @@ def rotate(x: Tensor) -> Tensor:
     """Multiply each block of the last dimension by an orthonormal Hadamard: [..., K] -> [..., K] float32.
 
     Butterflies run over strides 1, 2, 4 .. in float32 and one multiplication by fl32(block ** -0.5)
-    ends them; every backend keeps this order, so that rotated activations agree bit for bit. On a GPU one
-    kernel does it all where 128 divides K and no gradient is asked for.
+    ends them; every backend keeps this order, so that rotated activations agree bit for bit. Where no
+    gradient is asked for, one kernel does it all on a GPU, if 128 divides K, and on a CPU.
     """
-    whole = x.shape[-1] // BLOCK * BLOCK
-    rest = x.shape[-1] - whole
-    if x.is_cuda and x.numel() and not rest and not x.requires_grad:
-        from mixllm.rotation_triton import launch
-
-        return launch(x.reshape(-1, whole)).view(x.shape)
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
-    size = max(1, ELEMENTS_AT_ONCE // x.shape[-1] if x.device.type == "cpu" else len(rows))
-    return torch.cat([_rotated(part, whole) for part in rows.split(size)]).view(x.shape)
+    if x.numel() and not x.requires_grad:
+        if x.is_cuda and not x.shape[-1] % BLOCK:
+            from mixllm.rotation_triton import launch
+
+            return launch(rows).view(x.shape)
+        if x.device.type == "cpu" and available() and not torch.compiler.is_compiling():
+            return rotation_native.launch(rows).view(x.shape)
+    return rotate_in_steps(rows).view(x.shape)
+
+
+def rotate_in_steps(rows: Tensor) -> Tensor:
+    """rotate, of [T, K], in torch's own steps: differentiable, and what kernels are held to."""
+    whole = rows.shape[1] // BLOCK * BLOCK
+    size = max(1, ELEMENTS_AT_ONCE // rows.shape[1] if rows.device.type == "cpu" else len(rows))
+    return torch.cat([_rotated(part, whole) for part in rows.split(size)])
 
 
 def _rotated(x: Tensor, whole: int) -> Tensor:

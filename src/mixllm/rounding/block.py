@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixllm.blocks import Block
+from mixllm.blocks.feeding import feed
 from mixllm.config import QuantConfig
 from mixllm.format.rounded import Rounded
 from mixllm.ranks import Ranks
@@ -48,8 +49,7 @@ class BlockRounding:
         """The block's linears rounded, in model order."""
         linears = block.linears
         with collect(linears) as found, watch(linears) as inputs:
-            for hidden in states:
-                block(hidden)
+            feed(block, states)
         inputs = seen_by_all(linears, inputs, self.ranks)
         factor = partial(factor_if_seen, config=self.config, total=self.total, reserved=self.reserved)
         fields, notes = divided(found, linears, self.ranks, factor, partial(self._some, linears), dim=0)

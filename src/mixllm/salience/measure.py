@@ -9,7 +9,6 @@ them. So nothing of a weight's size has to be kept for more than a stretch.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mixllm.blocks import ON_DEVICE, Block, Decoder, Room, States
+from mixllm.blocks.feeding import feed
 from mixllm.blocks.losses import loss_gradient
 from mixllm.blocks.room import stretches_that_fit
 from mixllm.config import QuantConfig
@@ -166,7 +166,7 @@ class _Measurement:
     def _made_now(self, i: int, block: Block) -> dict[str, Rounded]:
         """Candidates that did not wait: the block goes through its states once more for their Hessians."""
         with collect(block.linears) as shared:
-            deque(map(block, self.states.read(i) if self.config.error == "gptq" else ()), maxlen=0)
+            feed(block, self.states.read(i) if self.config.error == "gptq" else ())
         return self._rounded(block, shared)
 
     def _rounded(self, block: Block, shared: list[Shared]) -> dict[str, Rounded]:

@@ -58,7 +58,7 @@ def load() -> ctypes.CDLL:
     library.mixllm_linear.argtypes = [POINTER(Weight), POINTER(Call)]
     library.mixllm_decode.restype = c_int32
     library.mixllm_decode.argtypes = [c_void_p]
-    for name in ("dense", "best_grid", "round_columns", "fixed_rows", "fixed"):
+    for name in ("dense", "best_grid", "round_columns", "rotate", "fixed_rows", "fixed"):
         step = getattr(library, f"mixllm_{name}")
         step.restype = None
         step.argtypes = [c_void_p]

@@ -24,6 +24,7 @@ struct Isa {
     // Of a strip of at most kStrip rows; see clip.h, columns.h.
     void (*best_grid)(const MixllmClip&, int64_t first, int64_t count);
     void (*round_columns)(const MixllmColumns&, int64_t first, int64_t count);
+    void (*rotate)(float* x, int64_t inputs); // a row, see hadamard.h
     // Of float32 matrices as integers; see fixed.h.
     void (*fixed_rows)(const MixllmFixedRows&, int64_t block);
     void (*fixed_tokens)(const MixllmFixed&, const FixedTile&);

@@ -26,4 +26,4 @@ typedef AmxTiles Tiles;
 
 const Isa kAmxIsa = {"amx", kWidths32, kMostBlocks, 8, &kAvx512Isa,
                      quantize_token<64>, clear_token<64>, multiply_tiles<Tiles>, attend, gated, dense, best_grid, round_columns,
-    fixed_rows, fixed_tokens, fixed_product<Avx512>};
+    rotate, fixed_rows, fixed_tokens, fixed_product<Avx512>};

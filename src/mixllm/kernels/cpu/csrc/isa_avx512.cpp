@@ -19,4 +19,4 @@ namespace {
 } // namespace
 
 const Isa kAvx512Isa = {"avx512", kWidths24, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Avx512>, attend, gated, dense, best_grid, round_columns,
-    fixed_rows, fixed_tokens, fixed_product<Avx512>};
+    rotate, fixed_rows, fixed_tokens, fixed_product<Avx512>};

@@ -20,4 +20,4 @@ namespace {
 } // namespace
 
 const Isa kNeonIsa = {"neon", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Neon>, attend, gated, dense, best_grid, round_columns,
-    fixed_rows, fixed_tokens, fixed_product<Portable>};
+    rotate, fixed_rows, fixed_tokens, fixed_product<Portable>};

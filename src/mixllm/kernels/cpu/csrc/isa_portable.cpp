@@ -17,4 +17,4 @@ namespace {
 } // namespace
 
 const Isa kPortableIsa = {"portable", kWidths4, 1, 0, nullptr, quantize_token<4>, clear_token<4>, multiply<Portable>, attend, gated, dense, best_grid, round_columns,
-    fixed_rows, fixed_tokens, fixed_product<Portable>};
+    rotate, fixed_rows, fixed_tokens, fixed_product<Portable>};

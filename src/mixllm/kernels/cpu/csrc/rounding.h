@@ -27,6 +27,13 @@ struct MixllmColumns {
     int64_t length, rows, pitch;
     int32_t isa;
 };
+
+// Rows that are rotated in place (mixllm.rotation).
+struct MixllmRotation {
+    float* x; // [rows][inputs]
+    int64_t rows, inputs;
+    int32_t isa;
+};
 }
 
 // Rows that a strip of work has: their weights fit a core's first cache.
