@@ -63,7 +63,15 @@ def test_every_command_has_a_help(capsys):
         (["quantize", "model", "-o", "out", "--seed", "9" * 30], "seed: "),
         (["generate", "out", "-p", "x", "--seed", "9" * 30], "--seed"),
         (["quantize", "model", "-o", "out", "--bits", "5", "--channels", "5"], "give bits or channels"),
-        (["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"], "--bits: has no effect"),
+        (
+            ["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"],
+            "--bits: has no effect on a finished plan",
+        ),
+        (["quantize", "model", "-o", "out", "--widths", "3,8", "--plan", "p"], "--widths: has no effect"),
+        (
+            ["quantize", "model", "-o", "out", "--score", "taylor", "--salience", "s"],
+            "--score: has no effect on a finished salience; leave it or --salience out",
+        ),
         (
             ["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"],
             "salience: has no effect",
