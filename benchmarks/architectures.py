@@ -11,6 +11,7 @@ loaded, and measured on random tokens. One line a type:
     noise     the same for the float model with noise in the matrices of its blocks, as large as the rounding
               of weights and of activations is together: an error far above it would be one of wiring
     kl        KL(float || 8 bits) in nats a token
+    export    the largest |exported - float| / |float| of any tensor, after `mixllm export` and loading again
     refused   what mixllm said instead of quantizing the model
 
 Weights are not those of a trained model, so no figure says how good a quantized model is. Random gated layers
@@ -36,6 +37,7 @@ import mixllm
 from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError, one_line
 from mixllm.evaluate import measure
+from mixllm.export import export_dense
 from mixllm.loading import load
 from mixllm.nn import MixLinear
 from mixllm.placement import versions
@@ -78,14 +80,18 @@ def tried(kind: str, work: Path) -> dict[str, Any]:
         expected, got = model(input_ids=ids).logits, quantized(input_ids=ids).logits
     kl = measure({"": quantized}, model, ids, lambda done, total: None)[""].to_json()["kl"]
     load(work / "default").generate(ids[:1], max_new_tokens=3, do_sample=False, pad_token_id=0)  # type: ignore[operator]  # transformers'
+    export_dense(work / "nearest", work / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(work / "dense", dtype=torch.float32)
+    exported = max(apart(dense.get_parameter(name), p) for name, p in model.named_parameters())
     inside = sum(matrix.numel() for matrix in matrices(model))
     layers = [module for module in quantized.modules() if isinstance(module, MixLinear)]
     return {
         "layers": len(layers),
         "share": round(sum(k.in_features * k.out_features for k in layers) / inside, 3),
-        "error": round(float((got - expected).norm() / expected.norm()), 4),
+        "error": apart(got, expected),
         "noise": noise(model, ids, expected),
         "kl": round(kl, 5),
+        "export": exported,
     }
 
 
@@ -110,7 +116,12 @@ def noise(model: nn.Module, ids: Tensor, expected: Tensor) -> float:
     torch.manual_seed(1)
     for matrix in matrices(model):
         matrix.add_(ROUNDING * matrix.std() * torch.randn_like(matrix))
-    return round(float((model(input_ids=ids).logits - expected).norm() / expected.norm()), 4)
+    return apart(model(input_ids=ids).logits, expected)
+
+
+@torch.no_grad()
+def apart(found: Tensor, expected: Tensor) -> float:
+    return round(float((found - expected).norm() / expected.norm()), 4)
 
 
 def matrices(model: Any) -> list[nn.Parameter]:

@@ -55,12 +55,11 @@ SMALL: dict[str, Any] = {
 LATENT = {"head_dim": 8, "num_key_value_heads": 4}  # attention of one latent vector: its heads' rotated part
 DEEPER = {"num_hidden_layers": 4}  # so that both kinds of block occur
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "youtu"), LATENT
-    ),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash"), LATENT),
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid"), DEEPER),
     "gemma4_text": {"hidden_size_per_layer_input": 0},  # as in its larger models
     "gptj": {"rotary_dim": 8},
+    "youtu": {**LATENT, "pad_token_id": None},  # whose embedding transformers makes 0 when it loads a model
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},

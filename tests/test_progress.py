@@ -97,3 +97,13 @@ def test_a_narrow_terminal_has_a_shorter_bar_and_no_second_line() -> None:
         time.sleep(0.15)  # until it is drawn, with a rate
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()
     assert any("block 10/30" in line and " second" in line and "GB" in line for line in drawn)
+
+
+def test_a_very_narrow_terminal_has_what_is_done_and_the_time_whole() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=42, force_terminal=True, highlight=False)
+    with Bars(console).stage("salience: backward", 60, 30) as stage:
+        stage.advance(21)
+        time.sleep(0.15)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert re.search(r"salience: backward block 10/30 (\d:\d\d:\d\d|-:--:--)", drawn) and "…" not in drawn

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from mixllm.config import QuantConfig, parse
-from mixllm.files import read_json, write_text
+from mixllm.files import at_home, read_json, write_text
 from mixllm.human import size
 from mixllm.plan.report import wide_name
 from mixllm.records import SUMMARY
@@ -37,7 +37,7 @@ def new_card(out: Path, source: Path, model: str) -> None:
     source: directory of the float model, whose licence and language are taken over; model: its name as it
     was given, the base model where it is one of the hub's.
     """
-    on_hub = not Path(model).expanduser().exists() and NAME.fullmatch(model)
+    on_hub = not at_home(model).exists() and NAME.fullmatch(model)
     metadata = _metadata(source / CARD)
     about: dict[str, Any] = {key: metadata[key] for key in KEPT if key in metadata}
     if on_hub:

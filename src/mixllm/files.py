@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -20,6 +21,11 @@ _FULL = {
     errno.EDQUOT: "no space left in the quota",
     errno.EFBIG: "larger than a file may be here",
 }
+
+
+def at_home(path: str | PathLike[str]) -> Path:
+    """The path with a leading ~ as a shell reads it, and as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # Path's own raises for such a user
 
 
 def require_utf8(path: Path) -> None:

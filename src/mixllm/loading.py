@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from mixllm.errors import MixllmError, one_line
+from mixllm.files import at_home
 from mixllm.format.config import read_config
 from mixllm.format.shards import find_shards
 from mixllm.integrations import register
@@ -36,7 +37,7 @@ def load(
     if backend not in get_args(Backend):
         raise MixllmError(f"backend: {backend!r} is unknown; give {', '.join(get_args(Backend))}")
     where = pick_device(device) if isinstance(device, str) else device
-    directory = Path(path).expanduser()
+    directory = at_home(path)
     config = open_config(directory)
     find_shards(directory)
     from transformers import AutoModelForCausalLM

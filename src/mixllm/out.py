@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mixllm.errors import MixllmError
-from mixllm.files import require_utf8
+from mixllm.files import at_home, require_utf8
 from mixllm.records import RUN
 
 
@@ -23,7 +23,7 @@ def require_out(out: Path, model: str, *, overwrite: bool, resume: str) -> None:
         raise MixllmError(f"{out}: its links lead in a circle; give another name") from None
     if out.exists() and not out.is_dir():
         raise MixllmError(f"{out}: is no directory; give another name")
-    source = Path(model).expanduser()
+    source = at_home(model)
     if source.exists() and source.resolve().is_relative_to(place):
         raise MixllmError(f"{out}: the model itself is there and would be replaced; choose another directory")
     taken_is_fine = overwrite or (resume != "never" and (out / RUN).is_file())

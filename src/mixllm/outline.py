@@ -12,6 +12,7 @@ from huggingface_hub import hf_hub_download
 
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.experts import routed
+from mixllm.files import at_home
 from mixllm.needs import Sizes
 from mixllm.source import is_gguf, open_source
 from mixllm.source.config import read_config
@@ -67,7 +68,7 @@ def outline(model: str) -> Outline:
 
 def _config(model: str) -> tuple[Path, Any, int]:
     """Where the model is, its config, and the bytes of a conversion that is to come."""
-    path = Path(model).expanduser()
+    path = at_home(model)
     if is_gguf(path):
         from mixllm.source.converted import place_of
         from mixllm.source.gguf import converted_bytes, open_gguf, read_gguf_config

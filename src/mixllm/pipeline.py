@@ -18,7 +18,7 @@ from mixllm.clock import Clock
 from mixllm.config import SHARD_SIZE, QuantConfig
 from mixllm.disk import checkpoint_bytes, measuring_bytes, parse_size, run_bytes
 from mixllm.errors import MixllmError
-from mixllm.files import read_json, write_json
+from mixllm.files import at_home, read_json, write_json
 from mixllm.given import Given, read_given, require_one
 from mixllm.job import Job, open_job
 from mixllm.needs import tuning_needs
@@ -107,7 +107,7 @@ def quantize(
         raise MixllmError(f"resume: {resume!r} is unknown; give {', '.join(get_args(Resume))}")
     require_one(plan, salience)
     asked = _Asked(
-        fspath(model), Path(out).expanduser(), config or QuantConfig(), device=str(device),
+        fspath(model), at_home(out), config or QuantConfig(), device=str(device),
         dtype=str(dtype).removeprefix("torch."), plan=plan, salience=salience, overwrite=overwrite,
         resume=resume, shard_bytes=parse_size(shard_size),
     )  # fmt: skip

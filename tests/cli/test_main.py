@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.conftest import Tiny
 from tests.saliences import random_salience
 
 from mixllm import __version__
@@ -63,7 +64,15 @@ def test_every_command_has_a_help(capsys):
         (["quantize", "model", "-o", "out", "--seed", "9" * 30], "seed: "),
         (["generate", "out", "-p", "x", "--seed", "9" * 30], "--seed"),
         (["quantize", "model", "-o", "out", "--bits", "5", "--channels", "5"], "give bits or channels"),
-        (["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"], "--bits: has no effect"),
+        (
+            ["quantize", "model", "-o", "out", "--bits", "5", "--plan", "p"],
+            "--bits: has no effect on a finished plan",
+        ),
+        (["quantize", "model", "-o", "out", "--widths", "3,8", "--plan", "p"], "--widths: has no effect"),
+        (
+            ["quantize", "model", "-o", "out", "--score", "taylor", "--salience", "s"],
+            "--score: has no effect on a finished salience; leave it or --salience out",
+        ),
         (
             ["quantize", "model", "-o", "out", "--salience", "s", "--plan", "p"],
             "salience: has no effect",
@@ -194,3 +203,24 @@ def test_starting_is_quick_and_imports_no_torch():
     # What it computed, not what it waited: the machine may be busy with others.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert (quantize.quantize.__doc__ or "").startswith("Quantize MODEL into the directory OUT.")
+
+
+def test_a_tilde_is_the_home_that_a_shell_would_have_put_there(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny.out.parent))
+    monkeypatch.chdir(tmp_path)
+    measuring = ["--model=~/model", "--text=~/text.txt", "--window=32", "--samples=2", "--quiet"]
+    for arguments in (
+        ["inspect", "~/out"],
+        ["plan", "~/out", "-o", "~/plan.json"],
+        ["eval", "~/out", *measuring],
+        ["compare", "~/out", "~/model", *measuring, "--json"],
+    ):
+        assert main.run(arguments) == 0, arguments
+    assert (tiny.out.parent / "plan.json").is_file() and list(tmp_path.iterdir()) == []
+    capsys.readouterr()
+    for arguments in (["quantize", "~no-one/model", "-o", "out"], ["inspect", "~no-one/out"]):
+        assert main.run(arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ~no-one/") and said.count("\n") == 1

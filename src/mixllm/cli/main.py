@@ -19,6 +19,7 @@ import typer
 from mixllm import __version__
 from mixllm.cli import demo, evaluate, export, generate, inspect, plan, quantize, report
 from mixllm.cli.console import ready_streams
+from mixllm.cli.options import with_home
 from mixllm.errors import Interrupted, MixllmError
 
 READER_GONE, USER, INTERRUPTED = 1, 2, 130
@@ -52,7 +53,9 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (demo.demo, "-o demo-out"),
 }
 for _name, (_command, _example) in _COMMANDS.items():
-    app.command(_name, context_settings=_HELP, epilog=f"Example: mixllm {_name} {_example}")(_command)
+    app.command(_name, context_settings=_HELP, epilog=f"Example: mixllm {_name} {_example}")(
+        with_home(_command)
+    )
 
 
 @app.callback(invoke_without_command=True)

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from mixllm.config import PROFILES, Format, QuantConfig, parse, typed
 from mixllm.errors import MixllmError
+from mixllm.files import at_home
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A local directory, a Hugging Face hub name or a GGUF file.")
@@ -98,6 +99,16 @@ def config_flags(*only: str) -> Callable[[Callable[..., None]], Callable[..., No
         return run
 
     return decorate
+
+
+def with_home(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with ~ in front of its paths as a shell reads it, which leaves it alone after a =."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        command(**{name: at_home(it) if isinstance(it, Path) else it for name, it in values.items()})
+
+    return run
 
 
 def config(given: dict[str, Any]) -> QuantConfig:

@@ -17,6 +17,10 @@ from mixllm.memory import grow_segments
 if TYPE_CHECKING:
     from mixllm.estimate import Estimate
 
+# Options that a salience file, and a plan file, have decided.
+MEASURED = ("score", "error")
+PLANNED = ("bits", "channels", "scope", "widths", *MEASURED)
+
 
 @config_flags()
 def quantize(
@@ -54,8 +58,11 @@ def quantize(
     An interrupted run (Ctrl-C, a kill, a full disk, a power failure) continues from the block it was at when
     the same command is given again, and ends with the same bytes. Its work is in .OUT.partial.
     """
-    if plan is not None and (unused := [name for name in ("bits", "channels", "scope") if name in given]):
-        raise MixllmError(f"--{unused[0]}: has no effect on a finished plan; leave it or --plan out")
+    for file, flag, decided in ((plan, "--plan", PLANNED), (salience, "--salience", MEASURED)):
+        if file is not None and (unused := [name for name in decided if name in given]):
+            raise MixllmError(
+                f"--{unused[0]}: has no effect on a finished {flag[2:]}; leave it or {flag} out"
+            )
     chosen = config(given)
     quiet_libraries(bars=not quiet)
     if dry_run:

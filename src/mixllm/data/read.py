@@ -13,7 +13,7 @@ from typing import Any
 
 from mixllm.data.builtin import builtin_text
 from mixllm.errors import MixllmError, one_line
-from mixllm.files import require_link
+from mixllm.files import at_home, require_link
 
 # Of a hub data set, the first so many characters: about 1,000 windows of 2,048 tokens.
 HUB_CHARACTERS = 8_000_000
@@ -37,7 +37,7 @@ def load_text(spec: str) -> list[str]:
     require_text(spec)
     if spec == "builtin":
         return builtin_text()
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     texts = _read_file(path) if path.is_file() else _read_hub(spec)
     if not any(text.strip() for text in texts):
         raise MixllmError(f"{spec}: holds no text")
@@ -46,7 +46,7 @@ def load_text(spec: str) -> list[str]:
 
 def require_text(spec: str) -> None:
     """Raise MixllmError for what load_text would find missing here; the hub is not asked."""
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     if not spec:
         raise MixllmError("text: its name is empty; give a file, a hub data set or builtin")
     require_link(path)

@@ -13,6 +13,9 @@ from rich.text import Text
 
 from mixllm.progress.stage import Stage, Steps, memory
 
+# Columns of a terminal from which on there is room for more than what is done and how long it takes.
+ROOM = 66
+
 
 class Bars:
     """A bar a stage on a terminal; where there is none, one line when the stage ends."""
@@ -22,14 +25,18 @@ class Bars:
 
     @contextmanager
     def stage(self, name: str, total: int, blocks: int = 0) -> Iterator[Stage]:
-        columns = (
-            TextColumn("{task.description:<22}", markup=False, table_column=_whole()),
-            BarColumn(),  # what a narrow terminal has no room for is taken from it
-            _Count(_whole()),
-            _Rate(_whole()),
-            TimeRemainingColumn(elapsed_when_finished=True, table_column=_whole()),
-            _Memory(_whole()),
-        )
+        title = TextColumn("{task.description}", markup=False, table_column=_whole())
+        left = TimeRemainingColumn(elapsed_when_finished=True, table_column=_whole())
+        columns: tuple[ProgressColumn, ...] = (title, _Count(_whole()), left)
+        if self._console.width >= ROOM:
+            columns = (
+                TextColumn("{task.description:<22}", markup=False, table_column=_whole()),
+                BarColumn(),  # what a narrow terminal has no room for is taken from it
+                _Count(_whole()),
+                _Rate(_whole()),
+                left,
+                _Memory(_whole()),
+            )
         with RichProgress(*columns, console=self._console) as bars:
             task = bars.add_task(name, total=total, blocks=blocks)
             yield Steps(lambda steps: bars.advance(task, steps))

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from mixllm.blocks.skeleton import find_blocks, linears, skeleton
 from mixllm.errors import MixllmError, one_line
 from mixllm.evaluate import REFERENCE, Measurement, measure
-from mixllm.files import read_json, require_link
+from mixllm.files import at_home, read_json, require_link
 from mixllm.format.config import read_config
 from mixllm.loading import load
 from mixllm.origin import note_origin
@@ -67,7 +67,7 @@ def measure_all(
     """
     names = labels(checkpoints)
     for checkpoint in checkpoints:
-        path = Path(checkpoint).expanduser()
+        path = at_home(checkpoint)
         require_link(path)
         if not path.exists():
             require_there(checkpoint)
@@ -75,7 +75,7 @@ def measure_all(
             note_origin(path, bench.source, progress)
         elif not is_gguf(path):
             with _by_transformers(checkpoint):  # what is not there is said before others are measured
-                AutoConfig.from_pretrained(path, trust_remote_code=False)
+                AutoConfig.from_pretrained(_place(checkpoint), trust_remote_code=False)
     measured: dict[str, Measurement] = {}
     sizes = {REFERENCE: _float_size(bench.source)}
     layers = _linear_shapes(bench.source)
@@ -86,7 +86,7 @@ def measure_all(
         with progress.stage(f"measure {name}", len(bench.ids)) as bar:
             found = measure({name: model}, bench.reference, bench.ids, lambda done, total: bar.advance())
         measured |= found
-        sizes[name] = _size(Path(checkpoint).expanduser(), layers)
+        sizes[name] = _size(at_home(checkpoint), layers)
         if inspect is not None:
             inspect(name, model, bench.tokenizer)
         del model
@@ -120,20 +120,21 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
 
     Raises MixllmError for what can't be loaded.
     """
-    path = Path(checkpoint).expanduser()
+    path = at_home(checkpoint)
     if is_gguf(path):
         return load_float(open_source(checkpoint), device, dtype)
     if _is_mixllms(path):
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
     with _by_transformers(checkpoint):
-        model, info = auto.from_pretrained(
-            path, dtype=dtype, device_map={"": device}, output_loading_info=True, trust_remote_code=False
-        )
-    if getattr(model.config, "quantization_config", None) is None:  # others make up their own tensors
-        require_all(info["missing_keys"], checkpoint)
-    evaluated: nn.Module = model.eval()
-    return evaluated
+        model: nn.Module = auto.from_pretrained(_place(checkpoint), dtype=dtype, device_map={"": device})
+    return model.eval()
+
+
+def _place(checkpoint: str) -> str:
+    """The directory, or the name on the hub, as transformers takes it."""
+    path = at_home(checkpoint)
+    return str(path) if path.exists() else checkpoint
 
 
 @contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mixllm.errors import MixllmError
-from mixllm.files import require_link, require_utf8
+from mixllm.files import at_home, require_link, require_utf8
 from mixllm.source.files import is_gguf
 from mixllm.source.local import Source
 
@@ -20,7 +18,7 @@ def open_source(model: str) -> Source:
     """
     if not model:
         raise MixllmError("MODEL: is empty; give a model's directory, a .gguf file or a hub name")
-    path = Path(model).expanduser()
+    path = at_home(model)
     require_utf8(path)
     require_link(path)
     if path.is_dir():
