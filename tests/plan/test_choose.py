@@ -65,7 +65,7 @@ def test_rounding_puts_no_step_of_a_row_before_an_earlier_one():
     losses = [0.7756898608761937, -1.214256950829202, -4.199177168387296]
     first, whole, second = ((losses[i] - losses[j]) / w for i, j, w in ((0, 1, 2), (0, 2, 5), (1, 2, 3)))
     assert second > first > whole
-    salience = one_layer({width: [loss] for width, loss in zip((3, 5, 8), losses, strict=True)})
+    salience = one_layer({width: [loss] for width, loss in zip((3, 5, 8), losses, strict=True)}, k=8)
     for bits, width in ((4, 3), (5, 5), (6, 5), (7, 5), (8, 8)):
         assert widths(choose(salience, bits=bits)) == [width]
 
