@@ -63,9 +63,12 @@ def test_home_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "model", "llama")
-    config = mixllm.QuantConfig(bits=8, rounding="rtn", samples=1, window=20)
+    (tmp_path / "text.txt").write_text("the thin man in the inn " * 50)
+    config = mixllm.QuantConfig(bits=8, rounding="rtn", calibration="~/text.txt", samples=1, window=20)
     mixllm.quantize("~/model", "~/out", config)
-    assert (tmp_path / "out/config.json").is_file() and not (tmp_path / "~").exists()
+    mixllm.quantize("~/model", "~/again", config, plan="~/out/mixllm/plan.json")
+    for name in ("out", "again"):
+        assert (tmp_path / name / "config.json").is_file() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(
