@@ -77,7 +77,7 @@ def test_codes_are_learned_too_where_that_is_wanted(tmp_path: Path) -> None:
             ids,
             layers,
             format,
-            epochs=100,
+            epochs=40,
             calibration=ids if codes else None,
             seed=0,
             progress=Silent(),
@@ -85,7 +85,7 @@ def test_codes_are_learned_too_where_that_is_wanted(tmp_path: Path) -> None:
         for codes in (False, True)
     }
     scales, both = (divergence(tmp_path, found[codes], format, ids) for codes in (False, True))
-    assert both < 0.95 * scales
+    assert both < 0.5 * scales
     changed = [(found[True][name].codes != layer.codes).float().mean() for name, layer in layers.items()]
     assert 0 < float(torch.stack(changed).mean()) < 0.2
     assert all(torch.equal(found[False][name].codes, layer.codes) for name, layer in layers.items())
