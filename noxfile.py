@@ -17,6 +17,8 @@ TESTS = [
     "tests/golden",
     "tests/test_loading.py",
     "tests/blocks",
+    "tests/source",
+    "tests/test_remote_code.py",
     "tests/test_source.py",
 ]
 

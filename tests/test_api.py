@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -63,9 +64,12 @@ def test_home_is_meant_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "model", "llama")
-    config = mixllm.QuantConfig(bits=8, rounding="rtn", samples=1, window=20)
+    (tmp_path / "text.txt").write_text("the thin man in the inn " * 50)
+    config = mixllm.QuantConfig(bits=8, rounding="rtn", calibration="~/text.txt", samples=1, window=20)
     mixllm.quantize("~/model", "~/out", config)
-    assert (tmp_path / "out/config.json").is_file() and not (tmp_path / "~").exists()
+    mixllm.quantize("~/model", "~/again", config, plan="~/out/mixllm/plan.json")
+    for name in ("out", "again"):
+        assert (tmp_path / name / "config.json").is_file() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(
@@ -92,3 +96,27 @@ def test_files_may_be_named_by_strings(tmp_path: Path) -> None:
     plan = mixllm.choose(mixllm.Salience.load(path), bits=5.0)
     plan.save(f"{tmp_path}/plan.json")
     assert mixllm.Plan.load(f"{tmp_path}/plan.json").payload_bits == plan.payload_bits
+
+
+def test_the_page_for_python_names_all_and_its_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "choosing.md").read_text(encoding="utf-8")
+    section = page.partition("## From Python")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`(\w+)", section)) >= set(mixllm.__all__) - {"__version__"}
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "model", "llama")
+    (tmp_path / "wiki.train.raw").write_text("the thin man in the inn " * 200)
+    config = mixllm.QuantConfig(calibration="wiki.train.raw", samples=4, window=40)
+    mixllm.quantize("model", "llama-w4.4", config)
+    code = section.partition("```python\n")[2].partition("```")[0]
+    for large, small in {
+        "meta-llama/Llama-3.2-1B": "model",
+        'train.raw")': 'train.raw", samples=4, window=40)',
+    }.items():
+        assert large in code
+        code = code.replace(large, small)
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    assert 4.7 < namespace["summary"].report["payload_bits"] <= 4.8
+    assert capsys.readouterr().out and type(namespace["summary"]) is mixllm.Summary

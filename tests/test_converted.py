@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import gguf
@@ -19,6 +21,7 @@ from mixllm.config import QuantConfig
 from mixllm.errors import MixllmError
 from mixllm.estimate import Estimate, estimate
 from mixllm.files import read_json
+from mixllm.lock import locked
 from mixllm.source.config import read_config
 from mixllm.source.converted import PARTIAL, converted, place_of
 from mixllm.source.gguf import convert, open_gguf, read_gguf_config
@@ -139,6 +142,23 @@ def test_what_a_killed_process_left_of_another_file_goes(file: Path, tmp_path: P
     write_gguf(tmp_path / "other.gguf", tie=False)
     converted(tmp_path / "other.gguf")
     assert list(own_cache.iterdir()) == [place_of(tmp_path / "other.gguf")]
+
+
+def test_what_another_user_left_is_no_hindrance(
+    file: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cache that several share; its lock cannot be opened."""
+    theirs = own_cache / f"theirs{PARTIAL}"
+    theirs.mkdir(parents=True)
+
+    def lock(directory: Path, **how: bool) -> AbstractContextManager[None]:
+        if directory == theirs:
+            raise PermissionError(errno.EACCES, "Permission denied", str(directory))
+        return locked(directory, **how)
+
+    monkeypatch.setattr("mixllm.source.converted.locked", lock)
+    made = converted(file)
+    assert set(own_cache.iterdir()) == {theirs, made}
 
 
 def test_two_processes_at_once_convert_once(file: Path, own_cache: Path) -> None:

@@ -12,7 +12,7 @@ def test_sizes_as_people_type_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-5GB", "1.2.3GB", "0", "inf", "5G B"])
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-5GB", "1.2.3GB", "0", "inf", "5G B", "9" * 400])
 def test_what_is_no_size_is_a_one_line_error(text: str) -> None:
     with pytest.raises(MixllmError, match="is no size; give one such as 5GB"):
         parse_size(text)

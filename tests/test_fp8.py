@@ -69,7 +69,9 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
         if name.endswith("_proj.weight"):
             stored[name], scale = pack(tensor.float())
             stored[f"{name}_scale_inv"] = scale
-            made[name] = naive(stored[name], scale, 128, 128)
+            n, k = tensor.shape
+            spread = scale.repeat_interleave(128, 0)[:n].repeat_interleave(128, 1)[:, :k]
+            made[name] = (stored[name].float() * spread).bfloat16()
     save_file(stored, packed / "model.safetensors", metadata={"format": "pt"})
     save_file(made, plain / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((packed / "config.json").read_text())

@@ -1,5 +1,6 @@
 """One run at a time in a directory, and no lock outlives its process."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -40,6 +41,17 @@ def test_another_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
 def test_a_second_run_in_one_process_is_refused_too(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(MixllmError, match="another run"), locked(tmp_path):
         pass
+
+
+def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", lacking)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MixllmError, match=r"cannot be locked \(No locks available\)"), locked(tmp_path):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from mixllm.errors import MixllmError
     from mixllm.loading import load
     from mixllm.nn import MixLinear
-    from mixllm.pipeline import quantize
+    from mixllm.pipeline import Summary, quantize
     from mixllm.plan import Plan, Salience, choose
+    from mixllm.progress import Progress
 
 # Public names by the module that holds them; loaded at first use, so that importing mixllm is quick.
 _HOMES = {
@@ -24,10 +25,12 @@ _HOMES = {
     "MixllmError": "errors",
     "load": "loading",
     "MixLinear": "nn",
+    "Summary": "pipeline",
     "quantize": "pipeline",
     "Plan": "plan",
     "choose": "plan",
     "Salience": "plan",
+    "Progress": "progress",
 }
 __all__ = [
     "PROFILES",
@@ -35,8 +38,10 @@ __all__ = [
     "MixLinear",
     "MixllmError",
     "Plan",
+    "Progress",
     "QuantConfig",
     "Salience",
+    "Summary",
     "__version__",
     "choose",
     "load",

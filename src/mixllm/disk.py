@@ -27,7 +27,7 @@ def parse_size(text: str) -> int:
     found = re.fullmatch(r"([\d.]+)\s*([A-Z]*)", text.strip().upper())
     try:
         size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size < 1:
         raise MixllmError(f"shard size: {text!r} is no size; give one such as 5GB or 500MB")

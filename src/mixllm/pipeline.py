@@ -62,8 +62,8 @@ class _Asked:
     config: QuantConfig
     device: str
     dtype: str
-    plan: str | Path | None
-    salience: str | Path | None
+    plan: Path | None
+    salience: Path | None
     overwrite: bool
     resume: Resume
     shard_bytes: int
@@ -106,10 +106,11 @@ def quantize(
     if resume not in get_args(Resume):
         raise MixllmError(f"resume: {resume!r} is unknown; give {', '.join(get_args(Resume))}")
     require_one(plan, salience)
+    files = [None if file is None else at_home(file) for file in (plan, salience)]
     asked = _Asked(
         fspath(model), at_home(out), config or QuantConfig(), device=str(device),
-        dtype=str(dtype).removeprefix("torch."), plan=plan, salience=salience, overwrite=overwrite,
-        resume=resume, shard_bytes=parse_size(shard_size),
+        dtype=str(dtype).removeprefix("torch."), plan=files[0], salience=files[1],
+        overwrite=overwrite, resume=resume, shard_bytes=parse_size(shard_size),
     )  # fmt: skip
     with joined(pick_device(asked.device)) as ranks:
         if asked.config.tune and ranks.size > 1:

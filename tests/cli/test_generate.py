@@ -61,3 +61,9 @@ def test_no_more_is_written_than_the_model_reads(tiny: Tiny, capsys, monkeypatch
     monkeypatch.setattr("sys.stdin", io.StringIO("x" * 300 + "\n"))
     assert main.run(["chat", str(tiny.out)]) == 2
     assert "the conversation: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["nan", "inf", "-1", "warm"])
+def test_a_temperature_that_is_none_is_refused_before_a_model_is_looked_for(given: str, capsys):
+    assert main.run(["generate", "/no/such", "-p", "x", "--temperature", given]) == 2
+    assert "temperature" in capsys.readouterr().err

@@ -183,7 +183,8 @@ def test_shard_size(tiny: Tiny, tmp_path: Path, capsys):
 def test_a_dry_run_refuses_what_the_run_would(tiny: Tiny, tmp_path: Path, capsys):
     def refused(*flags: object, out: Path | None = None) -> str:
         codes, lines = set(), set()
-        given = ["quantize", tiny.model, "-o", out or tmp_path / "out", "--window", 40, "--quiet", *flags]
+        given = ["quantize", tiny.model, "-o", out or tmp_path / "out", "--window", 40, "--quiet"]
+        given += ["--samples", 4, "--calibration", tiny.text, *flags]
         for also in ([], ["--dry-run"]):
             codes.add(main.run([str(argument) for argument in (*given, *also)]))
             lines.add(capsys.readouterr().err)

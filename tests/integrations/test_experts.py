@@ -106,10 +106,25 @@ def test_the_dense_export_is_an_ordinary_model(checkpoint: Path, tmp_path: Path)
     assert 0 < float((found - expected).norm() / expected.norm()) < 0.15
 
 
-def test_transformers_alone_refuses_rather_than_load_random_weights(checkpoint: Path) -> None:
-    program = f"import transformers; transformers.AutoModelForCausalLM.from_pretrained({str(checkpoint)!r})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "mixllm" in done.stderr, done.stderr
+ALONE = """
+import sys, transformers
+for path in sys.argv[1:]:
+    try:
+        transformers.AutoModelForCausalLM.from_pretrained(path)
+    except Exception as error:
+        print("refused" if "mismatch" in str(error) else error)
+assert "mixllm" not in sys.modules
+"""
+
+
+def test_transformers_alone_refuses_rather_than_load_random_weights(tmp_path: Path) -> None:
+    """Mixtures, and a dense model in one file and in several."""
+    paths = [write_quantized(tmp_path / name, name) for name in MIXTURES]
+    paths += [write_quantized(tmp_path / str(size), shard_bytes=size) for size in (40_000, 10**9)]
+    command = [sys.executable, "-c", ALONE, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.split() == ["refused"] * len(paths), done.stderr
+    assert "mixllm" in done.stderr  # it is told whose format it does not know
 
 
 def test_experts_make_it_version_2(checkpoint: Path, tmp_path: Path) -> None:

@@ -54,6 +54,22 @@ def test_equal_losses_go_by_the_models_order(budget: dict[str, float], zero: flo
     assert widths(plan) == [8, 8, 8, 4, 4, 8, 4, 4]
 
 
+def test_of_equal_steps_the_farthest_is_one():
+    """Rows in between would be no cheaper, and kernels run those of 6 bits as 8."""
+    salience = one_layer({4: [4.0, 4.0], 6: [2.0, 2.0], 8: [0.0, 0.0]})
+    assert widths(choose(salience, bits=6)) == [8, 4]
+
+
+def test_rounding_puts_no_step_of_a_row_before_an_earlier_one():
+    """Slopes that are one in truth, of which the later comes out larger in its last bit."""
+    losses = [0.7756898608761937, -1.214256950829202, -4.199177168387296]
+    first, whole, second = ((losses[i] - losses[j]) / w for i, j, w in ((0, 1, 2), (0, 2, 5), (1, 2, 3)))
+    assert second > first > whole
+    salience = one_layer({width: [loss] for width, loss in zip((3, 5, 8), losses, strict=True)}, k=8)
+    for bits, width in ((4, 3), (5, 5), (6, 5), (7, 5), (8, 8)):
+        assert widths(choose(salience, bits=bits)) == [width]
+
+
 def test_bits_counts_what_eight_bits_leave_but_channels_is_the_papers_rule():
     salience = one_layer({4: [5.0, 4.0], 8: [4.9, 0.0]})
     assert widths(choose(salience, bits=6)) == [4, 8]

@@ -6,21 +6,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from mixllm.cli import main
 from mixllm.records import MEASURED
 from mixllm.report.findings import gather
 from mixllm.report.tables import worst_table
-from tests.cli.conftest import BUDGET, Tiny, tiny
+from tests.cli.conftest import BUDGET, Tiny
+from tests.report.conftest import run
 
-__all__ = ["tiny"]
 CHROMIUM = shutil.which("chromium")
 SHORT = ("--window", 100, "--samples", 2)
-
-
-def run(*arguments: object) -> int:
-    return main.run([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +42,6 @@ def measured(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 5, "--quiet"]
     assert run("report", out, "--also", other, *how, "-p", "The <b>fox</b> &") == 0
     return out
-
-
-def refuse(*_: object) -> None:
-    raise LocalEntryNotFoundError("a paragraph")
 
 
 def page(out: Path) -> str:
@@ -124,33 +114,6 @@ def test_what_is_known_of_no_layer_has_no_column(tiny: Tiny, tmp_path: Path) -> 
     assert all(len(row) == len(table.columns) for table in tables if table for row in table.rows)
 
 
-def test_mistakes(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    assert run("report", tmp_path) == 2
-    assert run("report", tiny.out, "--model", tiny.model) == 2
-    assert run("report", tiny.out, "--also", tiny.out) == 2
-    monkeypatch.setattr("mixllm.report.drawing.find_spec", lambda name: None)
-    assert run("report", tiny.out) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
-    assert errors[-1].endswith("pip install 'mixllm[report]'")
-
-
-def test_what_cannot_be_done_is_said_before_anything_is_measured(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for place, message in ((tmp_path, "is a directory"), (tmp_path / "no/page.html", "no such directory")):
-        assert run("report", tiny.out, "-o", place) == 2
-        assert run("compare", tiny.out, "--model", tiny.model, "--text", tiny.text, "-o", place) == 2
-        assert run("plan", tiny.out, "-o", place) == 2
-        assert capsys.readouterr().err.count(message) == 3
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 2, "--quiet"]
-    assert run("report", tiny.out, *how, "-p", "") == 2
-    assert "--prompt: '' has no tokens" in capsys.readouterr().err
-    assert run("compare", tiny.out, "/no/checkpoint", *how) == 2
-    assert "/no/checkpoint: no such directory" in capsys.readouterr().err
-    assert not (tiny.out / "mixllm/measured.json").exists()
-
-
 def test_comparison(measured: Path, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     others = [measured, measured.with_name("uniform"), tiny.model]
     how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 4, "--quiet"]
@@ -219,31 +182,6 @@ def test_the_command_on_the_page_can_be_typed_and_no_error_is_told_of_one_window
         assert ("standard error over windows" in (tmp_path / "c.html").read_text()) is told
 
 
-def test_a_checkpoint_that_is_none_is_named_before_others_are_measured(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mixllm.report.models.measure", lambda *_: pytest.fail("began"))
-    (tmp_path / "none").mkdir()
-    (tmp_path / "none/config.json").write_text('{"model_type": "no such type"}')
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--quiet"]
-    assert run("compare", tiny.out, tmp_path / "none", *how) == 2
-    assert f"{tmp_path / 'none'}: transformers cannot load it" in capsys.readouterr().err
-    monkeypatch.setattr("mixllm.source.hub.hf_hub_download", refuse)
-    assert run("compare", tiny.out, "someone/none", *how) == 2
-    assert "someone/none: no such directory, and the hub did not give it: " in capsys.readouterr().err
-
-
-def test_figures_that_cannot_be_kept_are_not_measured(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mixllm.report.models.Bench.open", lambda *_: pytest.fail("began"))
-    shutil.copytree(tiny.out, tmp_path / "out")
-    (tmp_path / "out" / MEASURED).mkdir()
-    how = ["--model", tiny.model, "--text", tiny.text, "-o", tmp_path / "page.html"]
-    assert run("report", tmp_path / "out", *how) == 2
-    assert "measured.json: is a directory" in capsys.readouterr().err
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_in_a_browser(measured: Path, tmp_path: Path, width: int) -> None:
@@ -274,36 +212,3 @@ def test_json_writes_a_page_only_where_one_is_asked_for(
     found = json.loads(capsys.readouterr().out)
     assert found["made"]["command"] in html.unescape((tmp_path / "page.html").read_text())
     assert not (tiny.out / "mixllm/report.html").exists()
-
-
-@pytest.mark.parametrize("command", ["inspect", "report"])
-def test_a_checkpoint_that_is_not_whole_is_refused(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(tiny.out, out)
-    weights = (out / "model.safetensors").read_bytes()
-    (out / "model.safetensors").write_bytes(weights[:-1])
-    assert run(command, out) == 2
-    assert "not a whole safetensors file" in capsys.readouterr().err
-    (out / "model.safetensors").write_bytes(weights)
-    config = json.loads((out / "config.json").read_text())
-    config["quantization_config"]["version"] = 99
-    (out / "config.json").write_text(json.dumps(config))
-    assert run(command, out) == 2
-    assert "version 99 is a newer mixllm's" in capsys.readouterr().err
-    del config["quantization_config"]
-    (out / "config.json").write_text(json.dumps(config))
-    assert run(command, out) == 2
-    assert "no quantization_config of mixllm" in capsys.readouterr().err
-
-
-def test_a_checkpoint_under_another_config_is_not_read_as_a_float_model(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(tiny.out, out)
-    shutil.copy(tiny.model / "config.json", out)
-    how = ["--model", tiny.model, "--text", tiny.text, "--window", 32, "--samples", 2, "--quiet"]
-    assert run("compare", out, *how) == 2
-    assert "no quantization_config of mixllm" in capsys.readouterr().err

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixllm.cli import options
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
-from mixllm.cli.options import (
-    ONLY_SO_MANY,
-    Checkpoint,
-    Device,
-    Dtype,
-    FloatModel,
-    Json,
-    MeasuredText,
-    Quiet,
-    Window,
-)
 from mixllm.errors import MixllmError
 
 if TYPE_CHECKING:
@@ -31,12 +21,12 @@ QUANTIZED = "quantized"
 
 
 def evaluate(
-    checkpoint: Checkpoint,
-    model: FloatModel = None,
-    text: MeasuredText = None,
-    window: Window = 2048,
+    checkpoint: options.Checkpoint,
+    model: options.FloatModel = None,
+    text: options.MeasuredText = None,
+    window: options.Window = 2048,
     samples: Annotated[
-        int | None, typer.Option(min=1, help=f"{ONLY_SO_MANY}, and so many documents of each task.")
+        int | None, typer.Option(min=1, help=f"{options.ONLY_SO_MANY}, and so many documents of each task.")
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-evaluation-harness, with commas between them.")
@@ -44,10 +34,10 @@ def evaluate(
     include_path: Annotated[
         Path | None, typer.Option(help="A directory with YAML files of your own lm-eval tasks.")
     ] = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a checkpoint on a text, on lm-eval's tasks, or both.
 

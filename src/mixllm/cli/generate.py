@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,8 +14,17 @@ from mixllm.errors import MixllmError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
+def _number(value: float) -> float:
+    if not isfinite(value):
+        raise typer.BadParameter(f"{value} is no temperature; give a number such as 0.7")
+    return value
+
+
 MaxTokens = Annotated[int, typer.Option(min=1, help="The most tokens to write.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")]
+Temperature = Annotated[
+    float, typer.Option(min=0, callback=_number, help="0 always takes the likeliest token.")
+]
 
 
 def generate(

@@ -26,7 +26,7 @@ READER_GONE, USER, INTERRUPTED = 1, 2, 130
 # What the operating system refuses for reasons that the user can mend.
 _REFUSALS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 # typer has had click inside and outside of itself; the class is reached through what it has always exported.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

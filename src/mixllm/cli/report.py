@@ -7,20 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mixllm.cli import options
 from mixllm.cli.console import print_json, progress, quiet_libraries, stdout
-from mixllm.cli.options import (
-    FLOAT_MODEL,
-    MEASURED_TEXT,
-    Checkpoint,
-    Device,
-    Dtype,
-    FloatModel,
-    Json,
-    MeasuredText,
-    Quiet,
-    Samples,
-    Window,
-)
 from mixllm.errors import MixllmError
 from mixllm.files import require_place
 
@@ -28,10 +16,10 @@ Page = Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file to
 
 
 def report(
-    checkpoint: Checkpoint,
+    checkpoint: options.Checkpoint,
     out: Page = None,
-    model: FloatModel = None,
-    text: MeasuredText = None,
+    model: options.FloatModel = None,
+    text: options.MeasuredText = None,
     also: Annotated[
         list[str] | None, typer.Option(help="Another checkpoint to measure beside it; may be repeated.")
     ] = None,
@@ -39,12 +27,12 @@ def report(
         list[str] | None,
         typer.Option("--prompt", "-p", help="Generate from this prompt with each model; may be repeated."),
     ] = None,
-    window: Window = 2048,
-    samples: Samples = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
+    window: options.Window = 2048,
+    samples: options.Samples = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write one HTML page about a checkpoint.
 
@@ -95,15 +83,15 @@ def compare(
         list[str],
         typer.Argument(metavar="CHECKPOINT", help="mixllm's checkpoints, or others that transformers loads."),
     ],
-    model: Annotated[str, FLOAT_MODEL],
-    text: Annotated[str, MEASURED_TEXT],
+    model: Annotated[str, options.FLOAT_MODEL],
+    text: Annotated[str, options.MEASURED_TEXT],
     out: Page = None,
-    window: Window = 2048,
-    samples: Samples = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json: Json = False,
-    quiet: Quiet = False,
+    window: options.Window = 2048,
+    samples: options.Samples = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure checkpoints on the same windows of text.
 

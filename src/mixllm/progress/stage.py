@@ -12,10 +12,16 @@ T = TypeVar("T")
 
 
 class Stage(Protocol):
-    def advance(self, steps: int = 1) -> None: ...
+    """A stretch of work on its way."""
+
+    def advance(self, steps: int = 1) -> None:
+        """So many more of its steps are done."""
+        ...
 
 
 class Progress(Protocol):
+    """What quantize() tells as it goes; any object with these two methods will do. Stages do not nest."""
+
     def stage(self, name: str, total: int, blocks: int = 0) -> AbstractContextManager[Stage]:
         """A stretch of work of `total` equal steps; blocks: of the model, each as many steps, where it goes
         through them."""

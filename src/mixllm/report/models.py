@@ -127,8 +127,14 @@ def load_any(checkpoint: str, device: torch.device, dtype: torch.dtype) -> nn.Mo
         return load(path, device, dtype)
     auto: Any = AutoModelForCausalLM
     with _by_transformers(checkpoint):
-        model: nn.Module = auto.from_pretrained(_place(checkpoint), dtype=dtype, device_map={"": device})
-    return model.eval()
+        model, info = auto.from_pretrained(
+            _place(checkpoint), dtype=dtype, device_map={"": device}, output_loading_info=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    if getattr(model.config, "quantization_config", None) is None:  # others make up their own tensors
+        require_all(info["missing_keys"], checkpoint)
+    evaluated: nn.Module = model.eval()
+    return evaluated
 
 
 def _place(checkpoint: str) -> str:

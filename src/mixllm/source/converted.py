@@ -88,7 +88,8 @@ def _making(place: Path) -> Iterator[Path | None]:
     part = place.with_name(place.name + PARTIAL)
     for left in place.parent.glob(f"*{PARTIAL}"):
         if left != part:
-            with suppress(MixllmError), locked(left):  # an error: a process is at work there
+            # An error: a process is at work there, or it is another user's, of a cache that several share.
+            with suppress(MixllmError, OSError), locked(left):
                 shutil.rmtree(left, ignore_errors=True)
     with locked(part, wait=True):
         try:
