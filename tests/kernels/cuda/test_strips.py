@@ -95,7 +95,13 @@ def test_more_tokens_go_elsewhere() -> None:
 def test_many_tokens_are_shared_out_evenly(tokens: int, padded: int) -> None:
     threads, blocks = quantizing.many_shape(tokens, padded, 132)
     assert threads * 32 >= padded
-    assert threads * -(-blocks // 132) <= quantizing.MANY_THREADS
+    most = quantizing.AHEAD_THREADS if quantizing.looks_ahead(padded) else quantizing.MANY_THREADS
+    assert threads * -(-blocks // 132) <= most
     each = -(-tokens // blocks)
     assert blocks * each < tokens + blocks
     assert blocks == -(-tokens // each)
+
+
+@pytest.mark.parametrize(("padded", "ahead"), [(4096, False), (8192, False), (14336, True), (28672, True)])
+def test_next_tokens_come_ahead_where_that_costs_no_block(padded: int, ahead: bool) -> None:
+    assert quantizing.looks_ahead(padded) == ahead

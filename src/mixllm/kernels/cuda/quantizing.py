@@ -26,7 +26,8 @@ MOST_SHARED = 64
 MOST_PARTS = 264
 # From so many tokens on csrc/quantize_many.cu takes them, and short ones of up to 16 PART_THREADS inputs.
 LEAST_MANY, LEAST_MANY_SHORT = 65, 257
-MANY_THREADS = 1024
+# Threads of an SM that have 64 registers each, and 72, which hold the next token's inputs too.
+MANY_THREADS, AHEAD_THREADS = 1024, 896
 # Groups whose sums a line of csrc/hopper_floats.cuh has.
 SUMS_A_LINE = 16
 
@@ -98,7 +99,8 @@ def quantize_into(
     summed = tiled and len(codes) > padded // GROUP_SIZE
     if tiled and kind == 0 and arguments.aligned and takes_many(x.dtype, tokens, padded):
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
-        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed)
+        ahead = looks_ahead(padded)
+        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed, ahead)
         return many.launch(blocks, threads, arguments)
     shape = launch_shape(tokens, padded, target.capability >= (9, 0), group, tiled or kind > 0)
     vectors, threads, arguments.rounds, parts = shape
@@ -114,23 +116,37 @@ def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
     """Threads a block, and as many blocks as SMs have threads for, or fewer with equally many tokens."""
-    threads = -(-padded // 1024) * 32
+    threads = _many_threads(padded)
     each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
     return threads, -(-tokens // each)
 
 
+def looks_ahead(padded: int) -> bool:
+    """Whether a token takes so many threads that an SM has as many blocks of AHEAD_THREADS in all."""
+    threads = _many_threads(padded)
+    return AHEAD_THREADS // threads == MANY_THREADS // threads
+
+
+def _many_threads(padded: int) -> int:
+    """Whole warps, of which each thread has 32 inputs."""
+    return -(-padded // 1024) * 32
+
+
 @cache
 def quantizer_of_many(
-    index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool
+    index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool, ahead: bool
 ) -> Kernel:
-    macros = many_macros(dtype, rotate, tail, group, summed)
+    macros = many_macros(dtype, rotate, tail, group, summed, ahead)
     # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
     return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
 
 
-def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool) -> dict[str, int]:
+def many_macros(
+    dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool, ahead: bool
+) -> dict[str, int]:
     kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
-    return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS}
+    threads = AHEAD_THREADS if ahead else MANY_THREADS
+    return {**kind, "SUMMED": int(summed), "THREADS": threads, "AHEAD": int(ahead)}
 
 
 def launch_shape(

@@ -34,6 +34,17 @@ constexpr int BM = 16, WM = 1;
 #endif
 #include "strips_writer.cuh"
 
+// While a full ring waits for X, which a quantizer makes: L2 is asked for the stages behind it, one in about the time that all
+// blocks' take, so that X finds the way free.
+__device__ __forceinline__ void fetch_ahead(const Arguments& p, const Strips& strips, const Space& space, Walk at) {
+  constexpr int AHEAD = 131072 / STAGE_BYTES, NANOSECONDS = STAGE_BYTES / 32;
+  for (int asked = 0; asked < AHEAD && at.more; ++asked) {
+    if (barrier_over_within(space.base + EMPTY_AT, 0, NANOSECONDS)) return;
+    fill_l2(p, at);
+    at.step(strips);
+  }
+}
+
 // All that the lane that fetches weights does. Copies that were asked for before hold up X's, which are small and urgent: until
 // all of the ring has been asked for once, HEAD stages at most are on their way.
 __device__ __forceinline__ void fetch_weights(const Arguments& p, const Strips& strips, const Space& space) {
@@ -44,6 +55,7 @@ __device__ __forceinline__ void fetch_weights(const Arguments& p, const Strips& 
     fill(p, at, space, stage);
     at.step(strips);
   }
+  if constexpr (QUANTIZE == 0) fetch_ahead(p, strips, space, at);
   Turn turn;
   for (; at.more; turn.next(space.stages)) {
     barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);
