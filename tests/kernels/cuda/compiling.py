@@ -29,7 +29,6 @@ QUANTIZERS = [
     (1, 1, 0, 0, 0, 1), (2, 0, 0, 128, 0, 1), (4, 1, 1, 0, 0, 1), (4, 1, 0, 512, 0, 1), (4, 1, 1, 256, 0, 1),
     (2, 1, 0, 0, 1, 1), (2, 1, 0, 0, 2, 1), (2, 1, 0, 512, 0, 1), (2, 1, 1, 0, 0, 8), (1, 0, 0, 128, 1, 4),
 ]  # fmt: skip
-MANY_NAMES = ("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS", "AHEAD")
 # ROTATE, TAIL, GROUP, SUMMED
 MANY = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 1), (0, 1, 128, 0), (1, 0, 512, 0)]
 # How strips.cu quantizes: not at all, one token, several.
@@ -75,10 +74,9 @@ def jobs(arch: str) -> dict[str, Job]:
                 name = " ".join(["strips.cu", *map(str, macros.values())])
                 found[name] = ("strips.cu", macros, strip.shared)
         for kind, many_of in product((0, 1), MANY):
-            for ahead, threads in enumerate((quantizing.MANY_THREADS, quantizing.AHEAD_THREADS)):
-                values = (kind, *many_of, threads, ahead)
-                macros = dict(zip(MANY_NAMES, values, strict=True))
-                found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
+            values = (kind, *many_of, quantizing.MANY_THREADS)
+            macros = dict(zip(("INPUT", "ROTATE", "TAIL", "GROUP", "SUMMED", "THREADS"), values, strict=True))
+            found[" ".join(["quantize_many.cu", *map(str, values)])] = ("quantize_many.cu", macros, 0)
     found["route.cu 128"] = ("route.cu", {"EXPERTS": 128}, 0)
     for kind in range(3):
         for quantizer in QUANTIZERS:

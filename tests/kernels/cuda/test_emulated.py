@@ -160,18 +160,16 @@ def test_quantizer(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "change", "tokens", "k", "ahead"),
+    ("dtype", "change", "tokens", "k"),
     [
-        (torch.bfloat16, {}, 7, 1000, False),
-        (torch.float16, {}, 8, 1104, True),
-        (torch.float16, {"activation_group": 128, "rotation": "none"}, 5, 576, False),
-        (torch.bfloat16, {"activation_group": 128}, 7, 328, True),
-        (torch.float16, {"activation_group": 512}, 5, 1104, False),
-        (torch.bfloat16, {"activation_group": 256}, 4, 1032, True),
+        (torch.bfloat16, {}, 7, 1000),
+        (torch.float16, {"activation_group": 128, "rotation": "none"}, 5, 576),
+        (torch.float16, {"activation_group": 512}, 5, 1104),
+        (torch.bfloat16, {"activation_group": 256}, 4, 1032),
     ],
 )
 def test_quantizer_of_many(
-    dtype: torch.dtype, change: dict[str, Any], tokens: int, k: int, ahead: bool, tmp_path: Path,
+    dtype: torch.dtype, change: dict[str, Any], tokens: int, k: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Two blocks, so that each goes through several tokens."""
@@ -184,9 +182,7 @@ def test_quantizer_of_many(
     monkeypatch.setattr(quantizing, "quantizer_of_many", kernel)
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
         monkeypatch.setattr(quantizing, least, 1)
-    threads = -(-k // 1024) * 32
-    monkeypatch.setattr(quantizing, "MANY_THREADS", threads)
-    monkeypatch.setattr(quantizing, "AHEAD_THREADS", threads if ahead else 0)
+    monkeypatch.setattr(quantizing, "MANY_THREADS", -(-k // 1024) * 32)
     monkeypatch.setattr(quantizing, "device", lambda _: Device(0, (9, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
     x[3, 7], x[2] = torch.nan, 0

@@ -43,7 +43,6 @@ def test_lines(
     for least in ("LEAST_MANY", "LEAST_MANY_SHORT"):
         monkeypatch.setattr(quantizing, least, 1 if many else 99)
     monkeypatch.setattr(quantizing, "MANY_THREADS", -(-k // 1024) * 32)
-    monkeypatch.setattr(quantizing, "AHEAD_THREADS", -(-k // 1024) * 32 if tokens == 9 else 0)
     monkeypatch.setattr(quantizing, "device", lambda _: Device(0, (9, 0) if many else (8, 0), 2, 232448))
     x = (shapes.inputs(tokens, k, 1) * 2).to(dtype)
     x[2] = 0

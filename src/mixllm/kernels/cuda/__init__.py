@@ -144,9 +144,8 @@ def warm_up(linear: CudaLinear, index: int) -> None:
                     strips.product(index, scales, *found, dtype, rotate, tail)
         for many in hopper.TILES[scales.key]:
             hopper.product(index, scales, many)
-        ahead = quantizing.looks_ahead(groups * 128)
         for dtype in dtypes:
-            quantizing.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned, ahead)
+            quantizing.quantizer_of_many(index, dtype, rotate, tail, group, scales.unsigned)
     else:
         for most, _ in table(scales.key):
             ops.product(index, scales, choose(scales, most, device(index).shared_limit))

@@ -26,8 +26,7 @@ MOST_SHARED = 64
 MOST_PARTS = 264
 # From so many tokens on csrc/quantize_many.cu takes them, and short ones of up to 16 PART_THREADS inputs.
 LEAST_MANY, LEAST_MANY_SHORT = 65, 257
-# Threads of an SM that have 64 registers each, and 72, which hold the next token's inputs too.
-MANY_THREADS, AHEAD_THREADS = 1024, 896
+MANY_THREADS = 1024
 # Groups whose sums a line of csrc/hopper_floats.cuh has.
 SUMS_A_LINE = 16
 
@@ -99,8 +98,7 @@ def quantize_into(
     summed = tiled and len(codes) > padded // GROUP_SIZE
     if tiled and kind == 0 and arguments.aligned and takes_many(x.dtype, tokens, padded):
         threads, blocks = many_shape(tokens, padded, target.multiprocessors)
-        ahead = looks_ahead(padded)
-        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed, ahead)
+        many = quantizer_of_many(target.index, x.dtype, rotate, tail > 0, group, summed)
         return many.launch(blocks, threads, arguments)
     shape = launch_shape(tokens, padded, target.capability >= (9, 0), group, tiled or kind > 0)
     vectors, threads, arguments.rounds, parts = shape
@@ -116,37 +114,23 @@ def takes_many(dtype: torch.dtype, tokens: int, padded: int) -> bool:
 
 def many_shape(tokens: int, padded: int, multiprocessors: int) -> tuple[int, int]:
     """Threads a block, and as many blocks as SMs have threads for, or fewer with equally many tokens."""
-    threads = _many_threads(padded)
+    threads = -(-padded // 1024) * 32
     each = -(-tokens // (multiprocessors * (MANY_THREADS // threads)))
     return threads, -(-tokens // each)
 
 
-def looks_ahead(padded: int) -> bool:
-    """Whether a token takes so many threads that an SM has as many blocks of AHEAD_THREADS in all."""
-    threads = _many_threads(padded)
-    return AHEAD_THREADS // threads == MANY_THREADS // threads
-
-
-def _many_threads(padded: int) -> int:
-    """Whole warps, of which each thread has 32 inputs."""
-    return -(-padded // 1024) * 32
-
-
 @cache
 def quantizer_of_many(
-    index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool, ahead: bool
+    index: int, dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool
 ) -> Kernel:
-    macros = many_macros(dtype, rotate, tail, group, summed, ahead)
+    macros = many_macros(dtype, rotate, tail, group, summed)
     # Faster than blocks that wait beside the product before: these may all be on the few SMs free first.
     return kernel("quantize_many.cu", "quantize", tuple(macros.items()), index, early=False)
 
 
-def many_macros(
-    dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool, ahead: bool
-) -> dict[str, int]:
+def many_macros(dtype: torch.dtype, rotate: bool, tail: bool, group: int, summed: bool) -> dict[str, int]:
     kind = {"INPUT": TYPES[dtype], "ROTATE": int(rotate), "TAIL": int(tail), "GROUP": group}
-    threads = AHEAD_THREADS if ahead else MANY_THREADS
-    return {**kind, "SUMMED": int(summed), "THREADS": threads, "AHEAD": int(ahead)}
+    return {**kind, "SUMMED": int(summed), "THREADS": MANY_THREADS}
 
 
 def launch_shape(

@@ -66,6 +66,7 @@ inline void prefetch_once(const void* from, int bytes) {
   const volatile u8* there = static_cast<const u8*>(from);
   for (int i = 0; i < bytes; ++i) there[i];
 }
+inline void prefetch_l2(const void* from, int bytes) { prefetch_once(from, bytes); }
 inline bool barrier_over_within(u32 barrier, u32 parity, int) {
   const Engine engine;
   return barriers_there[barrier / 8].phase % 2 != parity;

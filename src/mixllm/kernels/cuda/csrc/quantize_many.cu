@@ -1,13 +1,13 @@
 // Many tokens' activations to int8 for the products on Hopper: what quantize.cu does, at the rate of issuing instructions.
 //
 // Compiled once for each set of these macros: INPUT, ROTATE, TAIL and GROUP as in quantize.cu; SUMMED 1 for its TILED 2; THREADS,
-// the most in a block; AHEAD 1: the next token's inputs are asked for before this one's are rounded.
+// the most in a block.
 //
-// A block goes through every gridDim-th token. An SM has as many threads as it can: others work while some wait. With 1,024
-// of them their 64 registers hold no second token's inputs; with 896 72 do. Four lanes share a Hadamard block: lane c has
-// inputs 16 b + 4 c .. 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies want another lane's values
-// (a shuffle costs as much as a sum) and its codes are whole 16-byte pieces of a line as hopper.cu wants it. The only barrier
-// of a token is that for its largest value.
+// A block goes through every gridDim-th token. A thread's 64 registers hold no second token's inputs, but an SM has as many
+// threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c ..
+// 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies want another lane's values (a shuffle costs as
+// much as a sum) and its codes are whole 16-byte pieces of a line as hopper.cu wants it. The only barrier of a token is that
+// for its largest value. Where a block has several tokens L2 is asked for the next one while this one's inputs come.
 #include "activations.cuh"
 #include "sm90.cuh"
 
@@ -41,15 +41,12 @@ struct Quarter {
     c = threadIdx.x % 4, block = threadIdx.x / 4 * 128;
   }
   // Zeros behind the row's end.
-  __device__ __forceinline__ void read(int token, Words2 (&raw)[SIXTEENS]) const {
+  __device__ __forceinline__ void read(int token, float (&v)[SIXTEENS][4]) const {
     const u8* row = static_cast<const u8*>(p.x) + (token * p.x_pitch + block + c * 4) * INPUT_BYTES;
+    Words2 raw[SIXTEENS] = {};
 #pragma unroll
-    for (int b = 0; b < SIXTEENS; ++b) {
-      raw[b] = {0, 0};
+    for (int b = 0; b < SIXTEENS; ++b)
       if ((TAIL ? block + b * 16 + c * 4 : block) < p.inputs) raw[b] = load_l2_8(row + b * 16 * INPUT_BYTES);
-    }
-  }
-  __device__ __forceinline__ void to_floats(const Words2 (&raw)[SIXTEENS], float (&v)[SIXTEENS][4]) const {
 #pragma unroll
     for (int b = 0; b < SIXTEENS; ++b) {
       const u32 words[2] = {raw[b].x, raw[b].y};
@@ -160,21 +157,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][lane] : 0);
     if (lane == 0) p.sums[token] = sum;
   };
-  Words2 raw[SIXTEENS];
-  if (AHEAD) its.read(blockIdx.x, raw);
+  const bool several = p.tokens > 2 * static_cast<int>(gridDim.x);  // with one or two it is no faster
   int turn = 0, before = -1;
   for (int token = blockIdx.x; token < p.tokens; token += gridDim.x, turn ^= 1) {
-    if (!AHEAD) its.read(token, raw);
+    const int next = token + gridDim.x;
+    if (several && threadIdx.x == 0 && next < p.tokens)
+      prefetch_l2(static_cast<const u8*>(p.x) + next * p.x_pitch * INPUT_BYTES, p.inputs * INPUT_BYTES);
     float v[SIXTEENS][4];
-    its.to_floats(raw, v);
+    its.read(token, v);
     if constexpr (ROTATE) its.rotate_all(v);
     float largest = 0.0f;
 #pragma unroll
     for (int b = 0; b < SIXTEENS; ++b)
 #pragma unroll
       for (int e = 0; e < 4; ++e) largest = max_or_nan(largest, fabsf(v[b][e]));
-    const int next = token + gridDim.x;
-    if (AHEAD && next < p.tokens) its.read(next, raw);
     u32 top = __float_as_uint(__fmul_rn(largest, its.norm()));
     if constexpr (GROUP == 0) {
       top = __reduce_max_sync(0xFFFFFFFFu, top);
