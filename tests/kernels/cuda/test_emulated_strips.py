@@ -25,7 +25,7 @@ PAPER = {"weight_scale": "group", "activation_group": 128}
 # round and that don't, blocks with and without strips of each kind, missing rows, tokens and slots, X in
 # registers.
 CASES = [
-    ({}, StripTile(8, 2, 4, 40000), 150, 40, 1100, 5, 3, BFLOAT),
+    ({}, StripTile(8, 2, 4, 40000, head=1), 150, 40, 1100, 5, 3, BFLOAT),
     ({}, StripTile(8, 4, 4, 60000), 30, 9, 9000, 1, 40, HALF),
     ({}, StripTile(16, 2, 2, 50000), 170, 0, 1100, 13, 2, FLOAT),
     ({}, StripTile(16, 2, 4, 60000), 0, 90, 700, 16, 4, BFLOAT),

@@ -79,6 +79,16 @@ def test_table_is_in_order_and_a_tile_has_all_tokens(key: str, use: str) -> None
     assert all(row.tile.chunk or row.groups <= row.tile.held * row.tile.warps for row in held)
 
 
+@pytest.mark.parametrize("tokens", [4, 16])
+def test_narrow_layers_hold_weights_back_for_activations(tokens: int) -> None:
+    """All that a block reads has room in its ring: what comes later in the beginning is not missed."""
+    narrow, wide = (choose(FAST, 0, tokens, channels, 32) for channels in (6144, 6145))
+    assert narrow is not None and wide is not None
+    assert 0 < narrow.macros()["HEAD"] < wide.macros()["HEAD"]
+    strips_each = -(-6144 // 16 // 132)
+    assert strips_each * 32 <= narrow.stages(FAST, tokens, 32) * narrow.slots
+
+
 def test_wide_layers_have_longer_stages() -> None:
     narrow, wide = (choose(FAST, 0, 2, channels, 4) for channels in (6144, 6145))
     assert narrow is not None and wide is not None

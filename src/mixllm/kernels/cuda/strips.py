@@ -43,7 +43,8 @@ class StripTile:
     """16 rows x bn tokens for `warps`, stages of `slots`, in `shared` bytes of a block, which has two chunks
     of so many groups of activations; chunk 0: all of them. So many `peers`, blocks of a cluster, bring
     activations for each other. held: groups of activations that a warp has in registers; of a chunk all, and
-    then one chunk at a time waits in shared memory."""
+    then one chunk at a time waits in shared memory. head: stages that may be on their way before activations;
+    0: 48 KB of them, but two."""
 
     bn: int
     warps: int
@@ -52,6 +53,7 @@ class StripTile:
     chunk: int = 0
     peers: int = 1
     held: int = 0
+    head: int = 0
 
     bm = 16
     blocks = 1
@@ -68,7 +70,7 @@ class StripTile:
         sizes = {"BN": self.bn, "WARPS": self.warps, "SLOTS": self.slots, "CHUNK": self.chunk, "QUANTIZE": 0}
         blocks = 2 if self.shared <= HALF else 1
         rest = {"SHARED": self.shared, "BLOCKS": blocks, "PEERS": self.peers, "HELD": self.held}
-        return {**sizes, **rest}
+        return {**sizes, **rest, "HEAD": self.head or max(2, 48 // self.slots)}
 
     def shared_bytes(self, scales: Scales) -> int:
         return self.shared

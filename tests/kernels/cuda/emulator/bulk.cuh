@@ -60,3 +60,14 @@ inline void barrier_wait(u32 barrier, u32 parity) {
   }
 }
 inline void copy_once(u32 to, const void* from, int bytes, u32 barrier) { copy_bulk(to, from, bytes, barrier); }
+// What is asked for ahead must be there to read.
+inline void prefetch_once(const void* from, int bytes) {
+  if (reinterpret_cast<u64>(from) % 16 || bytes % 16 || bytes <= 0) std::abort();
+  const volatile u8* there = static_cast<const u8*>(from);
+  for (int i = 0; i < bytes; ++i) there[i];
+}
+inline void prefetch_l2(const void* from, int bytes) { prefetch_once(from, bytes); }
+inline bool barrier_over_within(u32 barrier, u32 parity, int) {
+  const Engine engine;
+  return barriers_there[barrier / 8].phase % 2 != parity;
+}

@@ -40,6 +40,21 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
       : "memory");
 }
 
+// Whether it is over after so long at most.
+__device__ __forceinline__ bool barrier_over_within(u32 barrier, u32 parity, int nanoseconds) {
+  u32 over;
+  asm volatile(
+      "{\n"
+      ".reg .pred is;\n"
+      "mbarrier.try_wait.parity.shared.b64 is, [%1], %2, %3;\n"
+      "selp.u32 %0, 1, 0, is;\n"
+      "}"
+      : "=r"(over)
+      : "r"(barrier), "r"(parity), "r"(nanoseconds)
+      : "memory");
+  return over != 0;
+}
+
 // bytes is a multiple of 16, and both addresses are.
 __device__ __forceinline__ void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
   asm volatile(
@@ -56,4 +71,16 @@ __device__ __forceinline__ void copy_once(u32 to, const void* from, int bytes, u
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
       "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
+}
+
+// The same no further than L2, where copy_once finds it.
+__device__ __forceinline__ void prefetch_once(const void* from, int bytes) {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(from), "r"(bytes), "l"(policy) : "memory");
+}
+
+// bytes as copy_bulk's, on their way to L2.
+__device__ __forceinline__ void prefetch_l2(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }

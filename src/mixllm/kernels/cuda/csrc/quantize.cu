@@ -152,8 +152,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) CLUSTER quantize(co
   if constexpr (PARTS > 1) cluster_arrive();
   wait_for_earlier_kernels();
 
-  if (token == 0)
-    for (int i = rank * blockDim.x + threadIdx.x; i < p.flag_count; i += PARTS * blockDim.x) p.flags[i] = 0;
   if (threadIdx.x == 0) total = 0;
 
   const i64 offset = token * p.x_pitch * (INPUT == 2 ? 4 : 2);
@@ -189,6 +187,9 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1) CLUSTER quantize(co
   } else if constexpr (PARTS > 1) {
     cluster_wait();
   }
+
+  // Behind the loads, which are waited for, and by all blocks.
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < p.flag_count; i += gridDim.x * blockDim.x) p.flags[i] = 0;
 
   int sum = 0;
   const Scale token_scale = scale_of(token_top);

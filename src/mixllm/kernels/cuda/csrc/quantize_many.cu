@@ -7,7 +7,7 @@
 // threads as it can: others work while some wait. Four lanes share a Hadamard block: lane c has inputs 16 b + 4 c ..
 // 16 b + 4 c + 3 of each sixteen, so that only two of the seven butterflies want another lane's values (a shuffle costs as
 // much as a sum) and its codes are whole 16-byte pieces of a line as hopper.cu wants it. The only barrier of a token is that
-// for its largest value.
+// for its largest value. Where a block has several tokens L2 is asked for the next one while this one's inputs come.
 #include "activations.cuh"
 #include "sm90.cuh"
 
@@ -157,8 +157,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) quantize(const __grid_c
     const int sum = __reduce_add_sync(0xFFFFFFFFu, lane < warps ? totals[turn][lane] : 0);
     if (lane == 0) p.sums[token] = sum;
   };
+  const bool several = p.tokens > 2 * static_cast<int>(gridDim.x);  // with one or two it is no faster
   int turn = 0, before = -1;
   for (int token = blockIdx.x; token < p.tokens; token += gridDim.x, turn ^= 1) {
+    const int next = token + gridDim.x;
+    if (several && threadIdx.x == 0 && next < p.tokens)
+      prefetch_l2(static_cast<const u8*>(p.x) + next * p.x_pitch * INPUT_BYTES, p.inputs * INPUT_BYTES);
     float v[SIXTEENS][4];
     its.read(token, v);
     if constexpr (ROTATE) its.rotate_all(v);

@@ -3,7 +3,7 @@
 // Compiled once for each set of these macros: BN tokens; WARPS that share a strip's slots; SLOTS a stage; SHARED bytes that a
 // block has; BLOCKS that an SM has room for; WEIGHT_SCALES and TOKEN_SCALES as in gemm.cu. CHUNK 0: all of X is there at one
 // time; else so many groups of it and the next ones. HELD 0: X is multiplied from there; else a warp has so many groups of it
-// in registers. PEERS: blocks of a cluster, which bring X for each other. QUANTIZE 0: X comes quantized. Else each block
+// in registers. PEERS: blocks of a cluster, which bring X for each other. HEAD: see fetch_weights(). QUANTIZE 0: X comes quantized. Else each block
 // quantizes all of it for itself, up to QUANTIZE tokens with one scale each, VECTORS of 8 inputs a thread; INPUT, ROTATE and
 // TAIL as in quantize.cu.
 //
@@ -34,16 +34,28 @@ constexpr int BM = 16, WM = 1;
 #endif
 #include "strips_writer.cuh"
 
+// While a full ring waits for X, which a quantizer makes, L2 is asked for the next 64 KB behind it: a stage in about the time
+// that all blocks' take to come, so that X finds the way free.
+__device__ __forceinline__ void fetch_ahead(const Arguments& p, const Strips& strips, const Space& space, Walk at) {
+  constexpr int AHEAD = 65536 / STAGE_BYTES, NANOSECONDS = STAGE_BYTES / 32;
+  for (int asked = 0; asked < AHEAD && at.more; ++asked) {
+    if (barrier_over_within(space.base + EMPTY_AT, 0, NANOSECONDS)) return;
+    fill_l2(p, at);
+    at.step(strips);
+  }
+}
+
 // All that the lane that fetches weights does. Copies that were asked for before hold up X's, which are small and urgent: until
-// all of the ring has been asked for once, HEAD stages at most are on their way.
+// all of the ring has been asked for once, HEAD stages at most are on their way. Where it quantizes there is no such X.
 __device__ __forceinline__ void fetch_weights(const Arguments& p, const Strips& strips, const Space& space) {
-  constexpr int HEAD = QUANTIZE > 0 ? MOST_STAGES : SLOTS > 16 ? 2 : 48 / SLOTS;
+  constexpr int FIRST = QUANTIZE > 0 ? MOST_STAGES : HEAD;
   Walk at(strips);
   for (int stage = 0; stage < space.stages && at.more; ++stage) {
-    if (stage >= HEAD) barrier_wait(space.base + FULL_AT + (stage - HEAD) * 8, 0);
+    if (stage >= FIRST) barrier_wait(space.base + FULL_AT + (stage - FIRST) * 8, 0);
     fill(p, at, space, stage);
     at.step(strips);
   }
+  if constexpr (QUANTIZE == 0) fetch_ahead(p, strips, space, at);
   Turn turn;
   for (; at.more; turn.next(space.stages)) {
     barrier_wait(space.base + EMPTY_AT + turn.stage * 8, turn.parity);

@@ -44,16 +44,33 @@ struct Turn {
   }
 };
 
-__device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const Space& space, int stage) {
-  const bool eight = at.strip.eight;
-  const int count = min(SLOTS, at.end - at.slot), meta = eight ? META8 : META4;
-  const int first_group = eight ? at.slot / 2 : at.slot, groups = eight ? (count + 1) / 2 : count;
-  const u32 full = space.base + FULL_AT + stage * 8, to = space.stage(stage);
-  barrier_expect(full, count * 1024 + groups * meta);
-  const i64 slot = static_cast<i64>(at.strip.row16) * at.strip.slots + at.slot;
-  copy_once(to, (eight ? p.codes8 : p.codes4) + slot * 1024, count * 1024, full);
-  if (meta > 0) {
+// Where a stage's codes and scales lie in memory.
+struct Source {
+  const u8 *codes, *scales;
+  int code_bytes, scale_bytes;
+
+  __device__ __forceinline__ Source(const Arguments& p, const Walk& at) {
+    const bool eight = at.strip.eight;
+    const int count = min(SLOTS, at.end - at.slot), meta = eight ? META8 : META4;
+    const int first_group = eight ? at.slot / 2 : at.slot, groups = eight ? (count + 1) / 2 : count;
+    const i64 slot = static_cast<i64>(at.strip.row16) * at.strip.slots + at.slot;
     const i64 group = static_cast<i64>(at.strip.row16) * p.shape.groups + first_group;
-    copy_once(to + SCALES_AT, (eight ? p.scales8 : p.scales4) + group * meta, groups * meta, full);
+    codes = (eight ? p.codes8 : p.codes4) + slot * 1024, code_bytes = count * 1024;
+    scales = (eight ? p.scales8 : p.scales4) + group * meta, scale_bytes = groups * meta;
   }
+};
+
+__device__ __forceinline__ void fill(const Arguments& p, const Walk& at, const Space& space, int stage) {
+  const Source from(p, at);
+  const u32 full = space.base + FULL_AT + stage * 8, to = space.stage(stage);
+  barrier_expect(full, from.code_bytes + from.scale_bytes);
+  copy_once(to, from.codes, from.code_bytes, full);
+  if (from.scale_bytes > 0) copy_once(to + SCALES_AT, from.scales, from.scale_bytes, full);
+}
+
+// The same from memory no further than L2.
+__device__ __forceinline__ void fill_l2(const Arguments& p, const Walk& at) {
+  const Source from(p, at);
+  prefetch_once(from.codes, from.code_bytes);
+  if (from.scale_bytes > 0) prefetch_once(from.scales, from.scale_bytes);
 }
