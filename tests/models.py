@@ -53,6 +53,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "phi3": {"hidden_size": 96},
     "olmo2": {},
     "gpt_neox": {"hidden_size": 96},
+    "helium": {"head_dim": 12},
+    "ernie4_5": {},
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 16},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 56},

@@ -57,6 +57,17 @@ def test_other_structures_are_left_alone(architecture: str) -> None:
     assert ways(model) == []
 
 
+@pytest.mark.parametrize("architecture", ["helium", "ernie4_5"])
+def test_models_that_turn_neighbours_run_their_own_code_and_are_not_said_to_be_wrong(
+    architecture: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = quantized(architecture)
+    install(model)
+    cache = prefilled(model)
+    step(model, ids(1), cache)
+    assert ShortWay not in ways(model) and not recwarn.list
+
+
 def test_a_model_that_is_not_quantized_is_left_alone() -> None:
     model = tiny_model("llama")
     install(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,14 @@ def looks_like_llama(decoder: Any) -> bool:
         and len(decoder.layers) == config.num_hidden_layers
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and all(map(_is_llamas, decoder.layers))
+        and _turns_halves(decoder.layers[0].self_attn)
     )
+
+
+def _turns_halves(attention: nn.Module) -> bool:
+    """Whether its code turns a head's first half against its second, not neighbours, as Helium's does."""
+    turn = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
+    return turn is None or turn(torch.arange(4)).tolist() == [-2, -3, 0, 1]
 
 
 def _is_llamas(layer: Any) -> bool:
