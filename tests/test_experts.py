@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from mixllm import fixed
 from mixllm.blocks import Decoder
 from mixllm.config import KERNEL_WIDTHS, PROFILES, QuantConfig
 from mixllm.experts import Experts, joined, split_experts
@@ -104,7 +105,10 @@ def test_every_expert_is_quantized_and_the_router_is_not(tiny: tuple[Path, Any])
     assert len(routers) == 2 and len(experts(dict.fromkeys(names))) == 2 * 3 * model.config.num_local_experts
 
 
-def test_salience_is_the_formula_from_weight_gradients(tiny: tuple[Path, Any]) -> None:
+def test_salience_is_the_formula_from_weight_gradients(
+    tiny: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed, "quick", lambda: False)
     path, model = tiny
     found = measured(opened(path), RTN)
     names = experts(found.modules)

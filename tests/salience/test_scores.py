@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from mixllm import fixed
 from mixllm.blocks.attention import quick_attention
 from mixllm.blocks.block import Block
 from mixllm.config import QuantConfig
@@ -45,7 +47,8 @@ def errors(layer: nn.Linear) -> Tensor:
     return torch.stack([layer.weight.detach() * 0.1, layer.weight.detach().square() * -0.05])
 
 
-def test_every_use_counts() -> None:
+def test_every_use_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed, "quick", lambda: False)
     torch.manual_seed(0)
     module = Twice()
     states, gradients = (torch.randn(WINDOWS, LENGTH, SIZE) for _ in range(2))
