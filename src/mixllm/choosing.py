@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from mixllm.plan import Plan, Report, Salience, choose, report
 from mixllm.progress import Progress, Silent
 from mixllm.records import SALIENCE
 from mixllm.resume import MEASURING, SCRATCH
+from mixllm.rounding import needs_hessian
 from mixllm.salience.kept import Kept
 from mixllm.salience.measure import measure_salience
 
@@ -52,14 +54,17 @@ def score(
     job: Job, config: QuantConfig, progress: Progress | None = None, stage: Path | None = None
 ) -> Salience:
     """The salience of every output channel (see mixllm.salience), and meanwhile the kernels that rounding
-    will run are compiled.
+    will run are compiled, where it runs any.
 
     stage: a directory for what is needed meanwhile, and for what lets a call that was cut go on (one process;
     several may have come to different blocks).
     """
     kept = None if stage is None or job.ranks.size > 1 else Kept(stage / MEASURING, job.boundary)
-    tokens, where = job.batch * job.ids.shape[1], job.decoder.device
-    ahead = compiled_meanwhile(job.shapes.values(), config.format, tokens, job.decoder.dtype, where)
+    ahead: AbstractContextManager[None] = nullcontext()
+    if needs_hessian(config):
+        tokens, decoder = job.batch * job.ids.shape[1], job.decoder
+        layers = job.shapes.values()
+        ahead = compiled_meanwhile(layers, config.format, tokens, decoder.dtype, decoder.device)
     with ahead, TemporaryDirectory(prefix=SCRATCH, dir=stage) as work:
         return measure_salience(
             job.decoder, job.ids, config, room=job.room(Path(work), measured=True), batch=job.batch,

@@ -8,10 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mixllm.blocks.block import Block
-
-
-class _Enough(Exception):
-    """Ends a forward when the last linear layer has been fed."""
+from mixllm.blocks.shell import Enough
 
 
 def feed(block: Block, states: Iterable[Tensor]) -> None:
@@ -29,7 +26,7 @@ def feed(block: Block, states: Iterable[Tensor]) -> None:
         def called(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             calls.append(name)
             if calls == order:
-                raise _Enough
+                raise Enough
 
         return called
 
@@ -40,7 +37,7 @@ def feed(block: Block, states: Iterable[Tensor]) -> None:
             calls.clear()
             try:
                 block(hidden)
-            except _Enough:
+            except Enough:
                 continue
             order = list(calls) if sorted(calls) == sorted(block.linears) else []
     finally:

@@ -38,12 +38,12 @@ class Shell:
             entered.append(hidden)
             recorded.append(arguments)
             if len(recorded) == count:
-                raise _Enough
+                raise Enough
             return self._output(hidden)
 
         try:
             self._run(ids, [record] * len(self.blocks))
-        except _Enough:
+        except Enough:
             return entered[0], recorded
         raise RuntimeError(f"the model called {len(recorded)} of its {len(self.blocks)} blocks")
 
@@ -72,8 +72,8 @@ class Shell:
                 del block.forward
 
 
-class _Enough(Exception):
-    """Ends the model's forward once everything is recorded."""
+class Enough(Exception):
+    """Ends a forward once all that is wanted of it has been seen."""
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
